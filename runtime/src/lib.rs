@@ -1,0 +1,30 @@
+//! Runs a frozen stem and replaces the classification head on top of it.
+//!
+//! The data path, one module a step:
+//!
+//! ```text
+//! model.onnx -> onnx (cut, lower) -> net -> artifact (.sgm)
+//!                                             |
+//! pictures   -> data -> CleanHoldout -> features -> replace -> head -> defended (stem + head)
+//!                                                                         |
+//!                                            metrics (ACC, ASR) <- infer -+-> onnx (export)
+//! ```
+//!
+//! The core is `no_std` and needs no allocator: the caller owns every buffer, and each stage has a function that tells
+//! the exact length it needs. Features add a shell around it: `std` (files, SIMD kernels), `parallel` (threads over
+//! pictures), `onnx` (tract-onnx), `data` (data-set readers), `cli` (the `stemguard` command).
+//!
+//! Layouts: pictures and features are NHWC, `f32`, row-major; pictures hold 0..=1 unless a stem says otherwise.
+
+#![no_std]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+extern crate no_std_compat as std;
+
+#[cfg(feature = "std")]
+extern crate alloc;
+
+pub mod error;
+pub mod shape;
+
+pub mod net;
