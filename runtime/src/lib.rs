@@ -24,7 +24,20 @@ extern crate no_std_compat as std;
 #[cfg(feature = "std")]
 extern crate alloc;
 
-pub mod error;
-pub mod shape;
+#[cfg(feature = "data")]
+pub mod data;
+#[cfg(feature = "onnx")]
+pub mod onnx;
+#[cfg(feature = "std")]
+pub mod session;
 
+pub mod artifact;
+pub mod error;
+pub mod head;
+pub mod kernels;
+pub mod layers;
+pub mod metrics;
 pub mod net;
+pub mod replace;
+pub mod rng;
+pub mod shape;

@@ -5,6 +5,19 @@
 //! allocation. [`Net::new_checked`] proves, before anything runs, that shapes follow from one another, that spans lie
 //! inside the weights, and that no slot is read before it is written or overwritten while in use.
 
+#[cfg(feature = "std")]
+pub mod build;
+mod check;
+#[cfg(feature = "std")]
+mod plan;
+mod run;
+#[cfg(all(test, feature = "std"))]
+pub(crate) mod tests;
+
+#[cfg(feature = "std")]
+pub use build::{BuildError, NetBuilder, OwnedNet, Value};
+pub use run::{AffineArgs, ConvArgs, LinearArgs, MulArgs, NetKernels, PoolArgs, Scalar};
+
 use crate::shape::Shape;
 use serde::{Deserialize, Serialize};
 
@@ -173,4 +186,176 @@ pub enum Op {
         /// Activation of the result.
         act: Activation,
     },
+}
+
+impl Window {
+    /// Rows and columns of the output over an input of `h` rows and `w` columns: `(side + pads - kernel) / stride + 1`.
+    /// `None` unless kernels and strides are within `1..=MAX_SIDE`, every pad is below its kernel, and the kernel fits.
+    pub fn output(&self, h: u32, w: u32) -> Option<[u32; 2]> {
+        let [top, left, bottom, right] = self.pad;
+        let side = |side: u32, kernel: u32, stride: u32, before: u32, after: u32| {
+            let sane = |n: u32| (1..=Shape::MAX_SIDE).contains(&n);
+            if !sane(side) || !sane(kernel) || !sane(stride) || before >= kernel || after >= kernel {
+                return None;
+            }
+            Some((side + before + after).checked_sub(kernel)? / stride + 1)
+        };
+        Some([
+            side(h, self.kernel[0], self.stride[0], top, bottom)?,
+            side(w, self.kernel[1], self.stride[1], left, right)?,
+        ])
+    }
+}
+
+impl Op {
+    /// The kind, in lower case: `conv`, `affine`, ...
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Conv { .. } => "conv",
+            Self::Affine { .. } => "affine",
+            Self::Add { .. } => "add",
+            Self::Mul { .. } => "mul",
+            Self::Concat { .. } => "concat",
+            Self::MaxPool { .. } => "max_pool",
+            Self::AvgPool { .. } => "avg_pool",
+            Self::GlobalAvgPool { .. } => "global_avg_pool",
+            Self::Linear { .. } => "linear",
+        }
+    }
+
+    /// The values read: one or two.
+    pub const fn inputs(&self) -> (Slot, Option<Slot>) {
+        match *self {
+            Self::Conv { x, .. }
+            | Self::Affine { x, .. }
+            | Self::MaxPool { x, .. }
+            | Self::AvgPool { x, .. }
+            | Self::GlobalAvgPool { x, .. }
+            | Self::Linear { x, .. } => (x, None),
+            Self::Add { a, b, .. } | Self::Mul { a, b, .. } | Self::Concat { a, b, .. } => (a, Some(b)),
+        }
+    }
+
+    /// The value written.
+    pub const fn output(&self) -> Slot {
+        match *self {
+            Self::Conv { y, .. }
+            | Self::Affine { y, .. }
+            | Self::Add { y, .. }
+            | Self::Mul { y, .. }
+            | Self::Concat { y, .. }
+            | Self::MaxPool { y, .. }
+            | Self::AvgPool { y, .. }
+            | Self::GlobalAvgPool { y, .. }
+            | Self::Linear { y, .. } => y,
+        }
+    }
+
+    /// The weights read: weight and bias, or scale and shift.
+    pub const fn spans(&self) -> [Option<Span>; 2] {
+        match *self {
+            Self::Conv { weight, bias, .. } | Self::Linear { weight, bias, .. } => [Some(weight), bias],
+            Self::Affine { scale, shift, .. } => [scale, shift],
+            _ => [None, None],
+        }
+    }
+
+    /// The fused activation; `None` for operations that have no place for one.
+    pub const fn activation(&self) -> Option<Activation> {
+        match *self {
+            Self::Conv { act, .. }
+            | Self::Affine { act, .. }
+            | Self::Add { act, .. }
+            | Self::Mul { act, .. }
+            | Self::Linear { act, .. } => Some(act),
+            _ => None,
+        }
+    }
+}
+
+/// A checked net: borrows its encoded operations and its weights. Built only by [`Net::new_checked`] and by the builder,
+/// so that holding one means it can run.
+#[derive(Clone, Copy, Debug)]
+pub struct Net<'a> {
+    input: Shape,
+    output: Shape,
+    arena_len: usize,
+    op_count: u32,
+    ops: &'a [u8],
+    weights: &'a [f32],
+}
+
+impl<'a> Net<'a> {
+    /// Shape of the input picture.
+    pub const fn input(&self) -> Shape {
+        self.input
+    }
+
+    /// Shape of the output.
+    pub const fn output(&self) -> Shape {
+        self.output
+    }
+
+    /// Length of the arena one run needs, in `f32` elements.
+    pub const fn arena_len(&self) -> usize {
+        self.arena_len
+    }
+
+    /// Number of operations, at least 1.
+    pub const fn op_count(&self) -> u32 {
+        self.op_count
+    }
+
+    /// The operations as they are stored: postcard, one after the other.
+    pub const fn op_bytes(&self) -> &'a [u8] {
+        self.ops
+    }
+
+    /// All weights; spans index into them.
+    pub const fn weights(&self) -> &'a [f32] {
+        self.weights
+    }
+
+    /// The operations in order, decoded one at a time.
+    pub const fn ops(&self) -> Ops<'a> {
+        Ops { bytes: self.ops, left: self.op_count }
+    }
+
+    /// The weights of a span; empty for a span that is not of this net.
+    pub fn span(&self, span: Span) -> &'a [f32] {
+        let at = span.at as usize;
+        at.checked_add(span.len as usize).and_then(|end| self.weights.get(at..end)).unwrap_or(&[])
+    }
+
+    /// Multiply-adds of the convolutions and linear layers for one picture.
+    pub fn multiply_adds(&self) -> u64 {
+        let of = |op: Op| match op {
+            Op::Conv { weight, y, .. } => u64::from(weight.len) * u64::from(y.shape.h) * u64::from(y.shape.w),
+            Op::Linear { weight, .. } => u64::from(weight.len),
+            _ => 0,
+        };
+        self.ops().map(of).fold(0, u64::saturating_add)
+    }
+}
+
+/// Iterator over the operations of a [`Net`], in order of execution.
+#[derive(Clone, Debug)]
+pub struct Ops<'a> {
+    bytes: &'a [u8],
+    left: u32,
+}
+
+impl Iterator for Ops<'_> {
+    type Item = Op;
+
+    fn next(&mut self) -> Option<Op> {
+        self.left = self.left.checked_sub(1)?;
+        let (op, rest) = postcard::take_from_bytes(self.bytes).ok()?;
+        self.bytes = rest;
+        Some(op)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.left as usize))
+    }
 }

@@ -1,1 +1,6 @@
 //! s
+
+pub mod attack;
+pub mod report;
+pub mod split;
+pub mod nn;

@@ -1,0 +1,300 @@
+//! The `.sgm` artifact: a stem, and the head that goes with it, in one file that is checked once and read in place.
+//!
+//! ```text
+//! 0       magic "\x93SGM\r\n", 6 bytes
+//! 6       version, u16
+//! 8       manifest length M, u32 bytes
+//! 12      weight count W, u32 elements
+//! 16      manifest, M bytes of postcard
+//! 16+M    zeros up to a multiple of 16
+//!         weights, W little-endian f32: the stem's, zeros up to a multiple of 16 elements, the head's
+//!         CRC-32 (ISO-HDLC) of all bytes before it, u32
+//! ```
+//!
+//! Integers are little-endian. `spec/artifact.md` tells every byte.
+
+#[cfg(feature = "std")]
+mod aligned;
+#[cfg(all(test, feature = "std"))]
+mod tests;
+mod write;
+
+#[cfg(feature = "std")]
+pub use aligned::AlignedBytes;
+#[cfg(feature = "std")]
+pub use write::to_vec;
+pub use write::{encoded_len, write};
+
+use crate::error::{Error, Result};
+use crate::net::{Net, Span};
+use crate::shape::Shape;
+use serde::{Deserialize, Serialize};
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are read in place and are little-endian");
+
+/// The first bytes of every artifact.
+pub const MAGIC: [u8; 6] = *b"\x93SGM\r\n";
+/// The version this build writes, and the newest it reads.
+pub const VERSION: u16 = 1;
+/// Bytes before the manifest: magic, version, two lengths.
+pub const HEADER_LEN: usize = 16;
+/// Bytes of the checksum at the end.
+const CRC_LEN: usize = 4;
+/// The whole file must begin on such a boundary, and so do its weights, in bytes.
+const ALIGN: usize = 16;
+/// The head's weights begin at a multiple of this many elements: 64 bytes.
+const HEAD_ALIGN: usize = 16;
+
+static CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
+
+/// The kind of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HeadKind {
+    /// Means and deviations of the feature maps, then one linear layer: for microcontrollers.
+    Linear,
+    /// A residual unit, batch norm, leaky ReLU, global average pool, linear layer: the paper's.
+    Residual,
+}
+
+/// A head: its kind, its sizes and where its parameters lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadSpec {
+    /// The kind.
+    pub kind: HeadKind,
+    /// The features it takes: the stem's output shape.
+    pub features: Shape,
+    /// Number of classes, at least 1.
+    pub classes: u32,
+    /// Its parameters, in elements of the artifact's weights.
+    pub span: Span,
+}
+
+/// Number of parameters of a head over `features` with `classes` classes, in `f32` elements. With `c` the feature channels:
+/// linear, `2 * 2c` (mean and inverse deviation of `2c` pooled features) `+ 2c * classes + classes`; residual, `3 * 4c`
+/// (batch norms) `+ 2 * (9 * c * c + c)` (convolutions) `+ c * classes + classes`.
+pub const fn head_params(kind: HeadKind, features: Shape, classes: u32) -> usize {
+    let (c, classes) = (features.c as u64, classes as u64);
+    let params = match kind {
+        HeadKind::Linear => (4 * c).saturating_add((2 * c).saturating_mul(classes)).saturating_add(classes),
+        HeadKind::Residual => (18 * c)
+            .saturating_mul(c)
+            .saturating_add(14 * c)
+            .saturating_add(c.saturating_mul(classes))
+            .saturating_add(classes),
+    };
+    if params > usize::MAX as u64 { usize::MAX } else { params as usize }
+}
+
+/// A head to be written: its parameters in the order its kind defines.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadParts<'a> {
+    /// The kind.
+    pub kind: HeadKind,
+    /// Number of classes, at least 1.
+    pub classes: u32,
+    /// [`head_params`] elements.
+    pub params: &'a [f32],
+}
+
+/// What an artifact holds: read from one with [`Artifact::parts`], written with [`write()`].
+#[derive(Clone, Copy, Debug)]
+pub struct ArtifactParts<'a> {
+    /// Name of the model.
+    pub name: &'a str,
+    /// Class names in order, separated (not ended) by `\n`; empty: not known.
+    pub labels: &'a str,
+    /// Where the model comes from, free text.
+    pub provenance: &'a str,
+    /// The stem.
+    pub stem: Net<'a>,
+    /// The head, if there is one.
+    pub head: Option<HeadParts<'a>>,
+}
+
+impl<'a> ArtifactParts<'a> {
+    /// The class names in order; none if not known.
+    pub fn labels(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let known = if self.labels.is_empty() { None } else { Some(self.labels.split('\n')) };
+        known.into_iter().flatten()
+    }
+
+    /// A head must have classes, the number of parameters its kind asks for, finite ones, and one label a class if labels
+    /// are known.
+    fn check_head(&self) -> Result<()> {
+        let Some(head) = self.head else { return Ok(()) };
+        let features = self.stem.output();
+        if !(1..=Shape::MAX_SIDE).contains(&head.classes)
+            || head.params.len() != head_params(head.kind, features, head.classes)
+        {
+            return Err(Error::HeadDoesNotFit);
+        }
+        if !self.labels.is_empty() && self.labels().count() != head.classes as usize {
+            return Err(Error::HeadDoesNotFit);
+        }
+        if head.params.iter().all(|p| p.is_finite()) { Ok(()) } else { Err(Error::NotFinite) }
+    }
+}
+
+/// The manifest as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Manifest<'a> {
+    name: &'a str,
+    labels: &'a str,
+    provenance: &'a str,
+    stem: StemSpec<'a>,
+    head: Option<HeadSpec>,
+}
+
+/// The stem as it is stored.
+#[derive(Serialize, Deserialize)]
+struct StemSpec<'a> {
+    input: Shape,
+    features: Shape,
+    arena_len: u32,
+    op_count: u32,
+    ops: &'a [u8],
+}
+
+/// The two lengths of the header, which fix every offset.
+#[derive(Clone, Copy)]
+struct Layout {
+    manifest: u32,
+    weights: u32,
+}
+
+impl Layout {
+    fn weights_at(self) -> u64 {
+        (HEADER_LEN as u64 + u64::from(self.manifest)).next_multiple_of(ALIGN as u64)
+    }
+
+    fn total(self) -> u64 {
+        self.weights_at() + 4 * u64::from(self.weights) + CRC_LEN as u64
+    }
+
+    /// Reads the header: magic, then version, then lengths.
+    fn read(bytes: &[u8]) -> Result<Self> {
+        if !bytes.iter().zip(&MAGIC).all(|(a, b)| a == b) {
+            return Err(Error::NotAnArtifact);
+        }
+        let (header, _) = bytes.split_first_chunk::<HEADER_LEN>().ok_or(Error::Truncated)?;
+        let &[_, _, _, _, _, _, v0, v1, m0, m1, m2, m3, w0, w1, w2, w3] = header;
+        match u16::from_le_bytes([v0, v1]) {
+            0 => return Err(Error::NotAnArtifact),
+            VERSION => {}
+            later => return Err(Error::VersionFromTheFuture(later)),
+        }
+        Ok(Self { manifest: u32::from_le_bytes([m0, m1, m2, m3]), weights: u32::from_le_bytes([w0, w1, w2, w3]) })
+    }
+}
+
+/// The length of the artifact that begins with `bytes`, in bytes, from its header (16 bytes) alone; the rest is not looked at.
+///
+/// Errors: [`Error::NotAnArtifact`], [`Error::VersionFromTheFuture`], [`Error::Truncated`].
+pub fn declared_len(bytes: &[u8]) -> Result<u64> {
+    Layout::read(bytes).map(Layout::total)
+}
+
+/// A checked artifact, read in place: it borrows the bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Artifact<'a> {
+    parts: ArtifactParts<'a>,
+    head: Option<HeadSpec>,
+}
+
+impl<'a> Artifact<'a> {
+    /// Checks a whole artifact: magic, version, lengths, alignment to 16 bytes, CRC, manifest, net, finite weights, and that
+    /// the head fits the stem, in this order.
+    ///
+    /// Errors: [`Error::NotAnArtifact`], [`Error::VersionFromTheFuture`], [`Error::Truncated`], [`Error::WrongLength`]
+    /// (bytes after the end), [`Error::Misaligned`], [`Error::Corrupt`], [`Error::BadManifest`], those of
+    /// [`Net::new_checked`], [`Error::HeadDoesNotFit`], [`Error::NotFinite`].
+    pub fn new_checked(bytes: &'a [u8]) -> Result<Self> {
+        let layout = Layout::read(bytes)?;
+        let total = usize::try_from(layout.total()).map_err(|_| Error::Truncated)?;
+        if bytes.len() < total {
+            return Err(Error::Truncated);
+        }
+        if bytes.len() > total {
+            return Err(Error::WrongLength { needed: total, given: bytes.len() });
+        }
+        if bytes.as_ptr().align_offset(ALIGN) != 0 {
+            return Err(Error::Misaligned);
+        }
+        let (body, crc) = bytes.split_last_chunk::<CRC_LEN>().ok_or(Error::Truncated)?;
+        if CRC.checksum(body) != u32::from_le_bytes(*crc) {
+            return Err(Error::Corrupt);
+        }
+        let (front, weights) = body.split_at_checked(layout.weights_at() as usize).ok_or(Error::Truncated)?;
+        let weights: &[f32] = bytemuck::try_cast_slice(weights).map_err(|_| Error::Misaligned)?;
+        let (manifest, padding) = front
+            .get(HEADER_LEN..)
+            .and_then(|front| front.split_at_checked(layout.manifest as usize))
+            .ok_or(Error::Truncated)?;
+        let (manifest, rest) = postcard::take_from_bytes::<Manifest<'a>>(manifest).map_err(|_| Error::BadManifest)?;
+        if !rest.is_empty() || padding.iter().any(|&byte| byte != 0) {
+            return Err(Error::BadManifest);
+        }
+        Self::assemble(manifest, weights)
+    }
+
+    /// Checks what the manifest says against itself and the weights.
+    fn assemble(manifest: Manifest<'a>, weights: &'a [f32]) -> Result<Self> {
+        let Manifest { name, labels, provenance, stem, head } = manifest;
+        let StemSpec { input, features, arena_len, op_count, ops } = stem;
+        let (of_stem, params) = match head {
+            None => (weights, None),
+            Some(head) => {
+                let (of_stem, params) = weights.split_at_checked(head.span.at as usize).ok_or(Error::HeadDoesNotFit)?;
+                if params.len() != head.span.len as usize || !of_stem.len().is_multiple_of(HEAD_ALIGN) {
+                    return Err(Error::HeadDoesNotFit);
+                }
+                (of_stem, Some(params))
+            }
+        };
+        let stem = Net::new_checked(input, features, arena_len as usize, op_count, ops, of_stem)?;
+        if head.is_some_and(|head| head.features != features) {
+            return Err(Error::HeadDoesNotFit);
+        }
+        let parts_of_head =
+            head.zip(params).map(|(head, params)| HeadParts { kind: head.kind, classes: head.classes, params });
+        let parts = ArtifactParts { name, labels, provenance, stem, head: parts_of_head };
+        parts.check_head()?;
+        Ok(Self { parts, head })
+    }
+
+    /// Everything the artifact holds, as [`write()`] takes it: change a part and write it again.
+    pub const fn parts(&self) -> ArtifactParts<'a> {
+        self.parts
+    }
+
+    /// Name of the model.
+    pub const fn name(&self) -> &'a str {
+        self.parts.name
+    }
+
+    /// The class names in order; none if not known.
+    pub fn labels(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.parts.labels()
+    }
+
+    /// Where the model comes from, free text.
+    pub const fn provenance(&self) -> &'a str {
+        self.parts.provenance
+    }
+
+    /// The stem, ready to run.
+    pub const fn stem(&self) -> Net<'a> {
+        self.parts.stem
+    }
+
+    /// The head's kind and sizes, if there is a head.
+    pub const fn head(&self) -> Option<HeadSpec> {
+        self.head
+    }
+
+    /// The head's parameters, [`head_params`] elements, if there is a head.
+    pub fn head_weights(&self) -> Option<&'a [f32]> {
+        self.parts.head.map(|head| head.params)
+    }
+}

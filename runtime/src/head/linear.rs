@@ -1,0 +1,174 @@
+//! The linear head: features pooled over the map, standardised, one linear layer.
+//!
+//! Pooling keeps, for each channel, the mean of the positive part and the mean of the negative part: `2 c` values, against
+//! `h w c` of the map. Parameters, in order: `weight [2c][classes], bias [classes]`, then the mean and the inverse deviation
+//! (`[2c]` each) that standardise the pooled features.
+
+use super::{Dropout, HeadModel, cross_entropy};
+use crate::error::{Error, Result};
+use crate::kernels::Kernels;
+use crate::rng::Rng;
+use crate::shape::Shape;
+
+/// A linear head.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    features: Shape,
+    classes: usize,
+}
+
+impl Linear {
+    /// Pooled values of one picture.
+    pub const fn width(&self) -> usize {
+        2 * self.features.c as usize
+    }
+
+    /// Pools one feature map into `[2c]`.
+    pub fn pool(&self, x: &[f32], pooled: &mut [f32]) {
+        let c = self.features.c as usize;
+        let (positive, negative) = pooled.split_at_mut(c);
+        positive.fill(0.0);
+        negative.fill(0.0);
+        for x in x.chunks_exact(c) {
+            for ((p, n), &v) in positive.iter_mut().zip(negative.iter_mut()).zip(x) {
+                if v > 0.0 { *p += v } else { *n -= v }
+            }
+        }
+        let pixels = (x.len() / c) as f32;
+        pooled.iter_mut().for_each(|v| *v /= pixels);
+    }
+
+    /// Pooled and standardised features of `n` pictures.
+    fn enter(&self, n: usize, params: &[f32], x: &[f32], z: &mut [f32]) {
+        let (width, len) = (self.width(), self.features.len());
+        let (mean, inverse) = params[self.trained()..].split_at(width);
+        for (x, z) in x.chunks_exact(len).zip(z.chunks_exact_mut(width)).take(n) {
+            self.pool(x, z);
+            for ((z, &m), &s) in z.iter_mut().zip(mean).zip(inverse) {
+                *z = (*z - m) * s;
+            }
+        }
+    }
+
+    fn logits(&self, params: &[f32], z: &[f32], logits: &mut [f32]) {
+        let (weight, bias) = params[..self.trained()].split_at(self.width() * self.classes);
+        for (z, logits) in z.chunks_exact(self.width()).zip(logits.chunks_exact_mut(self.classes)) {
+            logits.copy_from_slice(bias);
+            for (&v, w) in z.iter().zip(weight.chunks_exact(self.classes)) {
+                for (l, &w) in logits.iter_mut().zip(w) {
+                    *l += v * w;
+                }
+            }
+        }
+    }
+}
+
+impl HeadModel for Linear {
+    fn new(features: Shape, classes: usize) -> Result<Self> {
+        if classes == 0 || classes > Shape::MAX_SIDE as usize || !features.is_valid() {
+            return Err(Error::BadSetting("number of classes or feature shape"));
+        }
+        Ok(Self { features, classes })
+    }
+
+    fn params(&self) -> usize {
+        self.trained() + 2 * self.width()
+    }
+
+    fn trained(&self) -> usize {
+        (self.width() + 1) * self.classes
+    }
+
+    fn training_len(&self, n: usize) -> usize {
+        n * (self.width() + self.classes)
+    }
+
+    fn training_sums(&self) -> usize {
+        0
+    }
+
+    fn inference_len(&self, n: usize) -> usize {
+        n * self.width()
+    }
+
+    fn initialise(&self, _: &mut Rng, params: &mut [f32]) {
+        let (width, trained) = (self.width(), self.trained());
+        params[..trained + width].fill(0.0);
+        params[trained + width..].fill(1.0);
+    }
+
+    /// Running mean and variance (Welford); the variance becomes an inverse deviation when training starts to use it, so it is
+    /// kept as such after every call.
+    fn observe(&self, x: &[f32], n: usize, seen: usize, params: &mut [f32]) {
+        let (width, len) = (self.width(), self.features.len());
+        let (mean, inverse) = params[self.trained()..].split_at_mut(width);
+        // Pool one channel of one picture at a time: no scratch is needed for what happens once.
+        let c = self.features.c as usize;
+        for i in 0..width {
+            let (channel, sign) = if i < c { (i, 1.0) } else { (i - c, -1.0) };
+            let mut count = seen as f32;
+            let mut m2 = if seen == 0 { 0.0 } else { (1.0 / (inverse[i] * inverse[i]) - VARIANCE_FLOOR) * count };
+            for x in x.chunks_exact(len).take(n) {
+                let sum: f32 = x.iter().skip(channel).step_by(c).map(|v| (v * sign).max(0.0)).sum();
+                let v = sum / (len / c) as f32;
+                count += 1.0;
+                let before = v - mean[i];
+                mean[i] += before / count;
+                m2 += before * (v - mean[i]);
+            }
+            inverse[i] = 1.0 / libm::sqrtf(m2.max(0.0) / count.max(1.0) + VARIANCE_FLOOR);
+        }
+    }
+
+    fn gradient<K: Kernels + ?Sized>(
+        &self,
+        _: &K,
+        n: usize,
+        params: &mut [f32],
+        x: &mut [f32],
+        targets: &[f32],
+        dropout: Dropout,
+        grads: &mut [f32],
+        scratch: &mut [f32],
+        _: &mut [f64],
+    ) -> f32 {
+        let (width, classes) = (self.width(), self.classes);
+        let (z, rest) = scratch.split_at_mut(n * width);
+        let logits = &mut rest[..n * classes];
+        self.enter(n, params, x, z);
+        dropout.apply(z);
+        self.logits(params, z, logits);
+        let loss = cross_entropy(classes, logits, &targets[..n * classes]);
+        let (dw, db) = grads[..self.trained()].split_at_mut(width * classes);
+        dw.fill(0.0);
+        db.fill(0.0);
+        for (z, d) in z.chunks_exact(width).zip(logits.chunks_exact(classes)) {
+            for (b, &d) in db.iter_mut().zip(d) {
+                *b += d;
+            }
+            for (&v, dw) in z.iter().zip(dw.chunks_exact_mut(classes)) {
+                for (dw, &d) in dw.iter_mut().zip(d) {
+                    *dw += v * d;
+                }
+            }
+        }
+        loss
+    }
+
+    fn infer<K: Kernels + ?Sized>(
+        &self,
+        _: &K,
+        n: usize,
+        params: &[f32],
+        x: &[f32],
+        scratch: &mut [f32],
+        logits: &mut [f32],
+    ) {
+        let z = &mut scratch[..n * self.width()];
+        self.enter(n, params, x, z);
+        self.logits(params, z, &mut logits[..n * self.classes]);
+    }
+}
+
+/// Added to the variance of pooled features: a channel that never moves stays near zero.
+const VARIANCE_FLOOR: f32 = 1e-6;

@@ -1,0 +1,256 @@
+//! The training kernels, scalar: written to be read and to check the fast ones against. They need no memory of their own.
+
+use super::{ConvShape, Kernels, OutputGradient, Prologue};
+
+/// The scalar training kernels.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+/// Every (output position, input position, kernel position) triple of one picture that does not fall on padding, as
+/// offsets of pixels and kernel cells.
+fn for_each_tap(g: &ConvShape, mut f: impl FnMut(usize, usize, usize)) {
+    let [kh, kw] = g.window.kernel;
+    for oy in 0..g.y.h {
+        for ox in 0..g.y.w {
+            for ky in 0..kh {
+                for kx in 0..kw {
+                    let iy = (oy * g.window.stride[0] + ky).wrapping_sub(g.window.pad[0]);
+                    let ix = (ox * g.window.stride[1] + kx).wrapping_sub(g.window.pad[1]);
+                    if iy < g.x.h && ix < g.x.w {
+                        f((oy * g.y.w + ox) as usize, (iy * g.x.w + ix) as usize, (ky * kw + kx) as usize);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn leaky(z: f32, slope: f32) -> f32 {
+    if z > 0.0 { z } else { z * slope }
+}
+
+fn entering(pre: Option<&Prologue<'_>>, x: f32, c: usize) -> f32 {
+    pre.map_or(x, |p| leaky(x * p.scale[c] + p.shift[c], p.slope))
+}
+
+fn arriving(dy: &OutputGradient<'_>, i: usize, c: usize, cout: usize) -> f32 {
+    let d = dy.dy[i];
+    dy.norm.map_or(d, |(x, k)| k[c] * d + k[cout + c] * x[i] + k[2 * cout + c])
+}
+
+impl Kernels for Reference {
+    fn conv_forward(
+        &self,
+        g: &ConvShape,
+        n: usize,
+        x: &[f32],
+        pre: Option<&Prologue<'_>>,
+        w: &[f32],
+        bias: Option<&[f32]>,
+        add: Option<&[f32]>,
+        y: &mut [f32],
+        sums: Option<&mut [f64]>,
+    ) {
+        let (cin, cout) = (g.x.c as usize, g.y.c as usize);
+        for b in 0..n {
+            let (x, y) = (&x[b * g.x.len()..], &mut y[b * g.y.len()..][..g.y.len()]);
+            for (i, v) in y.iter_mut().enumerate() {
+                *v = bias.map_or(0.0, |bias| bias[i % cout]) + add.map_or(0.0, |a| a[b * g.y.len() + i]);
+            }
+            for_each_tap(g, |o, i, k| {
+                for ci in 0..cin {
+                    let v = entering(pre, x[i * cin + ci], ci);
+                    for co in 0..cout {
+                        y[o * cout + co] += v * w[(k * cin + ci) * cout + co];
+                    }
+                }
+            });
+        }
+        if let Some(sums) = sums {
+            self.channel_sums(cout, &y[..n * g.y.len()], sums);
+        }
+    }
+
+    fn conv_backward(
+        &self,
+        g: &ConvShape,
+        n: usize,
+        x: &[f32],
+        pre: Option<&Prologue<'_>>,
+        w: &[f32],
+        dy: OutputGradient<'_>,
+        add: Option<&[f32]>,
+        mut dz: Option<&mut [f32]>,
+        dw: &mut [f32],
+        db: &mut [f32],
+        sums: Option<&mut [f64]>,
+    ) {
+        let (cin, cout) = (g.x.c as usize, g.y.c as usize);
+        dw.fill(0.0);
+        db.fill(0.0);
+        if let Some(dz) = dz.as_deref_mut() {
+            dz[..n * g.x.len()].fill(0.0);
+        }
+        for b in 0..n {
+            let (xb, yb) = (b * g.x.len(), b * g.y.len());
+            for i in 0..g.y.len() {
+                db[i % cout] += arriving(&dy, yb + i, i % cout, cout);
+            }
+            for_each_tap(g, |o, i, k| {
+                for co in 0..cout {
+                    let d = arriving(&dy, yb + o * cout + co, co, cout);
+                    for ci in 0..cin {
+                        let at = xb + i * cin + ci;
+                        dw[(k * cin + ci) * cout + co] += entering(pre, x[at], ci) * d;
+                        if let Some(dz) = dz.as_deref_mut() {
+                            dz[at] += w[(k * cin + ci) * cout + co] * d;
+                        }
+                    }
+                }
+            });
+        }
+        let Some(dz) = dz else { return };
+        let dz = &mut dz[..n * g.x.len()];
+        for (i, d) in dz.iter_mut().enumerate() {
+            if let Some(p) = pre {
+                let c = i % cin;
+                *d *= if x[i] * p.scale[c] + p.shift[c] > 0.0 { 1.0 } else { p.slope };
+            }
+            *d += add.map_or(0.0, |a| a[i]);
+        }
+        if let (Some(sums), Some(_)) = (sums, pre) {
+            sums.fill(0.0);
+            for (i, &d) in dz.iter().enumerate() {
+                sums[i % cin] += f64::from(d);
+                sums[cin + i % cin] += f64::from(d) * f64::from(x[i]);
+            }
+        }
+    }
+
+    fn deconv_forward(&self, g: &ConvShape, n: usize, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
+        let (cin, cout) = (g.x.c as usize, g.y.c as usize);
+        for b in 0..n {
+            let (x, y) = (&x[b * g.y.len()..], &mut y[b * g.x.len()..][..g.x.len()]);
+            for (i, v) in y.iter_mut().enumerate() {
+                *v = bias[i % cin];
+            }
+            for_each_tap(g, |o, i, k| {
+                for ci in 0..cin {
+                    for co in 0..cout {
+                        y[i * cin + ci] += x[o * cout + co] * w[(k * cin + ci) * cout + co];
+                    }
+                }
+            });
+        }
+    }
+
+    fn deconv_backward(
+        &self,
+        g: &ConvShape,
+        n: usize,
+        x: &[f32],
+        w: &[f32],
+        dy: &[f32],
+        mut dx: Option<&mut [f32]>,
+        dw: &mut [f32],
+        db: &mut [f32],
+    ) {
+        let (cin, cout) = (g.x.c as usize, g.y.c as usize);
+        dw.fill(0.0);
+        db.fill(0.0);
+        if let Some(dx) = dx.as_deref_mut() {
+            dx[..n * g.y.len()].fill(0.0);
+        }
+        for b in 0..n {
+            let (yb, xb) = (b * g.x.len(), b * g.y.len());
+            for i in 0..g.x.len() {
+                db[i % cin] += dy[yb + i];
+            }
+            for_each_tap(g, |o, i, k| {
+                for ci in 0..cin {
+                    let d = dy[yb + i * cin + ci];
+                    for co in 0..cout {
+                        let at = xb + o * cout + co;
+                        dw[(k * cin + ci) * cout + co] += x[at] * d;
+                        if let Some(dx) = dx.as_deref_mut() {
+                            dx[at] += w[(k * cin + ci) * cout + co] * d;
+                        }
+                    }
+                }
+            });
+        }
+    }
+
+    fn channel_sums(&self, c: usize, x: &[f32], sums: &mut [f64]) {
+        sums.fill(0.0);
+        for (i, &v) in x.iter().enumerate() {
+            sums[i % c] += f64::from(v);
+            sums[c + i % c] += f64::from(v) * f64::from(v);
+        }
+    }
+
+    fn norm_gradient(&self, c: usize, dz: &mut [f32], x: &[f32], k: &[f32], add: Option<&[f32]>) {
+        for (i, d) in dz.iter_mut().enumerate() {
+            let ch = i % c;
+            *d = k[ch] * *d + k[c + ch] * x[i] + k[2 * c + ch] + add.map_or(0.0, |a| a[i]);
+        }
+    }
+
+    fn pool_forward(&self, c: usize, pixels: usize, x: &[f32], pre: &Prologue<'_>, pooled: &mut [f32]) {
+        for (x, pooled) in x.chunks_exact(pixels * c).zip(pooled.chunks_exact_mut(c)) {
+            pool_picture(c, x, pre, pooled);
+        }
+    }
+
+    fn pool_backward(
+        &self,
+        c: usize,
+        pixels: usize,
+        x: &[f32],
+        pre: &Prologue<'_>,
+        dpooled: &[f32],
+        dz: &mut [f32],
+        sums: &mut [f64],
+    ) {
+        sums.fill(0.0);
+        let pictures = x.chunks_exact(pixels * c).zip(dz.chunks_exact_mut(pixels * c));
+        for ((x, dz), d) in pictures.zip(dpooled.chunks_exact(c)) {
+            pool_picture_backward(c, x, pre, d, dz, sums);
+        }
+    }
+}
+
+/// One picture of [`Kernels::pool_forward`].
+pub(crate) fn pool_picture(c: usize, x: &[f32], pre: &Prologue<'_>, pooled: &mut [f32]) {
+    pooled.fill(0.0);
+    for x in x.chunks_exact(c) {
+        for ((p, &v), (&a, &b)) in pooled.iter_mut().zip(x).zip(pre.scale.iter().zip(pre.shift)) {
+            *p += leaky(v * a + b, pre.slope);
+        }
+    }
+    let pixels = (x.len() / c) as f32;
+    pooled.iter_mut().for_each(|p| *p /= pixels);
+}
+
+/// One picture of [`Kernels::pool_backward`]; adds to `sums`.
+pub(crate) fn pool_picture_backward(
+    c: usize,
+    x: &[f32],
+    pre: &Prologue<'_>,
+    dpooled: &[f32],
+    dz: &mut [f32],
+    sums: &mut [f64],
+) {
+    let (sum, product) = sums.split_at_mut(c);
+    for i in 0..c {
+        let (scale, shift) = (pre.scale[i], pre.shift[i]);
+        let (mut s, mut q) = (0.0f32, 0.0f32);
+        for (x, dz) in x.iter().skip(i).step_by(c).zip(dz.iter_mut().skip(i).step_by(c)) {
+            *dz = if x * scale + shift > 0.0 { dpooled[i] } else { dpooled[i] * pre.slope };
+            s += *dz;
+            q += *dz * x;
+        }
+        sum[i] += f64::from(s);
+        product[i] += f64::from(q);
+    }
+}

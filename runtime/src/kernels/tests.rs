@@ -1,0 +1,203 @@
+//! One case suite over every instruction set this machine has, against the scalar oracle.
+
+use super::isa::Isa;
+use super::reference::Reference;
+use super::simd::Simd;
+use super::{ConvShape, Kernels, OutputGradient, Prologue};
+use crate::net::Window;
+use crate::shape::Shape;
+use rand_core::Rng;
+use std::prelude::v1::*;
+use std::vec;
+
+/// Rounding differs with the order of the sums: relative to the largest value of the result.
+const TOLERANCE: f64 = 2e-5;
+
+fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut rng = rand_pcg::Pcg32::new(seed, 7);
+    (0..len).map(|_| rng.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
+}
+
+/// Length first, NaN fails on either side, then the largest difference over the largest value.
+fn close<T: Copy + Into<f64>>(what: &str, a: &[T], b: &[T]) {
+    assert_eq!(a.len(), b.len(), "{what}: lengths");
+    let top = b.iter().fold(1e-6f64, |m, &v| m.max(v.into().abs()));
+    for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
+        let (a, b): (f64, f64) = (a.into(), b.into());
+        assert!((a - b).abs() <= TOLERANCE * top, "{what}[{i}]: {a} where the oracle has {b} (top {top})");
+    }
+}
+
+fn shape(x: [u32; 3], cout: u32, kernel: [u32; 2], stride: [u32; 2], pad: [u32; 4]) -> ConvShape {
+    let side = |i: usize| (x[i] + pad[i] + pad[i + 2] - kernel[i]) / stride[i] + 1;
+    ConvShape {
+        x: Shape::new(x[0], x[1], x[2]),
+        y: Shape::new(side(0), side(1), cout),
+        window: Window { kernel, stride, pad },
+    }
+}
+
+/// Odd sizes, one pixel, one channel, channels that fill no vector, strides with holes, padding, large windows.
+fn cases() -> Vec<ConvShape> {
+    let square = |h, w, c, o, k, s, p| shape([h, w, c], o, [k, k], [s, s], [p; 4]);
+    vec![
+        square(32, 32, 3, 16, 3, 1, 1),
+        square(32, 32, 16, 16, 3, 1, 1),
+        square(16, 16, 16, 32, 3, 2, 1),
+        square(16, 16, 16, 32, 1, 2, 0),
+        square(8, 8, 64, 64, 3, 1, 1),
+        square(16, 16, 32, 64, 4, 2, 1),
+        square(32, 32, 3, 32, 4, 2, 1),
+        square(1, 1, 1, 1, 1, 1, 0),
+        square(1, 1, 5, 7, 3, 1, 1),
+        square(5, 7, 3, 10, 3, 2, 1),
+        square(7, 5, 17, 33, 3, 1, 1),
+        square(9, 9, 2, 19, 5, 3, 2),
+        square(6, 6, 4, 8, 1, 3, 0),
+        square(15, 13, 3, 24, 7, 2, 3),
+        square(4, 4, 48, 40, 2, 2, 0),
+        shape([6, 9, 5], 12, [3, 2], [1, 2], [1, 0, 1, 1]),
+        shape([9, 6, 3], 20, [1, 3], [2, 1], [0, 1, 0, 1]),
+    ]
+}
+
+fn engines() -> Vec<(&'static str, Simd)> {
+    let mut all = Vec::new();
+    for isa in Isa::available() {
+        for threads in [1, 2] {
+            all.push((isa.name(), Simd::with_isa(isa, threads).expect("available")));
+        }
+    }
+    all
+}
+
+#[test]
+fn forward_agrees_with_the_oracle() {
+    for (at, g) in cases().into_iter().enumerate() {
+        let (n, cin, cout) = (3, g.x.c as usize, g.y.c as usize);
+        let (x, w, bias) = (noise(n * g.x.len(), 1), noise(g.weights(), 2), noise(cout, 3));
+        let (scale, shift, add) = (noise(cin, 4), noise(cin, 5), noise(n * g.y.len(), 6));
+        for with in [false, true] {
+            let pre = Prologue { scale: &scale, shift: &shift, slope: 0.1 };
+            let (pre, bias, add) = if with { (Some(&pre), Some(&bias[..]), Some(&add[..])) } else { (None, None, None) };
+            let mut want = (vec![0.0; n * g.y.len()], vec![0.0; 2 * cout]);
+            Reference.conv_forward(&g, n, &x, pre, &w, bias, add, &mut want.0, Some(&mut want.1));
+            for (name, k) in engines() {
+                let mut got = (vec![f32::NAN; n * g.y.len()], vec![f64::NAN; 2 * cout]);
+                k.conv_forward(&g, n, &x, pre, &w, bias, add, &mut got.0, Some(&mut got.1));
+                close(&format!("{name} case {at} y"), &got.0, &want.0);
+                close(&format!("{name} case {at} sums"), &got.1, &want.1);
+            }
+        }
+    }
+}
+
+#[test]
+fn backward_agrees_with_the_oracle() {
+    for (at, g) in cases().into_iter().enumerate() {
+        let (n, cin, cout) = (3, g.x.c as usize, g.y.c as usize);
+        let (x, w, dy) = (noise(n * g.x.len(), 1), noise(g.weights(), 2), noise(n * g.y.len(), 3));
+        let (scale, shift, add) = (noise(cin, 4), noise(cin, 5), noise(n * g.x.len(), 6));
+        let (h, k) = (noise(n * g.y.len(), 7), noise(3 * cout, 8));
+        for with in [false, true] {
+            let pre = Prologue { scale: &scale, shift: &shift, slope: 0.1 };
+            let (pre, add, norm) = if with { (Some(&pre), Some(&add[..]), Some((&h[..], &k[..]))) } else { (None, None, None) };
+            let dy = OutputGradient { dy: &dy, norm };
+            let run = |k: &dyn Kernels| {
+                let (mut dz, mut dw, mut db) =
+                    (vec![f32::NAN; n * g.x.len()], vec![f32::NAN; w.len()], vec![f32::NAN; cout]);
+                let mut sums = vec![0.0f64; 2 * cin];
+                k.conv_backward(&g, n, &x, pre, &w, dy, add, Some(&mut dz), &mut dw, &mut db, Some(&mut sums));
+                (dz, dw, db, sums)
+            };
+            let want = run(&Reference);
+            for (name, k) in engines() {
+                let got = run(&k);
+                close(&format!("{name} case {at} dz"), &got.0, &want.0);
+                close(&format!("{name} case {at} dw"), &got.1, &want.1);
+                close(&format!("{name} case {at} db"), &got.2, &want.2);
+                if with {
+                    close(&format!("{name} case {at} sums"), &got.3, &want.3);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn transposed_agrees_with_the_oracle() {
+    for (at, g) in cases().into_iter().enumerate() {
+        let (n, cin) = (2, g.x.c as usize);
+        let (x, w, dy, bias) = (noise(n * g.y.len(), 1), noise(g.weights(), 2), noise(n * g.x.len(), 3), noise(cin, 4));
+        let run = |k: &dyn Kernels| {
+            let (mut y, mut dx) = (vec![f32::NAN; n * g.x.len()], vec![f32::NAN; n * g.y.len()]);
+            let (mut dw, mut db) = (vec![f32::NAN; w.len()], vec![f32::NAN; cin]);
+            k.deconv_forward(&g, n, &x, &w, &bias, &mut y);
+            k.deconv_backward(&g, n, &x, &w, &dy, Some(&mut dx), &mut dw, &mut db);
+            (y, dx, dw, db)
+        };
+        let want = run(&Reference);
+        for (name, k) in engines() {
+            let got = run(&k);
+            close(&format!("{name} case {at} y"), &got.0, &want.0);
+            close(&format!("{name} case {at} dx"), &got.1, &want.1);
+            close(&format!("{name} case {at} dw"), &got.2, &want.2);
+            close(&format!("{name} case {at} db"), &got.3, &want.3);
+        }
+    }
+}
+
+#[test]
+fn norm_pieces_agree_with_the_oracle() {
+    for c in [1, 3, 16, 17, 40] {
+        let (x, dz, k, add) = (noise(50 * c, 1), noise(50 * c, 2), noise(3 * c, 3), noise(50 * c, 4));
+        let (mut want, mut sums) = (dz.clone(), vec![0.0; 2 * c]);
+        Reference.norm_gradient(c, &mut want, &x, &k, Some(&add));
+        Reference.channel_sums(c, &x, &mut sums);
+        for (name, kernels) in engines() {
+            let (mut got, mut got_sums) = (dz.clone(), vec![f64::NAN; 2 * c]);
+            kernels.norm_gradient(c, &mut got, &x, &k, Some(&add));
+            kernels.channel_sums(c, &x, &mut got_sums);
+            close(&format!("{name} dx"), &got, &want);
+            close(&format!("{name} sums"), &got_sums, &sums);
+        }
+    }
+}
+
+#[test]
+fn results_depend_neither_on_threads_nor_on_the_place_in_the_batch() {
+    let g = shape([9, 9, 7], 21, [3, 3], [1, 1], [1; 4]);
+    let (x, w, dy) = (noise(5 * g.x.len(), 1), noise(g.weights(), 2), noise(5 * g.y.len(), 3));
+    let run = |threads: usize| {
+        let k = Simd::new(threads);
+        let (mut y, mut dz) = (vec![0.0; 5 * g.y.len()], vec![0.0; 5 * g.x.len()]);
+        let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; 21]);
+        k.conv_forward(&g, 5, &x, None, &w, None, None, &mut y, None);
+        let dy = OutputGradient { dy: &dy, norm: None };
+        k.conv_backward(&g, 5, &x, None, &w, dy, None, Some(&mut dz), &mut dw, &mut db, None);
+        (y, dz, dw, db)
+    };
+    let one = run(1);
+    assert_eq!(one, run(2));
+    assert_eq!(one, run(3));
+    let mut alone = vec![0.0; g.y.len()];
+    Simd::new(1).conv_forward(&g, 1, &x[3 * g.x.len()..], None, &w, None, None, &mut alone, None);
+    assert_eq!(alone, one.0[3 * g.y.len()..4 * g.y.len()]);
+}
+#[test]
+#[ignore]
+fn tmp_speed() {
+    for (x, o, k, s, p) in [([32,32,3],16,3,1,1),([32,32,16],16,3,1,1),([32,32,16],32,3,2,1),([16,16,32],32,3,1,1),([16,16,32],64,3,2,1),([8,8,64],64,3,1,1),([16,16,32],64,4,2,1),([32,32,3],32,4,2,1)] {
+        let g = shape(x, o, [k,k],[s,s],[p;4]);
+        let n = 64;
+        let kn = Simd::new(1);
+        let (xx, w, dy) = (noise(n * g.x.len(), 1), noise(g.weights(), 2), noise(n * g.y.len(), 3));
+        let (mut y, mut dz, mut dw, mut db) = (vec![0.0; n * g.y.len()], vec![0.0; n * g.x.len()], vec![0.0; w.len()], vec![0.0; o as usize]);
+        let time = |f: &mut dyn FnMut()| { f(); let mut t = vec![]; for _ in 0..7 { let a = std::time::Instant::now(); f(); t.push(a.elapsed().as_secs_f64()); } t.sort_by(f64::total_cmp); t[3] };
+        let flop = 2.0 * (n * g.weights()) as f64 * (g.y.h * g.y.w) as f64;
+        let f = time(&mut || kn.conv_forward(&g, n, &xx, None, &w, None, None, &mut y, None));
+        let b = time(&mut || kn.conv_backward(&g, n, &xx, None, &w, OutputGradient{dy:&dy,norm:None}, None, Some(&mut dz), &mut dw, &mut db, None));
+        let bw = time(&mut || kn.conv_backward(&g, n, &xx, None, &w, OutputGradient{dy:&dy,norm:None}, None, None, &mut dw, &mut db, None));
+        std::eprintln!("{x:?}->{o} k{k}s{s}: fwd {:.0} GF/s, wgrad {:.0}, both bwd {:.0}", flop/f/1e9, flop/bw/1e9, 2.0*flop/b/1e9);
+    }
+}

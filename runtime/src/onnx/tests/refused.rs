@@ -1,0 +1,150 @@
+//! Files and operations that must be refused, by name.
+
+use super::*;
+use crate::onnx::export::{int, ints};
+use prost::Message;
+use tract_onnx::pb;
+use tract_onnx::pb::tensor_shape_proto::dimension::Value as Dim;
+
+/// The `gemm` model, changed, then read.
+fn changed(change: impl FnOnce(&mut pb::GraphProto)) -> Result<Model, OnnxError> {
+    let bytes = std::fs::read(testdata("gemm.onnx")).unwrap();
+    let mut proto = pb::ModelProto::decode(&*bytes).unwrap();
+    change(proto.graph.as_mut().unwrap());
+    Model::from_bytes(&proto.encode_to_vec())
+}
+
+#[track_caller]
+fn says<T>(result: Result<T, OnnxError>, words: &[&str]) {
+    let text = match result {
+        Ok(_) => std::panic!("accepted; expected {words:?}"),
+        Err(error) => error.to_string(),
+    };
+    for word in words {
+        assert!(text.contains(word), "`{text}` does not say `{word}`");
+    }
+}
+
+fn dim(graph: &mut pb::GraphProto, i: usize, value: Option<Dim>) {
+    let Some(pb::type_proto::Value::TensorType(t)) = &mut graph.input[0].r#type.as_mut().unwrap().value else {
+        std::panic!()
+    };
+    t.shape.as_mut().unwrap().dim[i].value = value;
+}
+
+#[test]
+fn bytes_that_are_no_model() {
+    says(Model::from_bytes(b"not a model"), &["not an ONNX file"]);
+    says(Model::from_bytes(b""), &["no ONNX graph"]);
+    let bytes = std::fs::read(testdata("gemm.onnx")).unwrap();
+    says(Model::from_bytes(&bytes[..bytes.len() / 2]), &["cut short"]);
+    says(Model::from_file(testdata("absent.onnx")), &["absent.onnx"]);
+    // Two bytes a node.
+    let nodes = [0x0a, 0x00].repeat(2_000_000);
+    let mut bomb = vec![0x3a];
+    prost::encoding::encode_varint(nodes.len() as u64, &mut bomb);
+    bomb.extend(nodes);
+    says(Model::from_bytes(&bomb), &["larger than allowed"]);
+}
+
+#[test]
+fn inputs_that_are_no_picture() {
+    says(changed(|g| g.input.clear()), &["no input"]);
+    says(changed(|g| g.input.push(pb::ValueInfoProto { name: "mask".into(), ..g.input[0].clone() })), &["mask"]);
+    says(changed(|g| g.input[0].r#type = None), &["images", "no tensor type"]);
+    says(changed(|g| dim(g, 2, None)), &["images", "height is not a fixed number"]);
+    says(changed(|g| dim(g, 3, Some(Dim::DimParam("W".into())))), &["width is not a fixed number"]);
+    says(changed(|g| dim(g, 1, Some(Dim::DimValue(0)))), &["channel count is 0"]);
+    says(changed(|g| dim(g, 1, Some(Dim::DimValue(i64::MAX)))), &["channel count", "4096"]);
+    says(changed(|g| (1..4).for_each(|i| dim(g, i, Some(Dim::DimValue(4096))))), &["too many"]);
+    says(changed(|g| dim(g, 0, Some(Dim::DimValue(8)))), &["batch is fixed at 8"]);
+    for free in [None, Some(Dim::DimValue(-1)), Some(Dim::DimValue(1)), Some(Dim::DimParam("batch".into()))] {
+        let model = changed(|g| dim(g, 0, free)).unwrap();
+        lower(&model, None).unwrap();
+        TractModel::new(&model, None).unwrap();
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    let name = changed(|_| ()).unwrap().nodes()[2].input[1].clone();
+    let weight = |change: fn(&mut pb::TensorProto)| {
+        changed(|g| change(g.initializer.iter_mut().find(|t| t.name == name).unwrap()))
+    };
+    says(weight(|t| t.raw_data[..4].copy_from_slice(&f32::NAN.to_le_bytes())), &[&name, "NaN"]);
+    says(weight(|t| t.raw_data[..4].copy_from_slice(&f32::INFINITY.to_le_bytes())), &[&name, "infinite"]);
+    says(weight(|t| t.raw_data.truncate(3)), &[&name, "bytes where"]);
+    says(weight(|t| t.dims[0] = -1), &[&name, "-1"]);
+    says(weight(|t| t.dims[0] = i64::MAX), &[&name, "too large"]);
+    says(weight(|t| t.data_location = Some(1)), &[&name, "another file"]);
+    says(weight(|t| t.data_type = 14), &[&name, "COMPLEX64"]);
+    says(weight(|t| t.raw_data.clear()), &[&name, "0 values"]);
+}
+
+#[test]
+fn graphs_out_of_order() {
+    says(changed(|g| g.node.swap(0, 1)), &["computed by no node before it"]);
+    says(changed(|g| g.node.truncate(3)), &["logits", "computed by no node"]);
+    says(changed(|g| g.output.clear()), &["no output"]);
+    says(changed(|g| g.node[1].output = g.node[0].output.clone()), &["defined twice"]);
+    let several =
+        changed(|g| g.output.push(pb::ValueInfoProto { name: g.node[2].output[0].clone(), ..Default::default() }));
+    says(lower(several.as_ref().unwrap(), None), &["several outputs", "logits"]);
+    lower(&several.unwrap(), Some("logits")).unwrap();
+}
+
+#[test]
+fn unknown_tensors_list_near_names() {
+    let model = model("stem");
+    says(lower(&model, Some("/3/Add_output")), &["`/3/Add_output`", "/3/Add_output_0"]);
+    says(TractModel::new(&model, Some("zzzzqqqq")), &["no tensor `zzzzqqqq`"]);
+}
+
+#[test]
+fn operations_without_a_counterpart() {
+    let with = |op: &str, attributes: Vec<pb::AttributeProto>| {
+        let mut b = OnnxBuilder::new();
+        b.input("images", Shape::new(8, 8, 3));
+        let x = b.activation("images", Activation::Relu);
+        let y = b.node(op, vec![x], attributes);
+        b.output(&y, &[]);
+        Model::from_bytes(&b.finish().unwrap()).unwrap()
+    };
+    let exp = with("Exp", vec![]);
+    says(lower(&exp, None), &["Exp_2", "(Exp)", "tract"]);
+    assert_eq!(TractModel::new(&exp, None).unwrap().output_dims(), [1, 3, 8, 8]);
+    says(lower(&with("Softmax", vec![]), None), &["cut at its input `Relu_1`"]);
+    says(lower(&with("Nonsense", vec![]), None), &["(Nonsense)"]);
+    says(TractModel::new(&with("Nonsense", vec![]), None), &["tract"]);
+    says(lower(&with("Flatten", vec![]), None), &["flattened"]);
+    let dilated = vec![ints("kernel_shape", [2, 2]), ints("dilations", [2, 2])];
+    says(lower(&with("MaxPool", dilated), None), &["dilations"]);
+    let up = vec![ints("kernel_shape", [3, 3]), ints("strides", [2, 2]), int("ceil_mode", 1)];
+    says(lower(&with("MaxPool", up), None), &["ceil_mode"]);
+    says(lower(&with("HardSigmoid", vec![]), None), &["alpha 0.2"]);
+}
+
+#[test]
+fn a_builder_reports_wrong_lengths() {
+    let mut b = OnnxBuilder::new();
+    b.input("images", Shape::new(1, 1, 2));
+    let x = b.flatten("images");
+    let y = b.gemm(&x, &[1.0; 5], 2, None);
+    b.output(&y, &[2]);
+    says(b.finish(), &["5 values"]);
+}
+
+#[test]
+fn operations_that_ask_for_gigabytes() {
+    let mut b = OnnxBuilder::new();
+    b.input("images", Shape::new(8, 8, 3));
+    let list =
+        pb::TensorProto { dims: vec![4], data_type: 7, int64_data: vec![1, 3, 1 << 20, 1 << 20], ..Default::default() };
+    let constant = pb::AttributeProto { name: "value".into(), r#type: 4, t: Some(list), ..Default::default() };
+    let to = b.node("Constant", vec![], vec![constant]);
+    let pooled = b.global_average_pool("images");
+    let y = b.node("Expand", vec![pooled, to], vec![]);
+    b.output(&y, &[]);
+    let model = Model::from_bytes(&b.finish().unwrap()).unwrap();
+    says(TractModel::new(&model, None), &["too large"]);
+}

@@ -1,0 +1,311 @@
+//! Head replacement: a new head from scratch on clean features, the stem frozen (stage 2 of arXiv 2210.06428).
+//!
+//! ```text
+//! Source (features of the holdout, batch by batch) -> fit -> parameters of a head
+//! ```
+//!
+//! The loop is the same everywhere: Adam with a cosine schedule, label smoothing, CutMix, dropout, all seeded. Where features
+//! come from differs: [`FeatureBank`] holds them in memory (several augmented views of each picture, CutMix on the feature
+//! grid), and `session::PictureSource` runs the stem on freshly augmented pictures, as published. The caller owns the memory;
+//! [`memory_len`] tells how much.
+
+use crate::error::{Error, Result};
+use crate::head::{Dropout, HeadModel};
+use crate::kernels::Kernels;
+use crate::rng::Rng;
+use crate::shape::Shape;
+
+/// How a head is trained.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    /// Passes over the holdout, at least 1.
+    pub epochs: u32,
+    /// Pictures a step, at least 2.
+    pub batch: usize,
+    /// Adam's step size at the start; it follows half a cosine down to 0.
+    pub rate: f32,
+    /// L2 weight decay, added to the gradient.
+    pub decay: f32,
+    /// Label smoothing, 0..1.
+    pub smoothing: f32,
+    /// Whether to mix pairs of pictures (CutMix, arXiv 1905.04899, beta 1).
+    pub cutmix: bool,
+    /// Dropout behind the residual unit, 0..1.
+    pub dropout: f32,
+    /// Seed of everything random.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// The published settings (arXiv 2210.06428, appendix): augmentation in picture space.
+    pub const PUBLISHED: Self = Self {
+        epochs: 100,
+        batch: 64,
+        rate: 0.03,
+        decay: 5e-4,
+        smoothing: 0.1,
+        cutmix: true,
+        dropout: 0.5,
+        seed: 0,
+    };
+    /// For cached views of the features: the published settings with a smaller step.
+    pub const CACHED: Self = Self { rate: 0.01, ..Self::PUBLISHED };
+    /// For a linear head.
+    pub const LINEAR: Self = Self { dropout: 0.0, cutmix: false, decay: 1e-3, ..Self::CACHED };
+
+    fn check(&self) -> Result<()> {
+        let share = |v: f32| (0.0..1.0).contains(&v);
+        let fail = |what| Err(Error::BadSetting(what));
+        match self {
+            s if s.epochs == 0 => fail("epochs must be at least 1"),
+            s if s.batch < 2 => fail("batch must be at least 2"),
+            s if !(s.rate > 0.0 && s.rate <= 10.0) => fail("learning rate must be above 0, at most 10"),
+            s if !(s.decay >= 0.0 && s.decay <= 1.0) => fail("weight decay must be within 0..=1"),
+            s if !share(s.smoothing) => fail("label smoothing must be within 0..1"),
+            s if !share(s.dropout) => fail("dropout must be within 0..1"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where a head's training features come from.
+pub trait Source {
+    /// Shape of one picture's features.
+    fn shape(&self) -> Shape;
+    /// Labels of the pictures, in order.
+    fn labels(&self) -> &[u32];
+    /// Plain features of the pictures `first..first + n` into `x` (`[n][shape]`), not augmented.
+    fn plain(&mut self, first: usize, n: usize, x: &mut [f32]);
+    /// Augmented features of the pictures in `batch`; with `mix`, CutMix with the partner pictures `mix` names, in a random
+    /// box. Returns the share each picture keeps of itself (1 without mixing).
+    fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32;
+}
+
+/// A random CutMix box on an `h x w` grid: rows and columns, and the share that stays.
+pub fn cutmix_box(h: usize, w: usize, rng: &mut Rng) -> ([usize; 4], f32) {
+    let side = libm::sqrtf(1.0 - rng.uniform());
+    let (bh, bw) = ((h as f32 * side) as usize, (w as f32 * side) as usize);
+    let (y, x) = (rng.below(h), rng.below(w));
+    let (top, left) = (y.saturating_sub(bh / 2), x.saturating_sub(bw / 2));
+    let (bottom, right) = ((y + bh / 2).min(h), (x + bw / 2).min(w));
+    let keep = 1.0 - ((bottom - top) * (right - left)) as f32 / (h * w) as f32;
+    ([top, left, bottom, right], keep)
+}
+
+/// Copies a box of rows and columns from one map to another.
+pub fn paste(s: Shape, area: [usize; 4], from: &[f32], to: &mut [f32]) {
+    let [top, left, bottom, right] = area;
+    let (w, c) = (s.w as usize, s.c as usize);
+    for y in top..bottom {
+        let row = (y * w + left) * c..(y * w + right) * c;
+        to[row.clone()].copy_from_slice(&from[row]);
+    }
+}
+
+/// Features in memory: `views` augmented versions of each of `labels.len()` pictures, the first one plain.
+#[derive(Clone, Copy, Debug)]
+pub struct FeatureBank<'a> {
+    features: &'a [f32],
+    labels: &'a [u32],
+    shape: Shape,
+    views: usize,
+}
+
+impl<'a> FeatureBank<'a> {
+    /// A bank over `features` (`[views][labels.len()][shape]`).
+    ///
+    /// # Errors
+    /// [`Error::WrongLength`], [`Error::NotFinite`].
+    pub fn new(features: &'a [f32], labels: &'a [u32], shape: Shape, views: usize) -> Result<Self> {
+        let needed = views * labels.len() * shape.len();
+        if features.len() != needed || views == 0 {
+            return Err(Error::WrongLength { needed, given: features.len() });
+        }
+        if !features.iter().all(|v| v.is_finite()) {
+            return Err(Error::NotFinite);
+        }
+        Ok(Self { features, labels, shape, views })
+    }
+
+    fn view(&self, view: usize, picture: usize) -> &'a [f32] {
+        let len = self.shape.len();
+        &self.features[(view * self.labels.len() + picture) * len..][..len]
+    }
+}
+
+impl Source for FeatureBank<'_> {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn labels(&self) -> &[u32] {
+        self.labels
+    }
+
+    fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
+        for (i, x) in x.chunks_exact_mut(self.shape.len()).take(n).enumerate() {
+            x.copy_from_slice(self.view(0, first + i));
+        }
+    }
+
+    fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
+        let (area, keep) = match mix {
+            Some(_) => cutmix_box(self.shape.h as usize, self.shape.w as usize, rng),
+            None => ([0; 4], 1.0),
+        };
+        for (i, (x, &picture)) in x.chunks_exact_mut(self.shape.len()).zip(batch).enumerate() {
+            x.copy_from_slice(self.view(rng.below(self.views), picture as usize));
+            if let Some(&partner) = mix.and_then(|m| m.get(i)) {
+                paste(self.shape, area, self.view(rng.below(self.views), partner as usize), x);
+            }
+        }
+        keep
+    }
+}
+
+/// Progress, told after each epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Epochs done, from 1.
+    pub epoch: u32,
+    /// Of how many.
+    pub epochs: u32,
+    /// Mean training loss of the epoch.
+    pub loss: f32,
+}
+
+/// `f32` values of memory that [`fit`] takes for a head.
+pub fn memory_len<H: HeadModel>(head: &H, features: Shape, classes: usize, batch: usize) -> usize {
+    head.training_len(batch) + 3 * head.trained() + batch * (features.len() + classes)
+}
+
+/// Checks a holdout against a head: labels in range, every class present, at least one batch.
+///
+/// # Errors
+/// [`Error::LabelOutOfRange`], [`Error::ClassAbsent`], [`Error::HoldoutTooSmall`].
+pub fn check_holdout(labels: &[u32], classes: usize, batch: usize) -> Result<()> {
+    if let Some(&label) = labels.iter().find(|&&l| l as usize >= classes) {
+        return Err(Error::LabelOutOfRange { label, classes: classes as u32 });
+    }
+    if let Some(absent) = (0..classes as u32).find(|c| !labels.contains(c)) {
+        return Err(Error::ClassAbsent(absent));
+    }
+    if labels.len() < batch {
+        return Err(Error::HoldoutTooSmall { holdout: labels.len(), batch });
+    }
+    Ok(())
+}
+
+/// Trains a new head from scratch.
+///
+/// `params` ([`HeadModel::params`]) is the result; `memory` ([`memory_len`]), `sums` ([`HeadModel::training_sums`]) and `order`
+/// (twice the number of pictures) are scratch. `progress` returning false stops early with what was learnt.
+///
+/// # Errors
+/// [`Error::BadSetting`], [`Error::WrongLength`], those of [`check_holdout`], and [`Error::NotFinite`] if training diverged.
+#[allow(clippy::too_many_arguments)]
+pub fn fit<H: HeadModel, S: Source, K: Kernels + ?Sized>(
+    k: &K,
+    head: &H,
+    classes: usize,
+    settings: &Settings,
+    source: &mut S,
+    params: &mut [f32],
+    memory: &mut [f32],
+    sums: &mut [f64],
+    order: &mut [u32],
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<()> {
+    settings.check()?;
+    let (n, batch, trained, len) = (source.labels().len(), settings.batch, head.trained(), source.shape().len());
+    check_holdout(source.labels(), classes, batch)?;
+    let exact = |needed: usize, given: usize| {
+        if needed == given { Ok(()) } else { Err(Error::WrongLength { needed, given }) }
+    };
+    exact(head.params(), params.len())?;
+    exact(memory_len(head, source.shape(), classes, batch), memory.len())?;
+    exact(head.training_sums(), sums.len())?;
+    exact(2 * n, order.len())?;
+
+    let (grads, rest) = memory.split_at_mut(trained);
+    let (first, rest) = rest.split_at_mut(trained);
+    let (second, rest) = rest.split_at_mut(trained);
+    let (x, rest) = rest.split_at_mut(batch * len);
+    let (targets, scratch) = rest.split_at_mut(batch * classes);
+    let (order, partners) = order.split_at_mut(n);
+
+    head.initialise(&mut Rng::new(settings.seed, STREAM_INIT), params);
+    let mut seen = 0;
+    while seen < n {
+        let now = batch.min(n - seen);
+        source.plain(seen, now, x);
+        head.observe(&x[..now * len], now, seen, params);
+        seen += now;
+    }
+    first.fill(0.0);
+    second.fill(0.0);
+    let mut adam = Adam { step: 0, decay: settings.decay };
+    for epoch in 0..settings.epochs {
+        let mut rng = Rng::new(settings.seed, STREAM_EPOCH + u64::from(epoch));
+        for (i, o) in order.iter_mut().enumerate() {
+            *o = i as u32;
+        }
+        rng.shuffle(order);
+        let share = epoch as f32 / settings.epochs as f32;
+        let rate = settings.rate * 0.5 * (1.0 + libm::cosf(core::f32::consts::PI * share));
+        let (mut loss, mut steps) = (0.0, 0);
+        for chosen in order.chunks_exact(batch) {
+            let partners = &mut partners[..batch];
+            partners.copy_from_slice(chosen);
+            rng.shuffle(partners);
+            let keep = source.batch(chosen, settings.cutmix.then_some(&*partners), &mut rng, x);
+            let labels = source.labels();
+            for ((row, &i), &j) in targets.chunks_exact_mut(classes).zip(chosen).zip(&*partners) {
+                row.fill(settings.smoothing / classes as f32);
+                row[labels[i as usize] as usize] += (1.0 - settings.smoothing) * keep;
+                row[labels[j as usize] as usize] += (1.0 - settings.smoothing) * (1.0 - keep);
+            }
+            let dropout = Dropout {
+                rate: settings.dropout,
+                seed: settings.seed ^ STREAM_DROPOUT,
+                stream: u64::from(adam.step),
+            };
+            loss += head.gradient(k, batch, params, x, targets, dropout, grads, scratch, sums);
+            steps += 1;
+            adam.update(rate, &mut params[..trained], grads, first, second);
+        }
+        let loss = loss / steps as f32;
+        if !loss.is_finite() {
+            return Err(Error::NotFinite);
+        }
+        if !progress(Progress { epoch: epoch + 1, epochs: settings.epochs, loss }) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Streams of the seed: initial weights, epochs, dropout.
+const STREAM_INIT: u64 = 1;
+const STREAM_EPOCH: u64 = 1 << 32;
+const STREAM_DROPOUT: u64 = 0x6472_6f70;
+
+/// Adam (arXiv 1412.6980), betas 0.9 and 0.999, L2 decay in the gradient; all in one pass.
+struct Adam {
+    step: u32,
+    decay: f32,
+}
+
+impl Adam {
+    fn update(&mut self, rate: f32, params: &mut [f32], grads: &[f32], first: &mut [f32], second: &mut [f32]) {
+        self.step += 1;
+        let correct = |beta: f32| 1.0 - libm::powf(beta, self.step as f32);
+        let (c1, c2) = (correct(0.9), correct(0.999));
+        for ((p, &g), (m, v)) in params.iter_mut().zip(grads).zip(first.iter_mut().zip(second)) {
+            let g = g + self.decay * *p;
+            *m = 0.9 * *m + 0.1 * g;
+            *v = 0.999 * *v + 0.001 * g * g;
+            *p -= rate * (*m / c1) / (libm::sqrtf(*v / c2) + 1e-8);
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! Models on a host: a net or a whole artifact run with the fast kernels, pictures spread over threads, and the shell of head
+//! replacement around the core's loop.
+
+use crate::artifact::{ArtifactParts, HeadKind, HeadSpec};
+use crate::error::{Error, Result};
+use crate::head::linear::Linear;
+use crate::head::residual::Residual;
+use crate::head::{self, HeadModel};
+use crate::kernels::simd::Simd;
+use crate::kernels::{ConvShape, scalar};
+use crate::net::{AffineArgs, ConvArgs, NetKernels};
+use crate::net::{Activation, Net, Span};
+use crate::replace::{self, FeatureBank, Progress, Settings, Source, cutmix_box, paste};
+use crate::rng::Rng;
+use crate::shape::Shape;
+use std::prelude::v1::*;
+use std::vec;
+
+/// Pictures that go through a head together.
+const HEAD_BATCH: usize = 64;
+
+/// The fast kernels, as a net calls them: one picture, the calling thread.
+struct Fast<'a>(&'a Simd);
+
+impl NetKernels for Fast<'_> {
+    fn conv(&mut self, _: usize, a: &ConvArgs<'_>, x: &[f32], y: &mut [f32]) {
+        let depthwise = a.groups > 1 && a.groups == a.x.c && a.groups == a.y.c;
+        if a.groups > 1 && !depthwise {
+            scalar::conv(a, x, y);
+            return;
+        }
+        let shape = ConvShape { x: a.x, y: a.y, window: a.window };
+        self.0.conv_picture(&shape, depthwise, x, a.weight, a.bias, y);
+        activate(a.act, y);
+    }
+
+    fn affine(&mut self, _: usize, a: &AffineArgs<'_>, x: &[f32], y: &mut [f32]) {
+        let fast = match (a.scale, a.shift) {
+            (Some(scale), Some(shift)) => self.0.affine_picture(x, scale, shift, a.act, y),
+            _ => false,
+        };
+        if !fast {
+            scalar::affine(a, x, y);
+        }
+    }
+}
+
+fn activate(act: Activation, y: &mut [f32]) {
+    match act {
+        Activation::None => {}
+        Activation::Relu => y.iter_mut().for_each(|v| *v = v.max(0.0)),
+        Activation::Relu6 => y.iter_mut().for_each(|v| *v = v.clamp(0.0, 6.0)),
+        Activation::Leaky(s) => y.iter_mut().for_each(|v| *v = if *v > 0.0 { *v } else { *v * s }),
+        other => y.iter_mut().for_each(|v| *v = other.apply(*v)),
+    }
+}
+
+/// A model on this host: a net, and a head on top of it or none.
+#[derive(Debug)]
+pub struct Session<'a> {
+    net: Net<'a>,
+    head: Option<(HeadSpec, &'a [f32])>,
+    kernels: Simd,
+}
+
+impl<'a> Session<'a> {
+    /// A session over a net alone: its output is what the net gives.
+    pub fn of_net(net: Net<'a>, kernels: Simd) -> Self {
+        Self { net, head: None, kernels }
+    }
+
+    /// A session over an artifact: its output is logits with a head, features without.
+    ///
+    /// # Errors
+    /// [`Error::HeadDoesNotFit`].
+    pub fn of_artifact(parts: &ArtifactParts<'a>, kernels: Simd) -> Result<Self> {
+        let features = parts.stem.output();
+        let head = match parts.head {
+            None => None,
+            Some(h) => {
+                let needed = crate::artifact::head_params(h.kind, features, h.classes);
+                if h.params.len() != needed {
+                    return Err(Error::HeadDoesNotFit);
+                }
+                let span = Span { at: 0, len: needed as u32 };
+                Some((HeadSpec { kind: h.kind, features, classes: h.classes, span }, h.params))
+            }
+        };
+        Ok(Self { net: parts.stem, head, kernels })
+    }
+
+    /// The kernels in use.
+    pub fn kernels(&self) -> &Simd {
+        &self.kernels
+    }
+
+    /// Shape of one input.
+    pub fn input(&self) -> Shape {
+        self.net.input()
+    }
+
+    /// Shape of one output.
+    pub fn output(&self) -> Shape {
+        match self.head {
+            Some((spec, _)) => Shape::new(1, 1, spec.classes),
+            None => self.net.output(),
+        }
+    }
+
+    /// Features (`[n][stem output]`) of the pictures `x` (`[n][input]`, NHWC).
+    ///
+    /// # Errors
+    /// [`Error::WrongLength`].
+    pub fn features(&self, x: &[f32], out: &mut [f32]) -> Result<()> {
+        let (len, to) = (self.net.input().len(), self.net.output().len());
+        let n = x.len() / len;
+        if x.len() != n * len || out.len() != n * to {
+            return Err(Error::WrongLength { needed: n * to, given: out.len() });
+        }
+        let workers = (self.kernels.threads() * 4).min(n.max(1));
+        let chunk = n.div_ceil(workers).max(1);
+        let failed = std::sync::Mutex::new(None);
+        self.kernels.for_each(x.chunks(chunk * len).zip(out.chunks_mut(chunk * to)).collect(), |(x, out)| {
+            let mut arena = vec![0.0; self.net.arena_len()];
+            for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(to)) {
+                if let Err(e) = self.net.run(&mut Fast(&self.kernels), x, &mut arena, out) {
+                    *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
+                    return;
+                }
+            }
+        });
+        match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some(e) => Err(e),
+            None => Ok(()),
+        }
+    }
+
+    /// Outputs (`[n][output]`) of the pictures `x`: logits with a head, features without.
+    ///
+    /// # Errors
+    /// [`Error::WrongLength`].
+    pub fn infer(&self, x: &[f32], out: &mut [f32]) -> Result<()> {
+        let Some((spec, params)) = &self.head else { return self.features(x, out) };
+        let (len, classes) = (self.net.input().len(), spec.classes as usize);
+        let n = x.len() / len;
+        if out.len() != n * classes {
+            return Err(Error::WrongLength { needed: n * classes, given: out.len() });
+        }
+        let most = n.clamp(1, HEAD_BATCH);
+        let mut features = vec![0.0; most * spec.features.len()];
+        let mut scratch = vec![0.0; head::inference_len(spec, most)?];
+        for (x, out) in x.chunks(HEAD_BATCH * len).zip(out.chunks_mut(HEAD_BATCH * classes)) {
+            let n = x.len() / len;
+            let features = &mut features[..n * spec.features.len()];
+            self.features(x, features)?;
+            head::infer(&self.kernels, spec, params, n, features, &mut scratch, out)?;
+        }
+        Ok(())
+    }
+}
+
+/// How pictures are varied while a head is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Augment {
+    /// Shift by up to this many pixels, zeros coming in (random crop of a padded picture).
+    pub shift: usize,
+    /// Whether to mirror half of the pictures.
+    pub flip: bool,
+}
+
+impl Augment {
+    /// Shifts by up to 4 pixels and mirrors: the published choice for CIFAR-10.
+    pub const PUBLISHED: Self = Self { shift: 4, flip: true };
+
+    /// One varied copy of a picture (`[h][w][c]`).
+    pub fn apply(&self, s: Shape, x: &[f32], rng: &mut Rng, to: &mut [f32]) {
+        let (h, w, c) = (s.h as usize, s.w as usize, s.c as usize);
+        let span = 2 * self.shift + 1;
+        let (dy, dx) = (rng.below(span), rng.below(span));
+        let mirrored = self.flip && rng.bits() & 1 == 1;
+        for y in 0..h {
+            let row = &mut to[y * w * c..][..w * c];
+            let from = (y + dy).wrapping_sub(self.shift);
+            if from >= h {
+                row.fill(0.0);
+                continue;
+            }
+            for (i, pixel) in row.chunks_exact_mut(c).enumerate() {
+                let i = if mirrored { w - 1 - i } else { i };
+                let at = (i + dx).wrapping_sub(self.shift);
+                if at < w {
+                    pixel.copy_from_slice(&x[(from * w + at) * c..][..c]);
+                } else {
+                    pixel.fill(0.0);
+                }
+            }
+        }
+    }
+}
+
+/// Features from a frozen stem on freshly augmented pictures: augmentation and CutMix in picture space, as published.
+pub struct PictureSource<'s, 'a> {
+    stem: &'s Session<'a>,
+    pictures: &'s [f32],
+    labels: &'s [u32],
+    augment: Augment,
+    varied: Vec<f32>,
+    failed: Option<Error>,
+}
+
+impl<'s, 'a> PictureSource<'s, 'a> {
+    /// Over `labels.len()` pictures (`[n][input]`, NHWC, f32).
+    ///
+    /// # Errors
+    /// [`Error::WrongLength`], [`Error::NotFinite`].
+    pub fn new(stem: &'s Session<'a>, pictures: &'s [f32], labels: &'s [u32], augment: Augment) -> Result<Self> {
+        let needed = labels.len() * stem.net.input().len();
+        if pictures.len() != needed {
+            return Err(Error::WrongLength { needed, given: pictures.len() });
+        }
+        if !pictures.iter().all(|v| v.is_finite()) {
+            return Err(Error::NotFinite);
+        }
+        Ok(Self { stem, pictures, labels, augment, varied: Vec::new(), failed: None })
+    }
+
+    fn picture(&self, i: usize) -> &'s [f32] {
+        let len = self.stem.net.input().len();
+        &self.pictures[i * len..][..len]
+    }
+
+    fn run(&mut self, x: &mut [f32]) {
+        if let Err(e) = self.stem.features(&self.varied, x) {
+            self.failed = Some(e);
+        }
+    }
+}
+
+impl Source for PictureSource<'_, '_> {
+    fn shape(&self) -> Shape {
+        self.stem.net.output()
+    }
+
+    fn labels(&self) -> &[u32] {
+        self.labels
+    }
+
+    fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
+        let len = self.stem.net.input().len();
+        let out = n * self.stem.net.output().len();
+        if let Err(e) = self.stem.features(&self.pictures[first * len..(first + n) * len], &mut x[..out]) {
+            self.failed = Some(e);
+        }
+    }
+
+    fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
+        let s = self.stem.net.input();
+        let (area, keep) = match mix {
+            Some(_) => cutmix_box(s.h as usize, s.w as usize, rng),
+            None => ([0; 4], 1.0),
+        };
+        let mut varied = std::mem::take(&mut self.varied);
+        varied.resize(batch.len() * s.len(), 0.0);
+        let mut other = vec![0.0; s.len()];
+        for (i, (to, &picture)) in varied.chunks_exact_mut(s.len()).zip(batch).enumerate() {
+            self.augment.apply(s, self.picture(picture as usize), rng, to);
+            if let Some(&partner) = mix.and_then(|m| m.get(i)) {
+                self.augment.apply(s, self.picture(partner as usize), rng, &mut other);
+                paste(s, area, &other, to);
+            }
+        }
+        self.varied = varied;
+        self.run(x);
+        keep
+    }
+}
+
+/// Where augmentation happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// The stem runs once on each of this many augmented views of every picture; CutMix on the feature grid.
+    Features {
+        /// Views of each picture, the first one plain; at least 1.
+        views: usize,
+    },
+    /// The stem runs on every augmented batch, as published.
+    Pictures,
+}
+
+/// A new head's parameters.
+#[derive(Clone, Debug)]
+pub struct NewHead {
+    /// Its kind.
+    pub kind: HeadKind,
+    /// Number of classes.
+    pub classes: u32,
+    /// [`crate::artifact::head_params`] values.
+    pub params: Vec<f32>,
+}
+
+/// A source of features, either kind.
+enum Either<'s, 'a> {
+    Bank(FeatureBank<'s>),
+    Pictures(PictureSource<'s, 'a>),
+}
+
+impl Source for Either<'_, '_> {
+    fn shape(&self) -> Shape {
+        match self {
+            Self::Bank(s) => s.shape(),
+            Self::Pictures(s) => s.shape(),
+        }
+    }
+    fn labels(&self) -> &[u32] {
+        match self {
+            Self::Bank(s) => s.labels(),
+            Self::Pictures(s) => s.labels(),
+        }
+    }
+    fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
+        match self {
+            Self::Bank(s) => s.plain(first, n, x),
+            Self::Pictures(s) => s.plain(first, n, x),
+        }
+    }
+    fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
+        match self {
+            Self::Bank(s) => s.batch(batch, mix, rng, x),
+            Self::Pictures(s) => s.batch(batch, mix, rng, x),
+        }
+    }
+}
+
+/// Trains a new head on clean pictures (`[n][input]`, NHWC) over a frozen stem.
+///
+/// # Errors
+/// Those of [`replace::fit`].
+#[allow(clippy::too_many_arguments)]
+pub fn replace_head(
+    stem: &Session<'_>,
+    kind: HeadKind,
+    classes: usize,
+    pictures: &[f32],
+    labels: &[u32],
+    space: Space,
+    augment: Augment,
+    settings: &Settings,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<NewHead> {
+    replace::check_holdout(labels, classes, settings.batch)?;
+    let shape = stem.net.output();
+    let mut bank = Vec::new();
+    let mut source = match space {
+        Space::Pictures => Either::Pictures(PictureSource::new(stem, pictures, labels, augment)?),
+        Space::Features { views } => {
+            let mut pictures = PictureSource::new(stem, pictures, labels, augment)?;
+            bank = vec![0.0; views * labels.len() * shape.len()];
+            let all: Vec<u32> = (0..labels.len() as u32).collect();
+            for (view, features) in bank.chunks_exact_mut(labels.len() * shape.len()).enumerate() {
+                for (part, x) in features.chunks_mut(HEAD_BATCH * shape.len()).enumerate() {
+                    let first = part * HEAD_BATCH;
+                    let n = x.len() / shape.len();
+                    if view == 0 {
+                        pictures.plain(first, n, x);
+                    } else {
+                        let mut rng = Rng::new(settings.seed, (view * labels.len() + first) as u64);
+                        pictures.batch(&all[first..first + n], None, &mut rng, x);
+                    }
+                }
+            }
+            if let Some(e) = pictures.failed {
+                return Err(e);
+            }
+            Either::Bank(FeatureBank::new(&bank, labels, shape, views)?)
+        }
+    };
+    let params = match kind {
+        HeadKind::Linear => train::<Linear>(stem, shape, classes, settings, &mut source, progress)?,
+        HeadKind::Residual => train::<Residual>(stem, shape, classes, settings, &mut source, progress)?,
+    };
+    if let Either::Pictures(PictureSource { failed: Some(e), .. }) = source {
+        return Err(e);
+    }
+    drop(bank);
+    Ok(NewHead { kind, classes: classes as u32, params })
+}
+
+fn train<H: HeadModel>(
+    stem: &Session<'_>,
+    shape: Shape,
+    classes: usize,
+    settings: &Settings,
+    source: &mut Either<'_, '_>,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Vec<f32>> {
+    let head = H::new(shape, classes)?;
+    let mut params = vec![0.0; head.params()];
+    let mut memory = vec![0.0; replace::memory_len(&head, shape, classes, settings.batch)];
+    let mut sums = vec![0.0; head.training_sums()];
+    let mut order = vec![0; 2 * source.labels().len()];
+    replace::fit(
+        &stem.kernels, &head, classes, settings, source, &mut params, &mut memory, &mut sums, &mut order, progress,
+    )?;
+    Ok(params)
+}
