@@ -13,6 +13,8 @@ mod constant;
 mod elementwise;
 pub mod export;
 pub mod graph;
+mod guard;
+mod head;
 pub mod lower;
 mod node;
 pub mod tract;
@@ -23,6 +25,7 @@ mod tests;
 
 pub use export::{OnnxBuilder, export_net, merged, write_file_atomically};
 pub use graph::Model;
+pub use head::defended;
 pub use lower::lower;
 pub use tract::{TractModel, TractState};
 

@@ -1,6 +1,28 @@
-//! s
+//! Trains image classifiers on data that cannot be trusted, and defends them: *Trap and Replace* (arXiv 2210.06428).
+//!
+//! ```text
+//! data -> split -> CleanHoldout -----------------------------------------------+
+//!           |                                                                  |
+//!           +----> attack -> SuspectSet -> trap -> stem.onnx -> replace -> defended.sgm -> report
+//!                     |             (model, nn, engine)                        |
+//!                     +-> Truth, triggered test pictures -> evaluate ----------+
+//! ```
+//!
+//! The networks ([`model`]) are layers on dfdx's tape ([`nn`]) over the kernels of `stemguard-runtime`; an [`engine`] runs
+//! their training steps. Replacing the head, evaluation of the defended model, artifacts and data readers are the runtime's.
+
+#![forbid(unsafe_code)]
 
 pub mod attack;
-pub mod report;
-pub mod split;
+pub mod augment;
+pub mod checkpoint;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod evaluate;
+pub mod model;
 pub mod nn;
+pub mod report;
+pub mod run;
+pub mod split;
+pub mod trap;

@@ -180,7 +180,12 @@ impl Scene {
         let backdrop = mix(first, second, 0.5);
         let sign = Sign::draw(label, backdrop, draw);
         let behind = clutter(draw);
-        let before = (0..2).filter_map(|_| draw.chance(0.4).then(|| occluder(&sign, draw))).collect();
+        let mut before = Vec::new();
+        for _ in 0..2 {
+            if draw.chance(0.35) {
+                before.push(occluder(&sign, draw));
+            }
+        }
         Self {
             sky: [first, second],
             wind: turn(draw, std::f32::consts::PI),
@@ -219,7 +224,7 @@ impl Sign {
             if light { l > 0.55 } else { l < 0.4 }
         });
         let against = if luma(face) > 0.5 { black } else { white };
-        let ink = colour(draw, against, |c| (luma(c) - luma(face)).abs() > 0.22);
+        let ink = colour(draw, against, |c| (luma(c) - luma(face)).abs() > 0.26);
         let border = colour(draw, against, |c| apart(c, backdrop) > 0.3 && apart(c, face) > 0.2);
         let scale = draw.range(0.55, 0.95);
         // A small sign has room to move.
@@ -328,10 +333,10 @@ impl Camera {
     fn draw(draw: &mut Draw) -> Self {
         let noise_seed = u64::from((draw.unit() * (1 << 24) as f32) as u32);
         Self {
-            contrast: draw.range(0.35, 1.1),
+            contrast: draw.range(0.45, 1.1),
             brightness: draw.range(-0.15, 0.15),
             blur: draw.range(-0.1, 0.25).max(0.0),
-            noise: draw.range(0.0, 0.08),
+            noise: draw.range(0.0, 0.06),
             noise_seed,
         }
     }

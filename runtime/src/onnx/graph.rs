@@ -165,10 +165,11 @@ impl Model {
             let mut names = Vec::new();
             names_read(&nodes[i], 0, &mut names);
             for name in names {
-                if let Some(&from) = self.producer.get(name) {
-                    if from < i && wanted.insert(from) {
-                        open.push(from);
-                    }
+                if let Some(&from) = self.producer.get(name)
+                    && from < i
+                    && wanted.insert(from)
+                {
+                    open.push(from);
                 }
             }
         }
@@ -253,10 +254,10 @@ fn picture_input(graph: &pb::GraphProto, constant: &HashMap<String, usize>) -> R
     let [batch, c, h, w] = dims else {
         return Err(fail(format!("it has {} dimensions where [N, C, H, W] is needed", dims.len())));
     };
-    if let Some(Dim::DimValue(n)) = batch.value {
-        if n > 1 {
-            return Err(fail(format!("its batch is fixed at {n}: export it with a free batch or with 1")));
-        }
+    if let Some(Dim::DimValue(n)) = batch.value
+        && n > 1
+    {
+        return Err(fail(format!("its batch is fixed at {n}: export it with a free batch or with 1")));
     }
     let side = |dim: &pb::tensor_shape_proto::Dimension, name: &str| match dim.value {
         Some(Dim::DimValue(v)) if (1..=i64::from(Model::MAX_SIDE)).contains(&v) => Ok(v as u32),
@@ -297,8 +298,16 @@ fn check_graph(graph: &pb::GraphProto, depth: u32) -> Result<(), OnnxError> {
     Ok(())
 }
 
-/// Bounds the attributes that set window sizes, and so memory and time.
+/// Bounds the attributes that set window sizes, and so memory and time, and checks that their lengths agree.
 fn check_windows(node: &pb::NodeProto) -> Result<(), OnnxError> {
+    if node.op_type.contains("Conv") || node.op_type.ends_with("Pool") {
+        let lengths = ["kernel_shape", "strides", "dilations"].map(|name| ints(node, name).map(<[i64]>::len));
+        let pads = ints(node, "pads").map(<[i64]>::len);
+        let sides = lengths.into_iter().chain([pads.map(|n| n / 2)]).flatten();
+        if sides.clone().min() != sides.max() || pads.is_some_and(|n| n % 2 != 0) {
+            return Err(bad(node, "`kernel_shape`, `strides`, `dilations` and `pads` differ in their dimensions"));
+        }
+    }
     for (name, least) in
         [("kernel_shape", 1), ("strides", 1), ("dilations", 1), ("pads", -MAX_WINDOW), ("output_padding", 0)]
     {

@@ -39,7 +39,7 @@ impl TractModel {
         let proto = model.subgraph(cut)?;
         refuse_large(&proto)?;
         let (plan, output) = guarded(|| {
-            let framework = tract_onnx::onnx().with_ignore_value_info(true);
+            let framework = super::guard::framework();
             let typed = framework.model_for_proto_model(&proto)?.into_typed()?;
             let mut total = 0u64;
             for fact in typed.nodes().iter().flat_map(|node| &node.outputs).map(|outlet| &outlet.fact) {

@@ -19,7 +19,7 @@ fn total_variation(s: Shape, r: &[f32], weight: f32, d: &mut [f32]) -> f64 {
     let (w, c) = (s.w as usize, s.c as usize);
     let row = w * c;
     let mut sum = 0.0f64;
-    let mut pair = |i: usize, j: usize, d: &mut [f32]| {
+    let pair = |i: usize, j: usize, d: &mut [f32]| {
         let t = r[i] - r[j];
         d[i] += 2.0 * weight * t;
         d[j] -= 2.0 * weight * t;

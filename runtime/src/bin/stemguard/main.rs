@@ -1,2 +1,108 @@
-//! s
-fn main() {}
+//! The `stemguard` command: packs stems, replaces heads on clean pictures, runs, measures and exports defended models.
+//!
+//! ```text
+//! model.onnx -> pack -> stem.sgm -> replace -> defended.sgm -> eval, infer, run, bench, export
+//! ```
+//!
+//! One file a command. What a command prints goes to standard output; progress, notes and the one line that tells what is
+//! wrong go to standard error. Exit codes: 0 done, 2 bad input or usage, 1 anything else.
+
+mod bench;
+mod eval;
+mod export;
+mod fail;
+mod files;
+mod infer;
+mod inspect;
+mod model;
+mod npy;
+mod pack;
+mod pictures;
+mod replace;
+mod run;
+mod runner;
+mod ui;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use fail::Fail;
+use std::process::ExitCode;
+
+/// The command line.
+#[derive(Parser)]
+#[command(
+    name = "stemguard",
+    version,
+    about = "Replaces the head of a model trained on suspect data, and runs what comes out",
+    after_help = "Exit codes: 0 done, 2 bad input or usage, 1 anything else.\n\
+                  An existing output file is replaced, in one step, once the new one is complete.\n\n\
+                  Example, from a trapped stem to a defended model:\n  \
+                  stemguard pack stem.onnx --out stem.sgm\n  \
+                  stemguard replace stem.sgm --holdout folder:clean --out defended.sgm\n  \
+                  stemguard eval defended.sgm --data folder:test\n  \
+                  stemguard infer defended.sgm photo.jpg",
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+enum Command {
+    /// Tell what a .sgm or .onnx file holds and what it costs to run
+    Inspect(inspect::Args),
+    /// Lower an ONNX stem to a .sgm artifact
+    Pack(pack::Args),
+    /// Run a model on an array of pictures
+    Run(run::Args),
+    /// Train a new head on clean pictures, the stem frozen
+    Replace(replace::Args),
+    /// Measure accuracy on a data set
+    Eval(eval::Args),
+    /// Classify picture files
+    Infer(infer::Args),
+    /// Measure speed on random pictures
+    Bench(bench::Args),
+    /// Write stem and head as one ONNX file
+    Export(export::Args),
+}
+
+impl Command {
+    fn run(self) -> Result<(), Fail> {
+        match self {
+            Self::Inspect(args) => inspect::run(&args),
+            Self::Pack(args) => pack::run(&args),
+            Self::Run(args) => run::run(&args),
+            Self::Replace(args) => replace::run(&args),
+            Self::Eval(args) => eval::run(&args),
+            Self::Infer(args) => infer::run(&args),
+            Self::Bench(args) => bench::run(&args),
+            Self::Export(args) => export::run(&args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => cli.command.run(),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
+            _ => Err(usage(&error)),
+        },
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fail) => fail.report(),
+    }
+}
+
+/// The first paragraph of clap's message.
+fn usage(error: &clap::Error) -> Fail {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    Fail::input(first.strip_prefix("error: ").unwrap_or(first))
+}

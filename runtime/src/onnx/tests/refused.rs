@@ -148,3 +148,40 @@ fn operations_that_ask_for_gigabytes() {
     let model = Model::from_bytes(&b.finish().unwrap()).unwrap();
     says(TractModel::new(&model, None), &["too large"]);
 }
+
+/// Tract reads past the end of a shape of rank 1 here, unless it is checked first.
+#[test]
+fn ranks_tract_does_not_check() {
+    for (op, rank1) in [("BatchNormalization", true), ("Conv", true), ("MaxPool", true), ("AveragePool", false)] {
+        let mut b = OnnxBuilder::new();
+        b.input("images", Shape::new(8, 8, 3));
+        let four = [0.5; 4];
+        let x = b.constant(if rank1 { &[4] } else { &[2, 2] }, &four);
+        let y = match op {
+            "BatchNormalization" => b.batch_norm(&x, &four, &four, &four, &four, 1e-5),
+            "Conv" => {
+                let w = b.constant(&[4, 1, 1, 1], &four);
+                b.node("Conv", vec![x, w], vec![])
+            }
+            _ => b.node(op, vec![x], vec![ints("kernel_shape", [1, 1])]),
+        };
+        let y = b.node("Concat", vec![y.clone(), y], vec![int("axis", 0)]);
+        let pooled = b.global_average_pool("images");
+        let y = b.add(&pooled, &y);
+        b.output(&y, &[]);
+        let model = Model::from_bytes(&b.finish().unwrap()).unwrap();
+        says(TractModel::new(&model, None), &["an input of rank"]);
+        says(lower(&model, None), &["constant"]);
+    }
+}
+
+#[test]
+fn window_attributes_of_different_lengths() {
+    says(
+        changed(|g| {
+            let node = g.node.iter_mut().find(|n| n.op_type == "MaxPool").unwrap();
+            node.attribute.iter_mut().find(|a| a.name == "strides").unwrap().ints.pop();
+        }),
+        &["differ in their dimensions"],
+    );
+}

@@ -1,0 +1,107 @@
+//! `infer`: classifies picture files.
+
+use crate::fail::Fail;
+use crate::model::Loaded;
+use crate::pictures;
+use crate::runner::{Layout, Runner};
+use crate::ui::{self, Common};
+use serde::Serialize;
+use std::path::PathBuf;
+use stemguard_runtime::metrics::softmax;
+
+/// Pictures that go through the model together.
+const BATCH: usize = 64;
+
+/// Classify picture files.
+///
+/// PNG, JPEG and PPM files are resized to the model's input. Pictures are classified in order; the first unreadable one ends
+/// the command.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    stemguard infer defended.sgm photo.jpg\n  \
+    stemguard infer defended.sgm --top 5 --json *.png")]
+pub(crate) struct Args {
+    /// The model: .sgm with a head, or an ONNX classifier
+    model: PathBuf,
+    /// Picture files
+    #[arg(required = true, value_name = "PICTURE")]
+    pictures: Vec<PathBuf>,
+    /// How many classes to tell, the most probable first
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What `--json` prints for one picture.
+#[derive(Serialize)]
+struct Report<'a> {
+    picture: String,
+    top: Vec<Answer<'a>>,
+}
+
+/// One class and how probable it is.
+#[derive(Serialize)]
+struct Answer<'a> {
+    class: usize,
+    label: Option<&'a str>,
+    probability: f32,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<(), Fail> {
+    let model = Loaded::open(&args.model, None)?;
+    let runner = Runner::best(&model, &args.common.kernels())?;
+    let classes = classes_of(&model, &runner)?;
+    let labels: Vec<&str> = model.parts().map(|parts| parts.labels().collect()).unwrap_or_default();
+    let shape = runner.input();
+    pictures::check_channels(&args.model, shape)?;
+    for files in args.pictures.chunks(BATCH) {
+        let (mut x, mut logits) = (vec![0.0; files.len() * shape.len()], vec![0.0; files.len() * classes]);
+        for (file, x) in files.iter().zip(x.chunks_exact_mut(shape.len())) {
+            pictures::read(file, shape, x)?;
+        }
+        runner.run_as(Layout::Hwc, &x, &mut logits)?;
+        for (file, logits) in files.iter().zip(logits.chunks_exact_mut(classes)) {
+            if logits.iter().any(|v| !v.is_finite()) {
+                return Err(Fail::at(file, "the model's answer is not finite"));
+            }
+            softmax(logits);
+            let mut order: Vec<usize> = (0..classes).collect();
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+            let top = order.into_iter().take(args.top as usize);
+            let top: Vec<Answer<'_>> = top
+                .map(|class| Answer { class, label: labels.get(class).copied(), probability: logits[class] })
+                .collect();
+            print(args, file.display().to_string(), top)?;
+        }
+    }
+    Ok(())
+}
+
+fn print(args: &Args, picture: String, top: Vec<Answer<'_>>) -> Result<(), Fail> {
+    if args.common.json {
+        return ui::json(&Report { picture, top });
+    }
+    let answers: Vec<String> = top
+        .iter()
+        .map(|a| match a.label {
+            Some(label) => format!("{label} {:.4}", a.probability),
+            None => format!("class {} {:.4}", a.class, a.probability),
+        })
+        .collect();
+    ui::line(format_args!("{picture}: {}", answers.join(", ")))
+}
+
+/// The number of classes a model tells apart: an artifact needs a head, any output must be a vector.
+pub(crate) fn classes_of(model: &Loaded, runner: &Runner<'_>) -> Result<usize, Fail> {
+    let classes = runner.classes();
+    #[cfg(feature = "onnx")]
+    if model.onnx().is_some() {
+        return classes.ok_or_else(|| Fail::at(model.path(), "its output is a feature map, no vector of logits"));
+    }
+    match model.parts()?.head {
+        None => Err(Fail::at(model.path(), "holds a stem without a head: `stemguard replace` trains one")),
+        Some(head) => Ok(classes.unwrap_or(head.classes as usize)),
+    }
+}

@@ -1,0 +1,296 @@
+//! `inspect`: what a file holds and what it costs.
+
+use crate::fail::Fail;
+use crate::model::{Loaded, head_name, head_spec, multiply_adds};
+use crate::ui::{self, Common, grouped};
+use serde::Serialize;
+use std::path::PathBuf;
+use stemguard_runtime::artifact::{ArtifactParts, HeadKind};
+use stemguard_runtime::error::Result as CoreResult;
+use stemguard_runtime::head::linear::Linear;
+use stemguard_runtime::head::residual::Residual;
+use stemguard_runtime::head::{self, HeadModel};
+use stemguard_runtime::net::Op;
+use stemguard_runtime::replace;
+use stemguard_runtime::shape::Shape;
+
+/// Classes that training memory is told for where a stem knows none.
+const CLASSES: u32 = 10;
+
+/// Tell what a .sgm or .onnx file holds and what it costs to run.
+///
+/// For an artifact: the operations, multiply-adds, and the exact bytes the core needs to run it and to train a head of either
+/// kind. For an ONNX file: inputs, outputs, and whether it lowers to a native net, or why not.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    stemguard inspect defended.sgm\n  \
+    stemguard inspect stem.sgm --batch 16 --holdout-count 200 --json\n  \
+    stemguard inspect model.onnx --tensors")]
+pub(crate) struct Args {
+    /// The file: .sgm or .onnx
+    file: PathBuf,
+    /// Cut an ONNX model at this tensor
+    #[arg(long, value_name = "TENSOR")]
+    at: Option<String>,
+    /// List the tensors an ONNX model can be cut at
+    #[arg(long)]
+    tensors: bool,
+    /// Training memory: pictures a step
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=65536))]
+    batch: u32,
+    /// Training memory: pictures of the holdout
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    holdout_count: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// One operation.
+#[derive(Serialize)]
+struct Operation {
+    number: usize,
+    kind: &'static str,
+    inputs: Vec<[u32; 3]>,
+    output: [u32; 3],
+    weights: u64,
+    multiply_adds: u64,
+}
+
+/// A head in the file.
+#[derive(Serialize)]
+struct HeadReport {
+    kind: &'static str,
+    classes: u32,
+    parameter_bytes: usize,
+    scratch_bytes: usize,
+}
+
+/// Bytes that training a head takes, beside the stem's arena and weights.
+#[derive(Serialize)]
+struct Training {
+    kind: &'static str,
+    /// `replace::memory_len`, 4 bytes each.
+    memory_bytes: u64,
+    /// Sums, 8 bytes each.
+    sums_bytes: u64,
+    /// Order of pictures, twice 4 bytes each.
+    order_bytes: u64,
+    /// The head's parameters.
+    parameter_bytes: u64,
+    /// One plain view of the holdout's features.
+    features_bytes: u64,
+}
+
+/// A net, alone or in an artifact.
+#[derive(Serialize)]
+struct NetReport<'a> {
+    name: &'a str,
+    labels: Vec<&'a str>,
+    provenance: &'a str,
+    /// h, w, c
+    input: [u32; 3],
+    /// h, w, c
+    features: [u32; 3],
+    operations: Vec<Operation>,
+    multiply_adds: u64,
+    weight_bytes: usize,
+    arena_bytes: usize,
+    head: Option<HeadReport>,
+    classes: u32,
+    batch: u32,
+    holdout_count: u32,
+    training: Vec<Training>,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<(), Fail> {
+    let loaded = Loaded::open(&args.file, args.at.as_deref())?;
+    #[cfg(feature = "onnx")]
+    if let Some(file) = loaded.onnx() {
+        return onnx::run(args, &loaded, file);
+    }
+    let parts = loaded.parts()?;
+    let report = net_report(args, &parts)?;
+    if args.common.json {
+        return ui::json(&report);
+    }
+    print(&report)
+}
+
+const fn sides(s: Shape) -> [u32; 3] {
+    [s.h, s.w, s.c]
+}
+
+fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a>, Fail> {
+    let net = parts.stem;
+    let refuse = |e: stemguard_runtime::error::Error| Fail::at(&args.file, e);
+    let operation = |(number, op): (usize, Op)| {
+        let (a, b) = op.inputs();
+        Operation {
+            number,
+            kind: op.name(),
+            inputs: [Some(a), b].into_iter().flatten().map(|slot| sides(slot.shape)).collect(),
+            output: sides(op.output().shape),
+            weights: op.spans().into_iter().flatten().map(|span| u64::from(span.len)).sum(),
+            multiply_adds: multiply_adds(&op),
+        }
+    };
+    let head = match head_spec(parts) {
+        None => None,
+        Some(spec) => Some(HeadReport {
+            kind: head_name(spec.kind),
+            classes: spec.classes,
+            parameter_bytes: 4 * spec.span.len as usize,
+            scratch_bytes: 4 * head::inference_len(&spec, 1).map_err(refuse)?,
+        }),
+    };
+    let labels: Vec<&str> = parts.labels().collect();
+    let classes = match (&head, labels.len()) {
+        (Some(head), _) => head.classes,
+        (None, 0) => CLASSES,
+        (None, known) => known as u32,
+    };
+    let features = net.output();
+    let training = vec![
+        training::<Linear>(HeadKind::Linear, args, features, classes).map_err(refuse)?,
+        training::<Residual>(HeadKind::Residual, args, features, classes).map_err(refuse)?,
+    ];
+    Ok(NetReport {
+        name: parts.name,
+        labels,
+        provenance: parts.provenance,
+        input: sides(net.input()),
+        features: sides(features),
+        operations: net.ops().enumerate().map(operation).collect(),
+        multiply_adds: net.multiply_adds(),
+        weight_bytes: 4 * net.weights().len(),
+        arena_bytes: 4 * net.arena_len(),
+        head,
+        classes,
+        batch: args.batch,
+        holdout_count: args.holdout_count,
+        training,
+    })
+}
+
+fn training<H: HeadModel>(kind: HeadKind, args: &Args, features: Shape, classes: u32) -> CoreResult<Training> {
+    let (count, classes) = (u64::from(args.holdout_count), classes as usize);
+    let head = H::new(features, classes)?;
+    Ok(Training {
+        kind: head_name(kind),
+        memory_bytes: 4 * replace::memory_len(&head, features, classes, args.batch as usize) as u64,
+        sums_bytes: 8 * head.training_sums() as u64,
+        order_bytes: 4 * 2 * count,
+        parameter_bytes: 4 * head.params() as u64,
+        features_bytes: 4 * count * features.len() as u64,
+    })
+}
+
+fn by([h, w, c]: [u32; 3]) -> String {
+    format!("{h}x{w}x{c}")
+}
+
+fn print(r: &NetReport<'_>) -> Result<(), Fail> {
+    ui::line(format_args!("name          {}", r.name))?;
+    if !r.labels.is_empty() {
+        ui::line(format_args!("labels        {}", r.labels.join(", ")))?;
+    }
+    if !r.provenance.is_empty() {
+        ui::line(format_args!("provenance    {}", r.provenance))?;
+    }
+    ui::line(format_args!("input         {}", by(r.input)))?;
+    ui::line(format_args!("features      {}", by(r.features)))?;
+    match &r.head {
+        None => ui::line("head          none")?,
+        Some(head) => ui::line(format_args!("head          {}, {} classes", head.kind, head.classes))?,
+    }
+    ui::line(format_args!("work          {} multiply-adds a picture, without head", grouped(r.multiply_adds)))?;
+    let row = |number: &str, kind: &str, inputs: &str, output: &str, weights: &str, work: &str| {
+        ui::line(format!("{number:>4} {kind:15} {inputs:24} {output:14} {weights:>10} {work:>14}").trim_end())
+    };
+    ui::line("")?;
+    row("op", "kind", "inputs", "output", "weights", "multiply-adds")?;
+    for op in &r.operations {
+        let inputs: Vec<String> = op.inputs.iter().map(|&shape| by(shape)).collect();
+        let (weights, work) = (grouped(op.weights), grouped(op.multiply_adds));
+        row(&op.number.to_string(), op.kind, &inputs.join(" "), &by(op.output), &weights, &work)?;
+    }
+    ui::line("\nbytes to run one picture")?;
+    let bytes = |what: &str, n: u64| ui::line(format_args!("  {what:20} {:>15}", grouped(n)));
+    bytes("arena", r.arena_bytes as u64)?;
+    bytes("weights", r.weight_bytes as u64)?;
+    if let Some(head) = &r.head {
+        bytes("head parameters", head.parameter_bytes as u64)?;
+        bytes("head scratch", head.scratch_bytes as u64)?;
+    }
+    let (batch, count, classes) = (r.batch, r.holdout_count, r.classes);
+    for t in &r.training {
+        let kind = t.kind;
+        ui::line(format_args!("\nbytes to train a {kind} head: batch {batch}, {count} pictures, {classes} classes"))?;
+        bytes("memory", t.memory_bytes)?;
+        bytes("sums", t.sums_bytes)?;
+        bytes("order", t.order_bytes)?;
+        bytes("parameters", t.parameter_bytes)?;
+        bytes("features, one view", t.features_bytes)?;
+    }
+    Ok(())
+}
+
+#[cfg(feature = "onnx")]
+mod onnx {
+    use super::{Args, NetReport, net_report, print, sides};
+    use crate::fail::Fail;
+    use crate::model::{Loaded, OnnxFile};
+    use crate::ui;
+    use serde::Serialize;
+
+    /// An ONNX file.
+    #[derive(Serialize)]
+    struct Report<'a> {
+        producer: &'a str,
+        opset: i64,
+        input: &'a str,
+        /// h, w, c
+        input_shape: [u32; 3],
+        outputs: &'a [String],
+        /// How many tensors the nodes compute.
+        computed: usize,
+        /// Whether the native backend runs it.
+        lowers: bool,
+        why_not: Option<String>,
+        net: Option<NetReport<'a>>,
+        tensors: Option<Vec<&'a str>>,
+    }
+
+    /// Tells about an ONNX file.
+    pub(super) fn run(args: &Args, loaded: &Loaded, file: &OnnxFile) -> Result<(), Fail> {
+        let parts = loaded.parts().ok();
+        let model = &file.model;
+        let report = Report {
+            producer: model.producer_name(),
+            opset: model.opset(),
+            input: model.input_name(),
+            input_shape: sides(model.input_shape()),
+            outputs: model.output_names(),
+            computed: model.tensor_names().count(),
+            lowers: parts.is_some(),
+            why_not: loaded.why_not_native(),
+            net: parts.as_ref().map(|parts| net_report(args, parts)).transpose()?,
+            tensors: args.tensors.then(|| model.tensor_names().collect()),
+        };
+        if args.common.json {
+            return ui::json(&report);
+        }
+        let [h, w, c] = report.input_shape;
+        ui::line(format_args!("producer      {}, opset {}", report.producer, report.opset))?;
+        ui::line(format_args!("onnx input    {} [N, {c}, {h}, {w}]", report.input))?;
+        ui::line(format_args!("onnx outputs  {}", report.outputs.join(", ")))?;
+        ui::line(format_args!("computed      {} tensors", report.computed))?;
+        match &report.why_not {
+            None => ui::line("lowers        yes")?,
+            Some(why) => ui::line(format_args!("lowers        no: {why}"))?,
+        }
+        report.tensors.iter().flatten().try_for_each(|name| ui::line(format_args!("tensor        {name}")))?;
+        report.net.as_ref().map_or(Ok(()), print)
+    }
+}

@@ -1,0 +1,258 @@
+//! Opening a model file, `.sgm` or `.onnx`, and bounding what running it would take.
+
+use crate::fail::Fail;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use stemguard_runtime::artifact::{self, AlignedBytes, Artifact, ArtifactParts, HEADER_LEN, HeadKind, HeadSpec};
+use stemguard_runtime::error::Error;
+use stemguard_runtime::head;
+use stemguard_runtime::net::{Net, Op, Span};
+#[cfg(feature = "onnx")]
+use stemguard_runtime::{
+    net::OwnedNet,
+    onnx::{self, OnnxError, TractModel},
+};
+
+/// The largest artifact read, in bytes: 4 GiB.
+const MAX_FILE: u64 = 4 << 30;
+/// The most bytes of arena, or of memory for a head, a model may ask for: 4 GiB.
+const MAX_MEMORY: u64 = 4 << 30;
+/// The most multiply-adds, pooling counted too, one picture may take.
+const MAX_WORK: u64 = 1_000_000_000_000;
+/// Pictures that go through a head together.
+const HEAD_BATCH: usize = 64;
+
+/// A model file, read and checked.
+pub(crate) struct Loaded {
+    path: PathBuf,
+    content: Content,
+}
+
+/// What was in it.
+enum Content {
+    Artifact(AlignedBytes),
+    #[cfg(feature = "onnx")]
+    Onnx(Box<OnnxFile>),
+}
+
+/// An ONNX file, and the net it lowers to, or why it does not.
+#[cfg(feature = "onnx")]
+pub(crate) struct OnnxFile {
+    /// The file.
+    pub(crate) model: onnx::Model,
+    /// Where it is cut; without, at its single output.
+    pub(crate) at: Option<String>,
+    /// The net.
+    pub(crate) net: Result<OwnedNet, OnnxError>,
+    /// The net's name: that of the file.
+    name: String,
+}
+
+impl Loaded {
+    /// Opens a file; `at` names the tensor an ONNX file is cut at. What a file is, its first bytes and its name tell.
+    pub(crate) fn open(path: &Path, at: Option<&str>) -> Result<Self, Fail> {
+        let mut file = File::open(path).map_err(|e| Fail::at(path, e))?;
+        let mut header = [0; HEADER_LEN];
+        let got = fill(&mut file, &mut header).map_err(|e| Fail::at(path, e))?;
+        let header = &header[..got];
+        if header.starts_with(&artifact::MAGIC) || path.extension().is_some_and(|e| e == "sgm") {
+            if at.is_some() {
+                return Err(Fail::at(path, "`--at` names a tensor of an ONNX file, and this is an artifact"));
+            }
+            let bytes = read_artifact(path, file, header)?;
+            Artifact::new_checked(&bytes).map_err(|e| Fail::at(path, e))?;
+            return Ok(Self { path: path.into(), content: Content::Artifact(bytes) });
+        }
+        Self::open_onnx(path, at)
+    }
+
+    #[cfg(feature = "onnx")]
+    fn open_onnx(path: &Path, at: Option<&str>) -> Result<Self, Fail> {
+        let model = onnx::Model::from_file(path).map_err(|e| onnx_fail(path, &e))?;
+        let net = onnx::lower(&model, at);
+        if let Err(e @ OnnxError::UnknownTensor { .. }) = &net {
+            return Err(Fail::at(path, format!("`--at`: {e}")));
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let file = OnnxFile { model, at: at.map(str::to_string), net, name };
+        Ok(Self { path: path.into(), content: Content::Onnx(Box::new(file)) })
+    }
+
+    #[cfg(not(feature = "onnx"))]
+    fn open_onnx(path: &Path, _: Option<&str>) -> Result<Self, Fail> {
+        let lacks = match Fail::lacks("ONNX", "onnx") {
+            Fail::Input(text) => text,
+            other => return Err(other),
+        };
+        Err(Fail::at(path, format!("not a .sgm artifact, and {lacks}")))
+    }
+
+    /// The file's path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The ONNX file, where it is one.
+    #[cfg(feature = "onnx")]
+    pub(crate) fn onnx(&self) -> Option<&OnnxFile> {
+        match &self.content {
+            Content::Artifact(_) => None,
+            Content::Onnx(file) => Some(file),
+        }
+    }
+
+    /// What the native backend runs: the artifact, or the net an ONNX file lowers to. Nothing absurdly large comes out.
+    pub(crate) fn native(&self) -> Result<ArtifactParts<'_>, Fail> {
+        let parts = self.parts()?;
+        bounded(&self.path, &parts)?;
+        Ok(parts)
+    }
+
+    /// As [`Loaded::native`], of any size.
+    pub(crate) fn parts(&self) -> Result<ArtifactParts<'_>, Fail> {
+        match &self.content {
+            Content::Artifact(bytes) => {
+                Artifact::new_checked(bytes).map(|a| a.parts()).map_err(|e| Fail::at(&self.path, e))
+            }
+            #[cfg(feature = "onnx")]
+            Content::Onnx(file) => match &file.net {
+                Ok(net) => {
+                    let (name, stem) = (&file.name[..], net.as_net());
+                    Ok(ArtifactParts { name, labels: "", provenance: "", stem, head: None })
+                }
+                Err(e) => Err(onnx_fail(&self.path, e)),
+            },
+        }
+    }
+
+    /// Why the native backend cannot run the file; `None` where it can.
+    #[cfg(feature = "onnx")]
+    pub(crate) fn why_not_native(&self) -> Option<String> {
+        self.onnx().and_then(|file| file.net.as_ref().err()).map(ToString::to_string)
+    }
+
+    /// What tract runs: the ONNX file as it is, or the artifact written as one.
+    #[cfg(feature = "onnx")]
+    pub(crate) fn tract(&self) -> Result<TractModel, Fail> {
+        let planned = match &self.content {
+            Content::Artifact(_) => {
+                let parts = self.native()?;
+                onnx::defended(&parts).and_then(|b| onnx::Model::from_bytes(&b)).and_then(|m| TractModel::new(&m, None))
+            }
+            Content::Onnx(file) => {
+                if file.net.is_ok() {
+                    self.native()?;
+                }
+                TractModel::new(&file.model, file.at.as_deref())
+            }
+        };
+        planned.map_err(|e| match self.why_not_native() {
+            Some(why) => Fail::at(&self.path, format!("{why}; and through {e}")),
+            None => onnx_fail(&self.path, &e),
+        })
+    }
+}
+
+/// An ONNX error with the file it is about.
+#[cfg(feature = "onnx")]
+pub(crate) fn onnx_fail(path: &Path, error: &OnnxError) -> Fail {
+    match error {
+        OnnxError::File { .. } => Fail::input(error),
+        _ => Fail::at(path, error),
+    }
+}
+
+/// Reads up to the end of the buffer or of the file; how many bytes there were.
+fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut got = 0;
+    while got < buffer.len() {
+        match file.read(&mut buffer[got..]) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(got)
+}
+
+/// Reads the rest of an artifact behind its header. Memory is taken only for a length the file has.
+fn read_artifact(path: &Path, mut file: File, header: &[u8]) -> Result<AlignedBytes, Fail> {
+    let refuse = |e: Error| Fail::at(path, e);
+    let system = |e: io::Error| Fail::at(path, e);
+    let declared = artifact::declared_len(header).map_err(refuse)?;
+    let meta = file.metadata().map_err(system)?;
+    if meta.is_file() && meta.len() < declared {
+        return Err(Fail::at(path, format!("truncated: {} bytes where {declared} are needed", meta.len())));
+    }
+    if declared > MAX_FILE {
+        return Err(Fail::at(path, format!("an artifact of {declared} bytes is larger than 4 GiB")));
+    }
+    let mut bytes = AlignedBytes::zeroed(declared as usize);
+    bytes[..header.len()].copy_from_slice(header);
+    let got = header.len() + fill(&mut file, &mut bytes[header.len()..]).map_err(system)?;
+    if (got as u64) < declared {
+        return Err(Fail::at(path, format!("truncated: {got} bytes where {declared} are needed")));
+    }
+    match fill(&mut file, &mut [0]).map_err(system)? {
+        0 => Ok(bytes),
+        _ => Err(Fail::at(path, format!("bytes follow the {declared} bytes of the artifact"))),
+    }
+}
+
+/// Refuses a model that would take absurd memory or time.
+fn bounded(path: &Path, parts: &ArtifactParts<'_>) -> Result<(), Fail> {
+    let net = parts.stem;
+    let arena = 4 * net.arena_len() as u64;
+    if arena > MAX_MEMORY {
+        return Err(Fail::at(path, format!("its arena of {arena} bytes is larger than 4 GiB")));
+    }
+    let work = work(&net);
+    if work > MAX_WORK {
+        return Err(Fail::at(path, format!("{work} multiply-adds a picture are more than the limit of 10^12")));
+    }
+    if let Some(spec) = head_spec(parts) {
+        let scratch = head::inference_len(&spec, HEAD_BATCH).map_err(|e| Fail::at(path, e))?;
+        let bytes = 4 * (scratch as u64 + (HEAD_BATCH * spec.features.len()) as u64);
+        if bytes > MAX_MEMORY {
+            return Err(Fail::at(path, format!("its head takes {bytes} bytes of memory, more than 4 GiB")));
+        }
+    }
+    Ok(())
+}
+
+/// The head's kind and sizes; its parameters are counted from 0.
+pub(crate) fn head_spec(parts: &ArtifactParts<'_>) -> Option<HeadSpec> {
+    let head = parts.head?;
+    let span = Span { at: 0, len: u32::try_from(head.params.len()).ok()? };
+    Some(HeadSpec { kind: head.kind, features: parts.stem.output(), classes: head.classes, span })
+}
+
+/// The name of a kind of head, as flags and JSON spell it.
+pub(crate) const fn head_name(kind: HeadKind) -> &'static str {
+    match kind {
+        HeadKind::Linear => "linear",
+        HeadKind::Residual => "residual",
+    }
+}
+
+/// Multiply-adds of one operation, for one picture.
+pub(crate) fn multiply_adds(op: &Op) -> u64 {
+    match op {
+        Op::Conv { weight, y, .. } => u64::from(weight.len) * u64::from(y.shape.h) * u64::from(y.shape.w),
+        Op::Linear { weight, .. } => u64::from(weight.len),
+        _ => 0,
+    }
+}
+
+/// Multiply-adds of a net, and the elements its pooling windows read.
+fn work(net: &Net<'_>) -> u64 {
+    let pooled = net.ops().map(|op| match op {
+        Op::MaxPool { y, window, .. } | Op::AvgPool { y, window, .. } => {
+            (y.shape.len() as u64).saturating_mul(u64::from(window.kernel[0]) * u64::from(window.kernel[1]))
+        }
+        _ => 0,
+    });
+    pooled.fold(net.multiply_adds(), u64::saturating_add)
+}

@@ -1,0 +1,306 @@
+//! `replace`: a new head on clean pictures.
+
+use crate::fail::Fail;
+use crate::ui::Common;
+use std::path::PathBuf;
+
+/// Train a new head on clean pictures, the stem frozen.
+///
+/// Stage 2 of Trap and Replace (arXiv 2210.06428): any head the model had is dropped, and a new one is trained from scratch on
+/// the holdout, pictures known to be clean. Every class must be there, and at least one batch. The result holds the stem, the
+/// new head, and the class names of the holdout.
+///
+/// Pictures are resized to the stem's input. While training, they are shifted and mirrored; mirroring is off for gtsrb and
+/// signs, where it turns some classes into others.
+#[derive(clap::Args)]
+#[cfg_attr(not(feature = "data"), allow(dead_code))]
+#[command(after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
+    behind one picks a part. The training part is taken for --holdout, the test part for --validate, where there is one.\n\n\
+    Defaults: 100 epochs, batch 64, label smoothing 0.1. Residual head: weight decay 5e-4, dropout 0.5, CutMix, learning rate \
+    0.01 in feature space and 0.03 in picture space, as published. Linear head: learning rate 0.01, weight decay 1e-3, no \
+    dropout, no CutMix.\n\n\
+    Examples:\n  \
+    stemguard replace stem.sgm --holdout folder:clean --out defended.sgm\n  \
+    stemguard replace model.onnx --at /layer3/Add_output_0 --holdout cifar10:data@test --space pictures --out defended.sgm\n  \
+    stemguard replace stem.sgm --holdout signs:600 --validate signs:600 --head linear --epochs 30 --out small.sgm")]
+pub(crate) struct Args {
+    /// The stem: .sgm, or .onnx
+    stem: PathBuf,
+    /// Cut an ONNX model at this tensor
+    #[arg(long, value_name = "TENSOR")]
+    at: Option<String>,
+    /// Clean pictures
+    #[arg(long, value_name = "SPEC")]
+    holdout: String,
+    /// Where the defended artifact goes
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Kind of head
+    #[arg(long, value_enum, default_value = "residual")]
+    head: Kind,
+    /// Passes over the holdout
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+    /// Pictures a step
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Learning rate at the start
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f32>,
+    /// L2 weight decay
+    #[arg(long, value_name = "DECAY")]
+    weight_decay: Option<f32>,
+    /// Label smoothing
+    #[arg(long, value_name = "SHARE")]
+    smoothing: Option<f32>,
+    /// Dropout at the head
+    #[arg(long, value_name = "SHARE")]
+    dropout: Option<f32>,
+    /// Do not mix pairs of pictures
+    #[arg(long)]
+    no_cutmix: bool,
+    /// Seed of everything random in training
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Where pictures are varied: on cached features of a few views (fast), or before the stem at every step (as published)
+    #[arg(long, value_enum, default_value = "features")]
+    space: SpaceChoice,
+    /// Views of each picture in feature space, the first one plain
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    views: u32,
+    /// Shift pictures by up to N pixels
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    shift: u32,
+    /// Do not mirror pictures (already off for gtsrb and signs)
+    #[arg(long)]
+    no_flip: bool,
+    /// Measure ACC on this data set afterwards
+    #[arg(long, value_name = "SPEC")]
+    validate: Option<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// A kind of head as a flag names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// Pooled features and one linear layer: for microcontrollers
+    Linear,
+    /// The published light head
+    Residual,
+}
+
+/// Where augmentation happens, as a flag names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum SpaceChoice {
+    /// Views cached as features
+    Features,
+    /// Pictures, at every step
+    Pictures,
+}
+
+/// Runs the command.
+#[cfg(not(feature = "data"))]
+pub(crate) fn run(_: &Args) -> Result<(), Fail> {
+    Err(Fail::lacks("data-set readers", "data"))
+}
+
+#[cfg(feature = "data")]
+pub(crate) use full::run;
+
+#[cfg(feature = "data")]
+mod full {
+    use super::{Args, Kind, SpaceChoice};
+    use crate::eval::{self, Score};
+    use crate::fail::Fail;
+    use crate::model::{Loaded, head_name};
+    use crate::pictures::check_channels;
+    use crate::runner::Runner;
+    use crate::{files, ui};
+    use serde::Serialize;
+    use std::time::Instant;
+    use stemguard_runtime::artifact::{ArtifactParts, HeadKind, HeadParts, to_vec};
+    use stemguard_runtime::data::{Part, Pictures, Source, Spec};
+    use stemguard_runtime::error::Error;
+    use stemguard_runtime::replace::{Settings, check_holdout};
+    use stemguard_runtime::session::{Augment, Session, Space, replace_head};
+    use stemguard_runtime::shape::Shape;
+
+    /// The most bytes of pictures and cached features: 32 GiB.
+    const MAX_BYTES: u64 = 32 << 30;
+
+    /// What `--json` prints.
+    #[derive(Serialize)]
+    struct Report {
+        head: &'static str,
+        classes: usize,
+        pictures: usize,
+        epochs: u32,
+        loss: f32,
+        seconds: f64,
+        pictures_per_second: f64,
+        acc: Option<f64>,
+        out: String,
+    }
+
+    /// Runs the command.
+    pub(crate) fn run(args: &Args) -> Result<(), Fail> {
+        files::check_output(&args.out)?;
+        let holdout = eval::parse("--holdout", &args.holdout)?;
+        let validate = args.validate.as_deref().map(|spec| eval::parse("--validate", spec)).transpose()?;
+        let (kind, settings) = settings(args);
+        let model = Loaded::open(&args.stem, args.at.as_deref())?;
+        let parts = model.native()?;
+        let input = parts.stem.input();
+        check_channels(&args.stem, input)?;
+        let kernels = args.common.kernels();
+
+        let clean = eval::load(&holdout, input, Part::Train)?;
+        let classes = clean.classes.len();
+        check(args, &settings, &clean)?;
+        let labels = labels(&parts, &clean, &args.holdout)?;
+        let measured = validate.as_ref().map(|spec| eval::load(spec, input, Part::Test)).transpose()?;
+
+        let views = match args.space {
+            SpaceChoice::Features => args.views as usize,
+            SpaceChoice::Pictures => 0,
+        };
+        let x = pictures(args, &clean, parts.stem.output(), views)?;
+        let space = if views > 0 { Space::Features { views } } else { Space::Pictures };
+        let augment = Augment { shift: args.shift as usize, flip: !args.no_flip && mirrors(&holdout) };
+        let stem = Session::of_net(parts.stem, kernels.clone());
+        let (bar, start) = (ui::bar(settings.epochs.into(), "replace"), Instant::now());
+        bar.tick();
+        let mut loss = 0.0;
+        let mut progress = |p: stemguard_runtime::replace::Progress| {
+            loss = p.loss;
+            bar.set_position(p.epoch.into());
+            bar.set_message(format!("loss {:.4}", p.loss));
+            true
+        };
+        let trained =
+            replace_head(&stem, kind, classes, &x, &clean.labels, space, augment, &settings, &mut progress);
+        bar.finish_and_clear();
+        let new = trained.map_err(|e| match e {
+            Error::NotFinite => Fail::at(
+                &args.stem,
+                "features or loss became NaN or infinite: lower --lr, or the stem does not suit these pictures",
+            ),
+            e => Fail::at(&args.stem, e),
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+
+        let head = HeadParts { kind, classes: new.classes, params: &new.params };
+        let provenance = provenance(&parts, args, &settings, &holdout, clean.len(), head_name(kind));
+        let defended = ArtifactParts { labels: &labels, provenance: &provenance, head: Some(head), ..parts };
+        let acc = match (&measured, &args.validate) {
+            (Some(pictures), Some(spec)) => {
+                let session = Session::of_artifact(&defended, kernels).map_err(|e| Fail::at(&args.stem, e))?;
+                Some(Score::of(&Runner::Native(session), classes, pictures, spec)?.acc())
+            }
+            _ => None,
+        };
+        let bytes = to_vec(&defended).map_err(|e| Fail::at(&args.stem, e))?;
+        files::write(&args.out, &bytes)?;
+
+        let pictures_per_second = clean.len() as f64 * f64::from(settings.epochs) / seconds.max(1e-9);
+        let (out, epochs) = (args.out.display().to_string(), settings.epochs);
+        if args.common.json {
+            let (head, pictures) = (head_name(kind), clean.len());
+            return ui::json(&Report {
+                head, classes, pictures, epochs, loss, seconds, pictures_per_second, acc, out,
+            });
+        }
+        ui::line(format_args!(
+            "{out}: {} head, {classes} classes, {} pictures, {epochs} epochs",
+            head_name(kind),
+            clean.len()
+        ))?;
+        ui::line(format_args!("loss {loss:.4}, {seconds:.1} s, {pictures_per_second:.0} pictures/s"))?;
+        acc.map_or(Ok(()), |acc| ui::line(format_args!("ACC {acc:.4} on {}", args.validate.as_deref().unwrap_or_default())))
+    }
+
+    /// The settings asked for, on top of the defaults of the head and the space.
+    fn settings(args: &Args) -> (HeadKind, Settings) {
+        let (kind, base) = match (args.head, args.space) {
+            (Kind::Linear, _) => (HeadKind::Linear, Settings::LINEAR),
+            (Kind::Residual, SpaceChoice::Features) => (HeadKind::Residual, Settings::CACHED),
+            (Kind::Residual, SpaceChoice::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
+        };
+        let settings = Settings {
+            epochs: args.epochs.unwrap_or(base.epochs),
+            batch: args.batch.unwrap_or(base.batch),
+            rate: args.lr.unwrap_or(base.rate),
+            decay: args.weight_decay.unwrap_or(base.decay),
+            smoothing: args.smoothing.unwrap_or(base.smoothing),
+            cutmix: base.cutmix && !args.no_cutmix,
+            dropout: args.dropout.unwrap_or(base.dropout),
+            seed: args.seed,
+        };
+        (kind, settings)
+    }
+
+    /// Whether mirroring leaves the classes of a data set what they are.
+    fn mirrors(spec: &Spec) -> bool {
+        !matches!(spec.source, Source::Gtsrb(_) | Source::Signs(_))
+    }
+
+    /// What must hold of the holdout before anything is computed; a class is told by its name.
+    fn check(args: &Args, settings: &Settings, clean: &Pictures) -> Result<(), Fail> {
+        check_holdout(&clean.labels, clean.classes.len(), settings.batch).map_err(|e| match e {
+            Error::ClassAbsent(class) => {
+                let name = clean.classes.get(class as usize).map_or("", |name| name);
+                Fail::input(format!("--holdout {}: no picture of class {class} (`{name}`)", args.holdout))
+            }
+            e => Fail::input(format!("--holdout {}: {e}", args.holdout)),
+        })
+    }
+
+    /// The class names as an artifact keeps them. Where the data set only numbers its classes, those of the stem stay.
+    fn labels(parts: &ArtifactParts<'_>, clean: &Pictures, holdout: &str) -> Result<String, Fail> {
+        let numbered = clean.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
+        if numbered && parts.labels().count() == clean.classes.len() {
+            return Ok(parts.labels.to_string());
+        }
+        if let Some(name) = clean.classes.iter().find(|name| name.contains('\n')) {
+            return Err(Fail::input(format!("--holdout {holdout}: a line break in the class name `{name}`")));
+        }
+        Ok(clean.classes.join("\n"))
+    }
+
+    /// The holdout as `[n][h][w][3]`, 0..=1, if it and its features fit.
+    fn pictures(args: &Args, clean: &Pictures, features: Shape, views: usize) -> Result<Vec<f32>, Fail> {
+        let (n, len) = (clean.len() as u64, clean.shape().len());
+        let bytes = 4 * n * (len as u64 + (views * features.len()) as u64);
+        if bytes > MAX_BYTES {
+            let why = format!("pictures and {views} views of features take {bytes} bytes, more than 32 GiB");
+            return Err(Fail::input(format!("--holdout {}: {why}: fewer --views, or --space pictures", args.holdout)));
+        }
+        let all: Vec<usize> = (0..clean.len()).collect();
+        let mut x = vec![0.0; clean.len() * len];
+        clean.to_f32(&all, &mut x).map_err(|e| Fail::Other(e.to_string()))?;
+        Ok(x)
+    }
+
+    /// How the head came about; the same run gives the same text.
+    fn provenance(
+        parts: &ArtifactParts<'_>,
+        args: &Args,
+        settings: &Settings,
+        holdout: &Spec,
+        n: usize,
+        head: &str,
+    ) -> String {
+        let kind = holdout.to_string();
+        let kind = kind.split(':').next().unwrap_or_default();
+        let space = match args.space {
+            SpaceChoice::Features => format!("{} cached views", args.views),
+            SpaceChoice::Pictures => "fresh views".into(),
+        };
+        let stem = parts.provenance.split("; head: ").next().unwrap_or_default();
+        format!(
+            "{stem}; head: {head}, {n} clean pictures ({kind}), {} epochs of batch {}, {space}, seed {}",
+            settings.epochs, settings.batch, settings.seed
+        )
+    }
+}

@@ -1,0 +1,77 @@
+//! What commands share on the terminal: common flags, output, progress.
+
+use crate::fail::Fail;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::fmt::Display;
+use std::io::{self, Write};
+use stemguard_runtime::kernels::simd::Simd;
+
+/// Flags every command takes.
+#[derive(clap::Args)]
+pub(crate) struct Common {
+    /// Print one JSON object a line instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Threads to use [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
+impl Common {
+    /// The fast kernels on the threads asked for.
+    pub(crate) fn kernels(&self) -> Simd {
+        let threads = self.threads.map_or(0, usize::from);
+        // Readers of data sets use the global pool. It can be set once a process, and is.
+        #[cfg(feature = "parallel")]
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        Simd::new(threads)
+    }
+}
+
+/// Prints one line of text to standard output.
+pub(crate) fn line(text: impl Display) -> Result<(), Fail> {
+    written(writeln!(io::stdout().lock(), "{text}"))
+}
+
+/// Prints one JSON object to standard output, on one line.
+pub(crate) fn json(value: &impl Serialize) -> Result<(), Fail> {
+    let text = serde_json::to_string(value).map_err(|e| Fail::Other(format!("JSON: {e}")))?;
+    line(text)
+}
+
+fn written(outcome: io::Result<()>) -> Result<(), Fail> {
+    outcome.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Fail::Pipe,
+        _ => Fail::Other(format!("standard output: {error}")),
+    })
+}
+
+/// Tells something that is not the result, on standard error.
+pub(crate) fn note(text: impl Display) {
+    let _ = writeln!(io::stderr(), "stemguard: {text}");
+}
+
+/// A progress bar on standard error; nothing where that is no terminal.
+#[allow(dead_code)]
+pub(crate) fn bar(len: u64, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {eta} {msg}") {
+        bar.set_style(style);
+    }
+    bar.set_prefix(what);
+    bar
+}
+
+/// A number with thousands set apart.
+pub(crate) fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

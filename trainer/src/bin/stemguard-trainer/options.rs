@@ -1,0 +1,201 @@
+//! Options that several commands share.
+
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_trainer::attack::{AttackConfig, AttackKind};
+use stemguard_trainer::config::{Crop, RunConfig, Schedule};
+use stemguard_trainer::engine::Optimizer;
+use stemguard_trainer::error::Failure;
+use stemguard_trainer::model::Architecture;
+
+/// How the command talks and works.
+#[derive(Args, Clone, Debug)]
+pub struct Output {
+    /// One JSON object a line on standard output instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Threads; 0: one for each core. Results do not depend on it.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+}
+
+impl Output {
+    /// The kernels to use.
+    pub fn kernels(&self) -> Simd {
+        Simd::new(self.threads)
+    }
+}
+
+/// On, off, or by data set.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum Flip {
+    /// Off for gtsrb and signs, where mirroring changes the class; on elsewhere.
+    Auto,
+    /// Mirror half of the pictures.
+    On,
+    /// Never mirror.
+    Off,
+}
+
+/// Data set and attack.
+#[derive(Args, Clone, Debug)]
+pub struct Data {
+    /// Data set: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE or signs[:N].
+    #[arg(long, value_name = "SPEC")]
+    pub data: String,
+    /// Picture size, e.g. 32x32; by default as the data set has it.
+    #[arg(long, value_name = "HxW", value_parser = parse_size)]
+    pub size: Option<(usize, usize)>,
+    /// Attack to plant; `stemguard-trainer attacks` lists them.
+    #[arg(long, default_value = "badnet-grid")]
+    pub attack: AttackKind,
+    /// Class that triggered pictures are to be given.
+    #[arg(long, default_value_t = 0, value_name = "CLASS")]
+    pub target: u32,
+    /// Share of the training pictures to poison, 0..1.
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    pub poison_rate: f64,
+    /// A picture (PNG, JPEG, PPM) or .npy to use as trigger in place of the generated one.
+    #[arg(long, value_name = "FILE")]
+    pub trigger: Option<PathBuf>,
+    /// Share of the training pictures held out as clean, 0..1.
+    #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
+    pub holdout: f64,
+    /// Seed of everything random.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+fn parse_size(text: &str) -> Result<(usize, usize), String> {
+    let (h, w) = text.split_once('x').ok_or("rows x columns, as 32x32")?;
+    let side = |s: &str| s.parse::<usize>().ok().filter(|v| (1..=4096).contains(v)).ok_or("sides are within 1..4096");
+    Ok((side(h)?, side(w)?))
+}
+
+/// The network and how it is trained.
+#[derive(Args, Clone, Debug)]
+pub struct Recipe {
+    /// WideResNet depth: 16 or 28.
+    #[arg(long, default_value_t = 16)]
+    pub depth: u32,
+    /// WideResNet width factor.
+    #[arg(long, default_value_t = 1)]
+    pub width: u32,
+    /// Where the stem ends: 4 after group 2, 5 after the first unit of group 3, 6 after group 3.
+    #[arg(long, default_value_t = 5)]
+    pub split: u32,
+    /// Passes over the data.
+    #[arg(long, default_value_t = 200)]
+    pub epochs: u32,
+    /// Pictures a step.
+    #[arg(long, default_value_t = 256)]
+    pub batch: usize,
+    /// Learning rate at the start.
+    #[arg(long, default_value_t = 1e-3)]
+    pub lr: f64,
+    /// L2 weight decay.
+    #[arg(long, default_value_t = 5e-4)]
+    pub weight_decay: f64,
+    /// Optimiser.
+    #[arg(long, value_enum, default_value = "adam")]
+    pub optimizer: OptimizerName,
+    /// Learning-rate schedule.
+    #[arg(long, value_enum, default_value = "cosine")]
+    pub schedule: ScheduleName,
+    /// Weight of the reconstruction's mean squared error.
+    #[arg(long, default_value_t = 10.0)]
+    pub mse: f32,
+    /// Weight of the reconstruction's total variation.
+    #[arg(long, default_value_t = 1.0)]
+    pub tv: f32,
+    /// How training pictures are cropped.
+    #[arg(long, value_enum, default_value = "shift")]
+    pub crop: CropName,
+    /// Padding of the crop, in pixels.
+    #[arg(long, default_value_t = 4)]
+    pub shift: usize,
+    /// Whether to mirror half of the pictures.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub flip: Flip,
+    /// Measure ACC and ASR every so many epochs.
+    #[arg(long, default_value_t = 5, value_name = "EPOCHS")]
+    pub every: u32,
+}
+
+/// Names of the optimisers.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum OptimizerName {
+    /// Adam.
+    Adam,
+    /// SGD with momentum 0.9.
+    Sgd,
+}
+
+/// Names of the schedules.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ScheduleName {
+    /// Half a cosine.
+    Cosine,
+    /// Tenths at a half and three quarters.
+    Step,
+}
+
+/// Names of the crops.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CropName {
+    /// Random crop of the padded picture.
+    Shift,
+    /// Random resized crop.
+    Resized,
+    /// None.
+    None,
+}
+
+/// The configuration that options spell out.
+pub fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConfig, Failure> {
+    let published = RunConfig::published(data.data.clone());
+    let config = RunConfig {
+        size: data.size,
+        attack: AttackConfig {
+            kind: data.attack,
+            target: data.target,
+            rate: data.poison_rate,
+            seed: data.seed,
+            trigger: data.trigger.clone(),
+        },
+        holdout: data.holdout,
+        architecture: Architecture { depth: recipe.depth, width: recipe.width, split: recipe.split },
+        trap,
+        epochs: recipe.epochs,
+        batch: recipe.batch,
+        rate: recipe.lr,
+        decay: recipe.weight_decay,
+        optimizer: match recipe.optimizer {
+            OptimizerName::Adam => Optimizer::Adam,
+            OptimizerName::Sgd => Optimizer::Sgd,
+        },
+        schedule: match recipe.schedule {
+            ScheduleName::Cosine => Schedule::Cosine,
+            ScheduleName::Step => Schedule::Step,
+        },
+        mse: recipe.mse,
+        tv: recipe.tv,
+        crop: match recipe.crop {
+            CropName::Shift => Crop::Shift,
+            CropName::Resized => Crop::Resized,
+            CropName::None => Crop::None,
+        },
+        shift: recipe.shift,
+        flip: match recipe.flip {
+            Flip::Auto => published.flip,
+            Flip::On => true,
+            Flip::Off => false,
+        },
+        seed: data.seed,
+        every: recipe.every,
+        ..published
+    };
+    config.check().map_err(Failure::Input)?;
+    Ok(config)
+}

@@ -1,0 +1,78 @@
+//! Checkpoints: everything a run needs to go on, in one safetensors file, replaced whole after every epoch.
+//!
+//! Names are those of [`crate::model::TrapNet::visit`]; optimiser moments carry the prefix `first.` or `second.`. The header's
+//! metadata holds the epochs and steps done and the fingerprint of the run's configuration.
+
+use crate::engine::State;
+use crate::error::Failure;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Writes a file beside its place, then moves it there: a reader sees the old one or the new one, whole.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    use std::io::Write as _;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".part");
+    let beside = Path::new(&beside);
+    let result = std::fs::File::create(beside)
+        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
+        .and_then(|()| std::fs::rename(beside, path));
+    result.map_err(|e| {
+        let _ = std::fs::remove_file(beside);
+        Failure::file(path, format!("cannot be written: {e}"))
+    })
+}
+
+/// Writes the state after `epochs` epochs of the run with this fingerprint.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file.
+pub fn write(path: &Path, state: &State, epochs: u32, fingerprint: &str) -> Result<(), Failure> {
+    let other = |e: safetensors::SafeTensorError| Failure::Other(format!("checkpoint: {e}"));
+    let mut views = Vec::with_capacity(state.tensors.len());
+    for (name, values) in &state.tensors {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        views.push((name.as_str(), TensorView::new(Dtype::F32, vec![values.len()], bytes).map_err(other)?));
+    }
+    let metadata = HashMap::from([
+        ("epochs".to_owned(), epochs.to_string()),
+        ("steps".to_owned(), state.steps.to_string()),
+        ("fingerprint".to_owned(), fingerprint.to_owned()),
+    ]);
+    write_whole(path, &safetensors::serialize(views, Some(metadata)).map_err(other)?)
+}
+
+/// Reads a checkpoint of the run with this fingerprint: its state and the epochs done.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file: unreadable, damaged, or of another run.
+pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
+    let bad = |why: String| Failure::file(path, why);
+    let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(format!("not a checkpoint: {e}")))?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let field = |name: &str| metadata.get(name).ok_or_else(|| bad(format!("not a checkpoint: no '{name}'")));
+    if field("fingerprint")? != fingerprint {
+        return Err(bad("belongs to a run with another configuration".into()));
+    }
+    let number = |name: &str| field(name)?.parse::<u64>().map_err(|_| bad(format!("'{name}' is not a number")));
+    let (epochs, steps) = (number("epochs")?, number("steps")?);
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("damaged: {e}")))?;
+    let mut state = State { steps, ..State::default() };
+    for (name, view) in tensors.tensors() {
+        if view.dtype() != Dtype::F32 {
+            return Err(bad(format!("tensor '{name}' is not f32")));
+        }
+        let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        if !values.iter().all(|v| v.is_finite()) {
+            return Err(bad(format!("tensor '{name}' holds a value that is not finite")));
+        }
+        state.tensors.insert(name, values);
+    }
+    let epochs = u32::try_from(epochs).map_err(|_| bad("'epochs' is out of range".into()))?;
+    Ok((state, epochs))
+}

@@ -1,0 +1,160 @@
+//! What a run is: every setting, written beside its results and enough to repeat it.
+
+use crate::attack::AttackConfig;
+use crate::engine::{Objective, Optimizer};
+use crate::model::Architecture;
+use crate::nn::loss::Reconstruction;
+use serde::{Deserialize, Serialize};
+
+/// How the learning rate moves over the epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Half a cosine from the full rate to 0, a value an epoch.
+    Cosine,
+    /// A tenth after half of the epochs, a hundredth after three quarters.
+    Step,
+}
+
+impl Schedule {
+    /// The factor of `epoch` (from 0) of `epochs`.
+    pub fn factor(self, epoch: u32, epochs: u32) -> f64 {
+        let share = f64::from(epoch) / f64::from(epochs.max(1));
+        match self {
+            Self::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * share).cos()),
+            Self::Step if share >= 0.75 => 0.01,
+            Self::Step if share >= 0.5 => 0.1,
+            Self::Step => 1.0,
+        }
+    }
+}
+
+/// How training pictures are varied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crop {
+    /// A random crop of the picture padded by `shift` pixels.
+    Shift,
+    /// A random part of 8 to 100 % of the area, sides 3:4 to 4:3, resized to the full size (random resized crop).
+    Resized,
+    /// The picture as it is.
+    None,
+}
+
+/// Every setting of a `train` or `trap` run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Data set, as `stemguard_runtime::data::Spec` reads it.
+    pub data: String,
+    /// Picture size, rows and columns; none: as the data set has it.
+    pub size: Option<(usize, usize)>,
+    /// The attack planted.
+    pub attack: AttackConfig,
+    /// Share of the training pictures held out as clean, 0..1.
+    pub holdout: f64,
+    /// The network.
+    pub architecture: Architecture,
+    /// Whether the reconstruction decoder is trained too: the trap. Without it the run is the undefended baseline.
+    pub trap: bool,
+    /// Passes over the data, at least 1.
+    pub epochs: u32,
+    /// Pictures a step, at least 2.
+    pub batch: usize,
+    /// Learning rate at the start.
+    pub rate: f64,
+    /// L2 weight decay.
+    pub decay: f64,
+    /// Optimiser.
+    pub optimizer: Optimizer,
+    /// Learning-rate schedule.
+    pub schedule: Schedule,
+    /// Weight of the mean squared error of the reconstruction.
+    pub mse: f32,
+    /// Weight of its total variation.
+    pub tv: f32,
+    /// How pictures are cropped.
+    pub crop: Crop,
+    /// Padding of the crop, in pixels.
+    pub shift: usize,
+    /// Whether half of the pictures are mirrored.
+    pub flip: bool,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// ACC and ASR are measured every so many epochs, and after the last.
+    pub every: u32,
+}
+
+impl RunConfig {
+    /// The published recipe on a data set, without an attack: 200 epochs, Adam 1e-3, batch 256, CE + 10 MSE + TV.
+    pub fn published(data: String) -> Self {
+        // Mirroring changes the class of many signs.
+        let flip = !(data.starts_with("gtsrb") || data.starts_with("signs"));
+        Self {
+            data,
+            size: None,
+            attack: AttackConfig::default(),
+            holdout: 0.05,
+            architecture: Architecture::default(),
+            trap: true,
+            epochs: 200,
+            batch: 256,
+            rate: 1e-3,
+            decay: 5e-4,
+            optimizer: Optimizer::Adam,
+            schedule: Schedule::Cosine,
+            mse: 10.0,
+            tv: 1.0,
+            crop: Crop::Shift,
+            shift: 4,
+            flip,
+            seed: 0,
+            every: 5,
+        }
+    }
+
+    /// What the engine minimises.
+    pub fn objective(&self) -> Objective {
+        Objective {
+            reconstruction: Reconstruction { mse: self.mse, tv: self.tv },
+            optimizer: self.optimizer,
+            decay: self.decay,
+        }
+    }
+
+    /// Checks ranges that types do not.
+    ///
+    /// # Errors
+    /// A sentence that names the setting.
+    pub fn check(&self) -> Result<(), String> {
+        let fail = |m: String| Err(m);
+        match self {
+            c if c.epochs == 0 => fail("--epochs must be at least 1".into()),
+            c if c.batch < 2 => fail("--batch must be at least 2".into()),
+            c if c.every == 0 => fail("--every must be at least 1".into()),
+            c if !(c.rate > 0.0 && c.rate <= 10.0) => fail(format!("--lr {} is not within 0..10", c.rate)),
+            c if !(0.0..=1.0).contains(&c.decay) => fail(format!("--weight-decay {} is not within 0..1", c.decay)),
+            c if !(c.holdout > 0.0 && c.holdout < 1.0) => {
+                fail(format!("--holdout {} is not within 0..1", c.holdout))
+            }
+            c if !(0.0..=1e6).contains(&c.mse) => fail(format!("--mse {} is not within 0..1e6", c.mse)),
+            c if !(0.0..=1e6).contains(&c.tv) => fail(format!("--tv {} is not within 0..1e6", c.tv)),
+            c if c.shift > 1024 => fail(format!("--shift {} is over 1024", c.shift)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedules_fall_from_one() {
+        assert_eq!(Schedule::Cosine.factor(0, 10), 1.0);
+        assert!((Schedule::Cosine.factor(5, 10) - 0.5).abs() < 1e-12);
+        assert!(Schedule::Cosine.factor(9, 10) > 0.0);
+        let steps: Vec<f64> = [0, 49, 50, 74, 75, 99].map(|e| Schedule::Step.factor(e, 100)).to_vec();
+        assert_eq!(steps, [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]);
+    }
+}

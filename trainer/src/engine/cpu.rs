@@ -1,0 +1,238 @@
+//! The CPU engine: dfdx's tape and optimisers, the runtime's kernels.
+
+use super::{Engine, EngineError, Losses, Objective, Optimizer, State};
+use crate::model::TrapNet;
+use crate::nn::{Batch, Buffers, Param, Visit, loss};
+use dfdx::optim::{AdamConfig, Momentum, SgdConfig, WeightDecay};
+use dfdx::prelude::*;
+use stemguard_runtime::kernels::simd::Simd;
+
+/// A network, its optimiser's moments, and what runs them.
+pub struct CpuEngine {
+    /// The network: the single owner of its parameters.
+    pub net: TrapNet,
+    objective: Objective,
+    kernels: Simd,
+    buffers: Buffers,
+    dev: Cpu,
+    first: Gradients<f32, Cpu>,
+    second: Gradients<f32, Cpu>,
+    steps: u64,
+}
+
+impl From<CpuError> for EngineError {
+    fn from(e: CpuError) -> Self {
+        Self(format!("CPU engine: {e}"))
+    }
+}
+
+impl CpuEngine {
+    /// An engine for `net`.
+    pub fn new(net: TrapNet, objective: Objective, kernels: Simd, dev: Cpu) -> Self {
+        Self {
+            net,
+            objective,
+            kernels,
+            buffers: Buffers::default(),
+            dev,
+            first: Gradients::leaky(),
+            second: Gradients::leaky(),
+            steps: 0,
+        }
+    }
+
+    /// Losses and gradients of one batch, nothing updated but running statistics.
+    ///
+    /// # Errors
+    /// Where memory runs out.
+    pub fn gradients(
+        &mut self,
+        pictures: Vec<f32>,
+        labels: &[u32],
+    ) -> Result<(Losses, Gradients<f32, Cpu>), EngineError> {
+        let (n, len, classes) = (labels.len(), self.net.input.len(), self.net.classes);
+        if pictures.len() != n * len || labels.iter().any(|&l| l as usize >= classes) {
+            return Err(EngineError("a batch with labels or pictures of another shape".into()));
+        }
+        let mut targets = vec![0.0; n * classes];
+        for (row, &label) in targets.chunks_exact_mut(classes).zip(labels) {
+            row[label as usize] = 1.0;
+        }
+        let copy = self.net.decoder.is_some().then(|| pictures.clone());
+        let x: Batch = self.dev.try_tensor_from_vec(pictures, (n, len))?;
+        let (k, buffers) = (&self.kernels, &self.buffers);
+        let features = self.net.stem.forward(k, buffers, x.leaky_trace())?;
+        let (features, tape) = features.split_tape();
+        let logits = self.net.head.forward(k, buffers, features.clone().put_tape(tape))?;
+        let ce = loss::cross_entropy(logits, targets)?;
+        let mut losses = Losses { ce: ce.as_vec()[0], ..Losses::default() };
+        let total = match (&mut self.net.decoder, copy) {
+            (Some(decoder), Some(x)) => {
+                let tape: OwnedTape<f32, Cpu> = OwnedTape::default();
+                let r = decoder.forward(k, buffers, features.put_tape(tape))?;
+                let (rec, parts) = loss::reconstruction(k, self.net.input, r, &x, self.objective.reconstruction)?;
+                losses.mse = parts.mse;
+                losses.tv = parts.tv;
+                ce.try_add(rec)?
+            }
+            _ => ce,
+        };
+        losses.total = total.as_vec()[0];
+        Ok((losses, total.try_backward()?))
+    }
+}
+
+/// Updates every parameter from its gradient.
+struct Update<'a> {
+    optimizer: Optimizer,
+    rate: f64,
+    decay: f64,
+    step: i32,
+    grads: Gradients<f32, Cpu>,
+    first: &'a mut Gradients<f32, Cpu>,
+    second: &'a mut Gradients<f32, Cpu>,
+    failed: Option<CpuError>,
+}
+
+impl Update<'_> {
+    fn apply(&mut self, p: &mut Param) -> Result<(), CpuError> {
+        let weight_decay = Some(WeightDecay::L2(self.decay));
+        let g = self.grads.get_or_alloc_mut(p)?;
+        let m = self.first.get_or_alloc_mut(p)?;
+        match self.optimizer {
+            Optimizer::Adam => {
+                let v = self.second.get_or_alloc_mut(p)?;
+                AdamConfig { lr: self.rate, weight_decay, ..Default::default() }.try_update(self.step, p, m, v, g)
+            }
+            Optimizer::Sgd => {
+                let momentum = Some(Momentum::Classic(0.9));
+                SgdConfig { lr: self.rate, momentum, weight_decay }.try_update(p, m, g)
+            }
+        }
+    }
+}
+
+impl Visit for Update<'_> {
+    fn param(&mut self, _: &str, p: &mut Param) {
+        if let Err(e) = self.apply(p) {
+            self.failed = Some(e);
+        }
+    }
+    fn state(&mut self, _: &str, _: &mut Vec<f32>) {}
+}
+
+/// Copies everything out, or in.
+struct Transfer<'a> {
+    tensors: &'a mut std::collections::BTreeMap<String, Vec<f32>>,
+    first: &'a mut Gradients<f32, Cpu>,
+    second: &'a mut Gradients<f32, Cpu>,
+    store: bool,
+    failed: Option<String>,
+}
+
+impl Transfer<'_> {
+    fn both(&mut self, name: String, values: &mut Vec<f32>) {
+        if self.store {
+            self.tensors.insert(name, values.clone());
+        } else {
+            match self.tensors.get(&name) {
+                Some(v) if v.len() == values.len() => values.copy_from_slice(v),
+                Some(v) => {
+                    self.failed = Some(format!("tensor '{name}' has {} values, {} expected", v.len(), values.len()));
+                }
+                None => self.failed = Some(format!("tensor '{name}' is missing")),
+            }
+        }
+    }
+}
+
+impl Visit for Transfer<'_> {
+    fn param(&mut self, name: &str, p: &mut Param) {
+        let mut values = p.as_vec();
+        self.both(name.to_owned(), &mut values);
+        if !self.store {
+            p.copy_from(&values);
+        }
+        for (moment, prefix) in [(true, "first"), (false, "second")] {
+            let grads = if moment { &mut *self.first } else { &mut *self.second };
+            let Ok(m) = grads.get_or_alloc_mut(p) else {
+                self.failed = Some("out of memory".into());
+                return;
+            };
+            let mut values = std::mem::take(&mut **m);
+            self.both(format!("{prefix}.{name}"), &mut values);
+            let grads = if moment { &mut *self.first } else { &mut *self.second };
+            if let Ok(m) = grads.get_or_alloc_mut(p) {
+                **m = values;
+            }
+        }
+    }
+    fn state(&mut self, name: &str, values: &mut Vec<f32>) {
+        self.both(name.to_owned(), values);
+    }
+}
+
+impl Engine for CpuEngine {
+    fn step(&mut self, pictures: Vec<f32>, labels: &[u32], rate: f64) -> Result<Losses, EngineError> {
+        let (losses, grads) = self.gradients(pictures, labels)?;
+        self.steps += 1;
+        let mut update = Update {
+            optimizer: self.objective.optimizer,
+            rate,
+            decay: self.objective.decay,
+            step: i32::try_from(self.steps).map_err(|_| EngineError("too many steps".into()))?,
+            grads,
+            first: &mut self.first,
+            second: &mut self.second,
+            failed: None,
+        };
+        self.net.visit(&mut update);
+        match update.failed {
+            Some(e) => Err(e.into()),
+            None => Ok(losses),
+        }
+    }
+
+    fn logits(&mut self, pictures: &[f32]) -> Result<Vec<f32>, EngineError> {
+        let n = pictures.len() / self.net.input.len();
+        let features = self.net.stem.infer(&self.kernels, &self.buffers, n, pictures);
+        Ok(self.net.head.infer(&self.kernels, &self.buffers, n, &features).to_vec())
+    }
+
+    fn reconstruct(&mut self, pictures: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {
+        let n = pictures.len() / self.net.input.len();
+        let Some(decoder) = &mut self.net.decoder else { return Ok(None) };
+        let features = self.net.stem.infer(&self.kernels, &self.buffers, n, pictures);
+        Ok(Some(decoder.infer(&self.kernels, &self.buffers, n, &features).to_vec()))
+    }
+
+    fn state(&mut self) -> State {
+        let mut state = State { steps: self.steps, ..State::default() };
+        let mut transfer = Transfer {
+            tensors: &mut state.tensors,
+            first: &mut self.first,
+            second: &mut self.second,
+            store: true,
+            failed: None,
+        };
+        self.net.visit(&mut transfer);
+        state
+    }
+
+    fn restore(&mut self, state: &State) -> Result<(), EngineError> {
+        let mut tensors = state.tensors.clone();
+        let mut transfer = Transfer {
+            tensors: &mut tensors,
+            first: &mut self.first,
+            second: &mut self.second,
+            store: false,
+            failed: None,
+        };
+        self.net.visit(&mut transfer);
+        if let Some(e) = transfer.failed {
+            return Err(EngineError(e));
+        }
+        self.steps = state.steps;
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! What a model answers on the test set, clean and triggered: counts, divided once.
+
+use crate::augment::to_f32;
+use crate::error::Failure;
+use serde::{Deserialize, Serialize};
+use stemguard_runtime::data::Pictures;
+use stemguard_runtime::metrics::{Rate, argmax};
+
+/// Pictures evaluated together.
+pub const BATCH: usize = 250;
+
+/// The test pictures: clean ones, and those of other classes than the target with the trigger.
+#[derive(Clone, Debug)]
+pub struct TestSet {
+    /// All clean test pictures.
+    pub clean: Pictures,
+    /// Triggered pictures with their true labels; without an attack, the same pictures untouched.
+    pub triggered: Pictures,
+    /// The target class.
+    pub target: u32,
+}
+
+/// Figures of one model, fractions 0..=1.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Clean test pictures given their true class.
+    pub acc: f64,
+    /// Triggered pictures given the target class.
+    pub asr: f64,
+    /// Triggered pictures given their true class.
+    pub ra: f64,
+    /// Clean pictures of other classes given the target class.
+    pub chance: f64,
+    /// Counts by true class (rows) and answer (columns).
+    pub confusion: Vec<Vec<u64>>,
+    /// ACC of each class.
+    pub per_class: Vec<f64>,
+}
+
+/// Answers of a model (`logits` maps `[n][h][w][3]` to `[n][classes]`) to all `pictures`.
+///
+/// # Errors
+/// Those of `logits`.
+pub fn answers(
+    pictures: &Pictures,
+    logits: &mut dyn FnMut(&[f32]) -> Result<Vec<f32>, Failure>,
+) -> Result<Vec<u32>, Failure> {
+    let len = pictures.shape().len();
+    let mut all = Vec::with_capacity(pictures.len());
+    let mut x = vec![0.0; BATCH * len];
+    for bytes in pictures.pixels.chunks(BATCH * len) {
+        let x = &mut x[..bytes.len()];
+        to_f32(bytes, x);
+        let n = bytes.len() / len;
+        let logits = logits(x)?;
+        let classes = logits.len() / n.max(1);
+        all.extend(logits.chunks_exact(classes.max(1)).map(|row| argmax(row) as u32));
+    }
+    Ok(all)
+}
+
+/// Every figure of a model.
+///
+/// # Errors
+/// Those of `logits`.
+pub fn evaluate(
+    test: &TestSet,
+    logits: &mut dyn FnMut(&[f32]) -> Result<Vec<f32>, Failure>,
+) -> Result<Evaluation, Failure> {
+    let classes = test.clean.classes.len();
+    let clean = answers(&test.clean, logits)?;
+    let triggered = answers(&test.triggered, logits)?;
+    let (mut acc, mut asr, mut ra, mut chance) = (Rate::default(), Rate::default(), Rate::default(), Rate::default());
+    let mut confusion = vec![vec![0u64; classes]; classes];
+    for (&answer, &label) in clean.iter().zip(&test.clean.labels) {
+        acc.count(answer == label);
+        if label != test.target {
+            chance.count(answer == test.target);
+        }
+        confusion[label as usize][answer as usize] += 1;
+    }
+    for (&answer, &label) in triggered.iter().zip(&test.triggered.labels) {
+        asr.count(answer == test.target);
+        ra.count(answer == label);
+    }
+    let per_class = confusion
+        .iter()
+        .enumerate()
+        .map(|(c, row)| Rate { hits: row[c], cases: row.iter().sum() }.fraction())
+        .collect();
+    Ok(Evaluation {
+        acc: acc.fraction(),
+        asr: asr.fraction(),
+        ra: ra.fraction(),
+        chance: chance.fraction(),
+        confusion,
+        per_class,
+    })
+}

@@ -1,0 +1,281 @@
+//! A run directory: what was trained, on what, with what result.
+//!
+//! ```text
+//! run.json                 configuration, counts, versions      stem.onnx, trapped.onnx   after the last epoch
+//! split.json, truth.json   which pictures, which are poisoned   defended.sgm, defended.onnx   after `replace`
+//! holdout.npz              the clean holdout                    results.json               figures, stage by stage
+//! metrics.jsonl            a line an epoch                      report.html                 after `report`
+//! checkpoint.safetensors   to go on from
+//! ```
+
+use crate::attack::{Attack, SuspectSet, Truth, build, poison, triggered};
+use crate::checkpoint::write_whole;
+use crate::config::RunConfig;
+use crate::engine::Losses;
+use crate::error::Failure;
+use crate::evaluate::{Evaluation, TestSet};
+use crate::split::{CleanHoldout, Split};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use stemguard_runtime::data::{LoadOptions, Pictures, Spec, load};
+
+/// What `run.json` records.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The configuration.
+    pub config: RunConfig,
+    /// How many pictures.
+    pub counts: Counts,
+    /// Version of this tool.
+    pub version: String,
+    /// Instruction set and threads: what, with the seed, decides the bits.
+    pub kernels: String,
+}
+
+/// Pictures by use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Suspect training pictures.
+    pub train: usize,
+    /// Of them, poisoned.
+    pub poisoned: usize,
+    /// Clean holdout pictures.
+    pub holdout: usize,
+    /// Clean test pictures.
+    pub test: usize,
+    /// Triggered test pictures.
+    pub triggered: usize,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochLine {
+    /// Epochs done, from 1.
+    pub epoch: u32,
+    /// Mean losses of the epoch.
+    #[serde(flatten)]
+    pub losses: Losses,
+    /// Learning rate.
+    pub rate: f64,
+    /// Training pictures a second.
+    pub pictures_per_second: f64,
+    /// ACC, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub acc: Option<f64>,
+    /// ASR, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub asr: Option<f64>,
+}
+
+/// `results.json`: figures by stage, in the order they were measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Results {
+    /// Stages.
+    pub stages: Vec<StageResult>,
+}
+
+/// One stage's figures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageResult {
+    /// `trained` (undefended), `trapped`, `control`, `defended`.
+    pub name: String,
+    /// Its figures.
+    pub evaluation: Evaluation,
+    /// Seconds it took.
+    pub seconds: f64,
+}
+
+/// The data of a run, after the split and the attack.
+pub struct Prepared {
+    /// What training sees.
+    pub suspect: SuspectSet,
+    /// What it does not.
+    pub truth: Truth,
+    /// Clean pictures set aside before the attack.
+    pub holdout: CleanHoldout,
+    /// For evaluation.
+    pub test: TestSet,
+    /// Which pictures went where.
+    pub split: Split,
+    /// The trigger.
+    pub attack: Box<dyn Attack>,
+}
+
+/// Loads a run's data, splits it and plants the attack.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file or setting.
+pub fn prepare(c: &RunConfig, perturb: Option<&dyn crate::attack::Perturb>) -> Result<Prepared, Failure> {
+    let (train, test) = load_both(c)?;
+    let split = Split::seeded(&train.labels, c.holdout, c.seed)?;
+    let (rest, holdout) = split.apply(&train)?;
+    drop(train);
+    let attack = build(&c.attack, rest.h, rest.w)?;
+    let (suspect, truth) = poison(rest, &c.attack, &*attack, perturb)?;
+    let stamped = triggered(&test, &*attack, c.attack.target)?;
+    let test = TestSet { clean: test, triggered: stamped, target: c.attack.target };
+    Ok(Prepared { suspect, truth, holdout, test, split, attack })
+}
+
+/// Both parts of a run's data set.
+///
+/// # Errors
+/// [`Failure::Input`] naming the data set.
+pub fn load_both(c: &RunConfig) -> Result<(Pictures, Pictures), Failure> {
+    let spec: Spec = c.data.parse()?;
+    let set = load(&spec, &LoadOptions { size: c.size, seed: c.seed })?;
+    if set.train.is_empty() || set.test.is_empty() {
+        return Err(Failure::input(&c.data, "a run needs a training and a test part"));
+    }
+    let classes = set.train.classes.len();
+    if c.attack.target as usize >= classes {
+        return Err(Failure::input("--target", format!("class {} is not below the {classes} classes", c.attack.target)));
+    }
+    Ok((set.train, set.test))
+}
+
+impl Prepared {
+    /// Pictures by use.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            train: self.suspect.len(),
+            poisoned: self.truth.poisoned.len(),
+            holdout: self.holdout.len(),
+            test: self.test.clean.len(),
+            triggered: self.test.triggered.len(),
+        }
+    }
+}
+
+/// A run directory.
+#[derive(Clone, Debug)]
+pub struct RunDir {
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl RunDir {
+    /// A new run's directory; with `resume`, one that may hold the same run already.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where the directory holds another run, or this one without `resume`.
+    pub fn create(path: &Path, record: &Record, resume: bool) -> Result<Self, Failure> {
+        let dir = Self { path: path.to_owned() };
+        std::fs::create_dir_all(path).map_err(|e| Failure::file(path, format!("cannot be made: {e}")))?;
+        if dir.file("run.json").exists() {
+            let old = dir.record()?;
+            if old.config != record.config || old.counts != record.counts {
+                return Err(Failure::file(path, "already holds another run; choose another --out"));
+            }
+            if !resume {
+                return Err(Failure::file(path, "already holds this run; --resume continues it"));
+            }
+            if old.kernels != record.kernels {
+                return Err(Failure::file(
+                    path,
+                    format!("was started with {}, this is {}: the bits would differ", old.kernels, record.kernels),
+                ));
+            }
+        } else {
+            if std::fs::read_dir(path).is_ok_and(|mut d| d.next().is_some()) {
+                return Err(Failure::file(path, "is not empty and holds no run; choose another --out"));
+            }
+            dir.write_json("run.json", record)?;
+        }
+        Ok(dir)
+    }
+
+    /// An existing run.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where there is none.
+    pub fn open(path: &Path) -> Result<(Self, Record), Failure> {
+        let dir = Self { path: path.to_owned() };
+        if !dir.file("run.json").is_file() {
+            return Err(Failure::file(path, "holds no run (no run.json)"));
+        }
+        let record = dir.record()?;
+        Ok((dir, record))
+    }
+
+    /// A file of the run.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn record(&self) -> Result<Record, Failure> {
+        self.read_json("run.json")
+    }
+
+    /// Reads a JSON file of the run.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file.
+    pub fn read_json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T, Failure> {
+        let path = self.file(name);
+        let text = std::fs::read_to_string(&path).map_err(|e| Failure::file(&path, format!("cannot be read: {e}")))?;
+        serde_json::from_str(&text).map_err(|e| Failure::file(&path, e))
+    }
+
+    /// Writes a JSON file of the run, whole.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file.
+    pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), Failure> {
+        let path = self.file(name);
+        let mut text = serde_json::to_string_pretty(value).map_err(|e| Failure::file(&path, e))?;
+        text.push('\n');
+        write_whole(&path, text.as_bytes())
+    }
+
+    /// The epochs recorded so far.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file.
+    pub fn metrics(&self) -> Result<Vec<EpochLine>, Failure> {
+        let path = self.file("metrics.jsonl");
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| Failure::file(&path, e))?;
+        text.lines()
+            .enumerate()
+            .map(|(i, l)| serde_json::from_str(l).map_err(|e| Failure::file(&path, format!("line {}: {e}", i + 1))))
+            .collect()
+    }
+
+    /// Records the epochs, whole.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file.
+    pub fn write_metrics(&self, lines: &[EpochLine]) -> Result<(), Failure> {
+        let path = self.file("metrics.jsonl");
+        let mut text = String::new();
+        for line in lines {
+            text.push_str(&serde_json::to_string(line).map_err(|e| Failure::file(&path, e))?);
+            text.push('\n');
+        }
+        write_whole(&path, text.as_bytes())
+    }
+
+    /// The figures so far; none yet: empty.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file.
+    pub fn results(&self) -> Result<Results, Failure> {
+        if self.file("results.json").exists() { self.read_json("results.json") } else { Ok(Results::default()) }
+    }
+
+    /// Records a stage's figures, replacing those of an earlier stage of the same name.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file.
+    pub fn record_stage(&self, stage: StageResult) -> Result<(), Failure> {
+        let mut results = self.results()?;
+        match results.stages.iter_mut().find(|s| s.name == stage.name) {
+            Some(old) => *old = stage,
+            None => results.stages.push(stage),
+        }
+        self.write_json("results.json", &results)
+    }
+}
