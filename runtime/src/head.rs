@@ -7,6 +7,9 @@
 pub mod linear;
 pub mod residual;
 
+#[cfg(all(test, feature = "std"))]
+mod tests;
+
 use crate::artifact::{HeadKind, HeadSpec};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;

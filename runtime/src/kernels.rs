@@ -23,6 +23,8 @@ pub mod isa;
 #[allow(unsafe_code)]
 pub mod simd;
 #[cfg(feature = "std")]
+mod simd_join;
+#[cfg(feature = "std")]
 #[allow(unsafe_code)]
 pub(crate) mod vector;
 
@@ -75,6 +77,15 @@ pub struct Prologue<'a> {
     pub shift: &'a [f32],
     /// Slope of the leaky ReLU below zero, 0..=1; 1 is no activation.
     pub slope: f32,
+}
+
+/// What a join adds to its main branch: a map as it is, or normed.
+#[derive(Clone, Copy, Debug)]
+pub struct Skip<'a> {
+    /// As the main branch, `[pixels][c]`.
+    pub x: &'a [f32],
+    /// Norm by channel; its slope is not used.
+    pub pre: Option<&'a Prologue<'a>>,
 }
 
 /// A gradient with respect to a convolution's output, as it comes in: `dy`, or `k1 * dy + k2 * x + k3` by channel: the
@@ -163,4 +174,35 @@ pub trait Kernels {
         dz: &mut [f32],
         sums: &mut [f64],
     );
+
+    /// `y = leaky(h * scale + shift + skip)` by channel over `h` as pixels of `c` channels, where `skip` is nothing, a map, or
+    /// a map normed in the same way.
+    fn join_forward(&self, c: usize, h: &[f32], pre: &Prologue<'_>, skip: Option<Skip<'_>>, y: &mut [f32]);
+
+    /// `dz = dy * leaky'` in place, at the sum that [`Kernels::join_forward`] saw; the sums of `dz` and `dz * h` by channel
+    /// (`[2 * c]`) and, where the skip is normed, those of `dz` and `dz * skip` behind them (`[4 * c]` together).
+    fn join_backward(
+        &self,
+        c: usize,
+        h: &[f32],
+        pre: &Prologue<'_>,
+        skip: Option<Skip<'_>>,
+        dz: &mut [f32],
+        sums: &mut [f64],
+    );
+
+    /// `y` (`[n][g.y]`): largest of `prologue(x)` in each window of `g`, channel by channel (`g.x.c` is `g.y.c`); padding does
+    /// not take part. `index` (as `y`) tells its place in the picture, in elements; the first of equals.
+    fn max_pool_forward(
+        &self,
+        g: &ConvShape,
+        n: usize,
+        x: &[f32],
+        pre: Option<&Prologue<'_>>,
+        y: &mut [f32],
+        index: &mut [u32],
+    );
+
+    /// The gradient `da` (`[n][g.x]`) with respect to `prologue(x)` of [`Kernels::max_pool_forward`].
+    fn max_pool_backward(&self, g: &ConvShape, n: usize, dy: &[f32], index: &[u32], da: &mut [f32]);
 }

@@ -1,9 +1,12 @@
-//! The trained layers: residual unit, batch norm, pooling tail. Explicit forward and backward passes over
-//! [`Kernels`](crate::kernels::Kernels); no tape, no allocation: the caller owns every buffer.
+//! The trained layers: residual unit, batch norm, pooling tail; front, basic block and end of a ResNet. Explicit forward and
+//! backward passes over [`Kernels`](crate::kernels::Kernels); no tape, no allocation: the caller owns every buffer.
 //!
 //! The residual head is made of them here, and the trainer wraps the same functions as operations on its tape.
 
+pub mod basic;
+pub mod front;
 pub mod norm;
+pub mod pool_linear;
 pub mod tail;
 pub mod unit;
 

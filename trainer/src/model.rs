@@ -1,42 +1,24 @@
 //! The networks: stem, classification head, reconstruction decoder.
 //!
-//! WideResNet as the published code wires it ([`crate::nn::layer::Layer::Unit`]), cut into stem and head at a *split*: 4 is after
-//! group 2, 5 after the first unit of group 3, 6 after group 3. The decoder brings the stem's features back to the picture
-//! through transposed convolutions (4x4, stride 2).
+//! WideResNet as the published code wires it ([`crate::nn::layer::Layer::Unit`]), or ResNet-34 as torchvision does
+//! ([`crate::nn::layer::Layer::Basic`]), cut into stem and head at a *split* ([`Architecture`]). The decoder brings the stem's
+//! features back to the picture through transposed convolutions (4x4, stride 2).
 
-use crate::nn::layer::{Conv, Norm, Squash};
-use crate::nn::{Layer, Sequence, Visit, param};
+mod architecture;
+
+pub use architecture::{Architecture, Family};
+
+use crate::nn::layer::{Basic, Conv, ConvNorm, Front, Norm, PoolLinear, Squash};
+use crate::nn::{Layer, Sequence, Visit};
 use dfdx::prelude::*;
-use serde::{Deserialize, Serialize};
 use stemguard_runtime::error::{Error, Result};
 use stemguard_runtime::kernels::ConvShape;
+use stemguard_runtime::layers::basic::BasicShape;
+use stemguard_runtime::layers::front::FrontShape;
+use stemguard_runtime::layers::pool_linear::PoolLinearShape;
 use stemguard_runtime::layers::unit::UnitShape;
 use stemguard_runtime::rng::Rng;
 use stemguard_runtime::shape::Shape;
-
-/// Which network, and where it is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Architecture {
-    /// WideResNet depth: 16 or 28.
-    pub depth: u32,
-    /// Width factor, 1..=16.
-    pub width: u32,
-    /// 4, 5 or 6.
-    pub split: u32,
-}
-
-impl Default for Architecture {
-    fn default() -> Self {
-        Self { depth: 16, width: 1, split: 5 }
-    }
-}
-
-impl std::fmt::Display for Architecture {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "WRN-{}-{} split {}", self.depth, self.width, self.split)
-    }
-}
 
 /// A stem with a light head and, for the trap, a decoder.
 #[derive(Clone, Debug)]
@@ -96,15 +78,31 @@ impl Init<'_> {
         }
     }
 
+    /// As [`Init::conv`], without bias.
+    fn conv_norm(&mut self, s: &ConvShape) -> ConvNorm {
+        let fan_out = (s.window.kernel[0] * s.window.kernel[1] * s.y.c) as f32;
+        ConvNorm::new(self.dev, self.normal(s.weights(), (2.0 / fan_out).sqrt()), s.y.c as usize)
+    }
+
+    fn basic(&mut self, shape: BasicShape) -> Layer {
+        Layer::Basic(Basic {
+            first: self.conv_norm(&shape.conv1),
+            second: self.conv_norm(&shape.conv2),
+            short: shape.short.as_ref().map(|s| self.conv_norm(s)),
+            shape,
+        })
+    }
+
+    /// Xavier normal; no bias.
+    fn linear(&mut self, c: usize, classes: usize) -> Conv {
+        let deviation = (2.0 / (c + classes) as f32).sqrt();
+        Conv::new(self.dev, self.normal(c * classes, deviation), vec![0.0; classes])
+    }
+
     fn tail(&mut self, shape: Shape, classes: usize) -> Layer {
         let c = shape.c as usize;
-        let deviation = (2.0 / (c + classes) as f32).sqrt();
-        Layer::Tail {
-            shape,
-            norm: Norm::new(self.dev, c),
-            weight: param(self.dev, self.normal(c * classes, deviation)),
-            bias: param(self.dev, vec![0.0; classes]),
-        }
+        let Conv { weight, bias } = self.linear(c, classes);
+        Layer::Tail { shape, norm: Norm::new(self.dev, c), weight, bias }
     }
 }
 
@@ -114,60 +112,38 @@ impl TrapNet {
     /// # Errors
     /// [`Error::BadSetting`] where the architecture or a size is out of range.
     pub fn new(a: Architecture, input: Shape, classes: usize, decoder: bool, seed: u64, dev: &Cpu) -> Result<Self> {
-        if !matches!(a.depth, 16 | 28) || !matches!(a.split, 4..=6) || !(1..=16).contains(&a.width) {
-            return Err(Error::BadSetting("architecture: depth 16 or 28, width 1..=16, split 4, 5 or 6"));
-        }
         if classes < 2 {
             return Err(Error::BadSetting("number of classes must be at least 2"));
         }
-        if !input.h.is_multiple_of(4) || !input.w.is_multiple_of(4) {
-            return Err(Error::BadSetting("picture sides must be multiples of 4"));
-        }
-        let units = ((a.depth - 4) / 6) as usize;
-        let in_stem = match a.split {
-            4 => 2 * units,
-            5 => 2 * units + 1,
-            _ => 3 * units,
-        };
         let mut init = Init { dev, rng: Rng::new(seed, INIT_STREAM) };
-        let first = ConvShape::square(input, 16, 3, 1, 1)?;
-        let mut stem = Parts::default();
-        stem.push("0", Layer::Conv { conv: init.conv(&first), shape: first });
-        let mut head = Parts::default();
-        let mut at = first.y;
-        for i in 0..3 * units {
-            let group = i / units;
-            let stride = if group > 0 && i % units == 0 { 2 } else { 1 };
-            let shape = UnitShape::new(at, (16 * a.width) << group, stride, group == 0)?;
-            at = shape.y();
-            let layer = init.unit(shape);
-            if i < in_stem {
-                stem.push(&format!("{}", i + 1), layer);
-            } else {
-                head.push(&format!("unit{}", i - in_stem), layer);
-            }
-        }
-        head.push("tail", init.tail(at, classes));
-        let stem = stem.sequence(false);
+        let [stem, head] = match a.family() {
+            Family::WideResNet => wide_resnet(&mut init, a, input, classes)?,
+            Family::ResNet => resnet(&mut init, a, input, classes)?,
+        };
+        let (stem, head) = (stem.sequence(false), head.sequence(true));
         let decoder = if decoder { Some(Self::decoder(&mut init, stem.output(), input)?) } else { None };
-        Ok(Self { stem, head: head.sequence(true), decoder, input, classes })
+        Ok(Self { stem, head, decoder, input, classes })
     }
 
-    /// Transposed convolutions until the size of the picture is reached, half the width each time, the last one to its channels.
+    /// Transposed convolutions until the size of the picture is reached, half the width each time, the last one to its channels;
+    /// a single one of stride 1 where the features have that size already.
     fn decoder(init: &mut Init<'_>, features: Shape, input: Shape) -> Result<Sequence> {
         let mut parts = Parts::default();
+        let mut push = |shape: ConvShape, squash: Squash| {
+            let name = format!("{}", parts.layers.len());
+            parts.push(&name, Layer::Deconv { conv: init.deconv(&shape), shape, squash });
+        };
         let mut at = features;
         let mut width = 32.max(features.c / 2);
-        let mut number = 0;
+        if at.h == input.h {
+            push(ConvShape::square(input, at.c, 3, 1, 1)?, Squash::Sigmoid);
+        }
         while at.h < input.h {
             let last = at.h * 2 == input.h;
             let y = Shape::new(at.h * 2, at.w * 2, if last { input.c } else { width });
-            let shape = ConvShape::square(y, at.c, 4, 2, 1)?;
-            let squash = if last { Squash::Sigmoid } else { Squash::Relu };
-            parts.push(&format!("{number}"), Layer::Deconv { conv: init.deconv(&shape), shape, squash });
+            push(ConvShape::square(y, at.c, 4, 2, 1)?, if last { Squash::Sigmoid } else { Squash::Relu });
             at = y;
             width = 32.max(width / 2);
-            number += 1;
         }
         Ok(parts.sequence(true))
     }
@@ -180,6 +156,84 @@ impl TrapNet {
             decoder.visit("decoder", v);
         }
     }
+}
+
+/// Stem and head of a WideResNet: a convolution, three groups of units (strides 1, 2, 2), the tail.
+fn wide_resnet(init: &mut Init<'_>, a: Architecture, input: Shape, classes: usize) -> Result<[Parts; 2]> {
+    if !matches!(a.depth, 16 | 28) || !matches!(a.split, 4..=6) || !(1..=16).contains(&a.width) {
+        return Err(Error::BadSetting("architecture: depth 16 or 28, width 1..=16, split 4, 5 or 6"));
+    }
+    if !input.h.is_multiple_of(4) || !input.w.is_multiple_of(4) {
+        return Err(Error::BadSetting("picture sides must be multiples of 4"));
+    }
+    let units = ((a.depth - 4) / 6) as usize;
+    let in_stem = match a.split {
+        4 => 2 * units,
+        5 => 2 * units + 1,
+        _ => 3 * units,
+    };
+    let first = ConvShape::square(input, 16, 3, 1, 1)?;
+    let [mut stem, mut head] = <[Parts; 2]>::default();
+    stem.push("0", Layer::Conv { conv: init.conv(&first), shape: first });
+    let mut at = first.y;
+    for i in 0..3 * units {
+        let group = i / units;
+        let stride = if group > 0 && i % units == 0 { 2 } else { 1 };
+        let shape = UnitShape::new(at, (16 * a.width) << group, stride, group == 0)?;
+        at = shape.y();
+        let layer = init.unit(shape);
+        if i < in_stem {
+            stem.push(&format!("{}", i + 1), layer);
+        } else {
+            head.push(&format!("unit{}", i - in_stem), layer);
+        }
+    }
+    head.push("tail", init.tail(at, classes));
+    Ok([stem, head])
+}
+
+/// Stem and head of a ResNet-34: the front, four stages of basic blocks (strides 1, 2, 2, 2), pool and linear layer.
+fn resnet(init: &mut Init<'_>, a: Architecture, input: Shape, classes: usize) -> Result<[Parts; 2]> {
+    const STAGES: [usize; 4] = [3, 4, 6, 3];
+    let fail = Error::BadSetting("architecture: ResNet has depth 34, width 1, split 1, 2, 3, 4, 41 or 42");
+    let (stage, blocks) = match a.split {
+        stage @ 1..=4 => (stage as usize, STAGES[stage as usize - 1]),
+        41 => (4, 1),
+        42 => (4, 2),
+        _ => return Err(fail),
+    };
+    if a.depth != 34 || a.width != 1 {
+        return Err(fail);
+    }
+    let in_stem = STAGES[..stage - 1].iter().sum::<usize>() + blocks;
+    let front = FrontShape::new(input, 64)?;
+    let stride = if front.pool.is_some() { 4 << (stage - 1) } else { 1 << (stage - 1) };
+    if !input.h.is_multiple_of(stride) || !input.w.is_multiple_of(stride) {
+        return Err(Error::BadSetting(
+            "picture sides must be multiples of the stem's total stride (1, 2, 4, 8 by stage; x4 from 64 pixels on)",
+        ));
+    }
+    let [mut stem, mut head] = <[Parts; 2]>::default();
+    let mut at = front.y();
+    stem.push("0", Layer::Front(Front { conv: init.conv_norm(&front.conv), shape: front }));
+    let mut number = 0;
+    for (stage, blocks) in STAGES.into_iter().enumerate() {
+        for block in 0..blocks {
+            let shape = BasicShape::new(at, 64 << stage, if stage > 0 && block == 0 { 2 } else { 1 })?;
+            at = shape.y();
+            let layer = init.basic(shape);
+            if number < in_stem {
+                stem.push(&format!("{}", number + 1), layer);
+            } else {
+                head.push(&format!("block{}", number - in_stem), layer);
+            }
+            number += 1;
+        }
+    }
+    let shape = PoolLinearShape::new(at, classes as u32)?;
+    let linear = init.linear(at.c as usize, classes);
+    head.push("tail", Layer::PoolLinear(PoolLinear { shape, linear }));
+    Ok([stem, head])
 }
 
 /// Stream of the seed for initial weights.

@@ -8,16 +8,18 @@
 //! checkpoint.safetensors   to go on from
 //! ```
 
-use crate::attack::{Attack, SuspectSet, Truth, build, poison, triggered};
+use crate::attack::{Attack, Perturb, SuspectSet, Truth, build, poison, triggered};
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::engine::Losses;
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, TestSet};
+use crate::perturb::Descent;
 use crate::split::{CleanHoldout, Split};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use stemguard_runtime::data::{LoadOptions, Pictures, Spec, load};
+use stemguard_runtime::kernels::simd::Simd;
 
 /// What `run.json` records.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,16 +103,18 @@ pub struct Prepared {
     pub attack: Box<dyn Attack>,
 }
 
-/// Loads a run's data, splits it and plants the attack.
+/// Loads a run's data, splits it and plants the attack. `cl` trains a model for it first, and keeps the pictures it made in `dir`.
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file or setting.
-pub fn prepare(c: &RunConfig, perturb: Option<&dyn crate::attack::Perturb>) -> Result<Prepared, Failure> {
+pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prepared, Failure> {
     let (train, test) = load_both(c)?;
     let split = Split::seeded(&train.labels, c.holdout, c.seed)?;
     let (rest, holdout) = split.apply(&train)?;
     drop(train);
     let attack = build(&c.attack, rest.h, rest.w)?;
+    let descent = Descent::new(c, kernels, dir);
+    let perturb: Option<&dyn Perturb> = if c.attack.kind.needs_perturb() { Some(&descent) } else { None };
     let (suspect, truth) = poison(rest, &c.attack, &*attack, perturb)?;
     let stamped = triggered(&test, &*attack, c.attack.target)?;
     let test = TestSet { clean: test, triggered: stamped, target: c.attack.target };
@@ -177,7 +181,8 @@ impl RunDir {
                 ));
             }
         } else {
-            if std::fs::read_dir(path).is_ok_and(|mut d| d.next().is_some()) {
+            let foreign = |e: std::fs::DirEntry| e.file_name() != "perturbed.npz";
+            if std::fs::read_dir(path).is_ok_and(|d| d.flatten().any(foreign)) {
                 return Err(Failure::file(path, "is not empty and holds no run; choose another --out"));
             }
             dir.write_json("run.json", record)?;
@@ -201,6 +206,15 @@ impl RunDir {
     /// A file of the run.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Where the pictures that `cl` made are kept: here, or beside, where two runs of one chain share them.
+    pub fn kept(&self, c: &RunConfig) -> PathBuf {
+        let beside = self.path.parent().filter(|p| p.join("perturbed.npz").is_file());
+        match beside {
+            Some(p) if c.attack.kind.needs_perturb() && !self.file("perturbed.npz").is_file() => p.to_owned(),
+            _ => self.path.clone(),
+        }
     }
 
     fn record(&self) -> Result<Record, Failure> {

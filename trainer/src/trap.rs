@@ -4,11 +4,12 @@
 //! directory holds a checkpoint from which the run goes on to the same bits.
 
 use crate::augment;
-use crate::checkpoint;
+use crate::checkpoint::{self, write_whole};
 use crate::config::RunConfig;
 use crate::engine::{CpuEngine, Engine, Losses};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, evaluate};
+use crate::export;
 use crate::model::TrapNet;
 use crate::run::{EpochLine, Prepared, Record, RunDir, StageResult};
 use dfdx::prelude::Cpu;
@@ -64,6 +65,18 @@ pub fn engine(c: &RunConfig, data: &Prepared, kernels: &Simd) -> Result<CpuEngin
     let pictures = data.suspect.pictures();
     let net = TrapNet::new(c.architecture, pictures.shape(), pictures.classes.len(), c.trap, c.seed, &dev)?;
     Ok(CpuEngine::new(net, c.objective(), kernels.clone(), dev))
+}
+
+/// The engine of a run as its last checkpoint left it, and the epochs done.
+///
+/// # Errors
+/// [`Failure::Input`] where there is no checkpoint or it does not belong to the run.
+pub fn restore(dir: &RunDir, record: &Record, data: &Prepared, kernels: &Simd) -> Result<(CpuEngine, u32), Failure> {
+    let point = dir.file("checkpoint.safetensors");
+    let (state, epochs) = checkpoint::read(&point, &fingerprint(record))?;
+    let mut engine = engine(&record.config, data, kernels)?;
+    engine.restore(&state).map_err(|e| Failure::file(&point, e))?;
+    Ok((engine, epochs))
 }
 
 /// Trains a run from its start or its last checkpoint to its last epoch.
@@ -145,6 +158,8 @@ pub fn train(
         checkpoint::write(&point, &engine.state(), epoch + 1, &fingerprint)?;
         tell(Event::Epoch(&line));
     }
+    write_whole(&dir.file("stem.onnx"), &export::stem(&engine.net)?)?;
+    write_whole(&dir.file(if c.trap { "trapped.onnx" } else { "trained.onnx" }), &export::classifier(&engine.net)?)?;
     let evaluation = match last {
         Some(e) if done < c.epochs => e,
         _ => evaluate(&data.test, &mut |x| engine.logits(x).map_err(Failure::from))?,

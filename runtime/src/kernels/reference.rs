@@ -1,6 +1,6 @@
 //! The training kernels, scalar: written to be read and to check the fast ones against. They need no memory of their own.
 
-use super::{ConvShape, Kernels, OutputGradient, Prologue};
+use super::{ConvShape, Kernels, OutputGradient, Prologue, Skip};
 
 /// The scalar training kernels.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,6 +36,12 @@ fn entering(pre: Option<&Prologue<'_>>, x: f32, c: usize) -> f32 {
 fn arriving(dy: &OutputGradient<'_>, i: usize, c: usize, cout: usize) -> f32 {
     let d = dy.dy[i];
     dy.norm.map_or(d, |(x, k)| k[c] * d + k[cout + c] * x[i] + k[2 * cout + c])
+}
+
+/// The sum that a join activates, at element `i`.
+fn joined(i: usize, c: usize, h: &[f32], pre: &Prologue<'_>, skip: Option<Skip<'_>>) -> f32 {
+    let z = h[i] * pre.scale[c] + pre.shift[c];
+    z + skip.map_or(0.0, |s| s.pre.map_or(s.x[i], |p| s.x[i] * p.scale[c] + p.shift[c]))
 }
 
 impl Kernels for Reference {
@@ -216,6 +222,70 @@ impl Kernels for Reference {
         let pictures = x.chunks_exact(pixels * c).zip(dz.chunks_exact_mut(pixels * c));
         for ((x, dz), d) in pictures.zip(dpooled.chunks_exact(c)) {
             pool_picture_backward(c, x, pre, d, dz, sums);
+        }
+    }
+
+    fn join_forward(&self, c: usize, h: &[f32], pre: &Prologue<'_>, skip: Option<Skip<'_>>, y: &mut [f32]) {
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = leaky(joined(i, i % c, h, pre, skip), pre.slope);
+        }
+    }
+
+    fn join_backward(
+        &self,
+        c: usize,
+        h: &[f32],
+        pre: &Prologue<'_>,
+        skip: Option<Skip<'_>>,
+        dz: &mut [f32],
+        sums: &mut [f64],
+    ) {
+        sums.fill(0.0);
+        let normed = skip.filter(|s| s.pre.is_some());
+        for (i, d) in dz.iter_mut().enumerate() {
+            let ch = i % c;
+            *d *= if joined(i, ch, h, pre, skip) > 0.0 { 1.0 } else { pre.slope };
+            sums[ch] += f64::from(*d);
+            sums[c + ch] += f64::from(*d) * f64::from(h[i]);
+            if let Some(skip) = normed {
+                sums[2 * c + ch] += f64::from(*d);
+                sums[3 * c + ch] += f64::from(*d) * f64::from(skip.x[i]);
+            }
+        }
+    }
+
+    fn max_pool_forward(
+        &self,
+        g: &ConvShape,
+        n: usize,
+        x: &[f32],
+        pre: Option<&Prologue<'_>>,
+        y: &mut [f32],
+        index: &mut [u32],
+    ) {
+        let c = g.y.c as usize;
+        y[..n * g.y.len()].fill(f32::NEG_INFINITY);
+        index[..n * g.y.len()].fill(u32::MAX);
+        for b in 0..n {
+            let (x, at) = (&x[b * g.x.len()..], b * g.y.len());
+            for_each_tap(g, |o, i, _| {
+                for ch in 0..c {
+                    let (v, to) = (entering(pre, x[i * c + ch], ch), at + o * c + ch);
+                    if index[to] == u32::MAX || v > y[to] {
+                        y[to] = v;
+                        index[to] = (i * c + ch) as u32;
+                    }
+                }
+            });
+        }
+    }
+
+    fn max_pool_backward(&self, g: &ConvShape, n: usize, dy: &[f32], index: &[u32], da: &mut [f32]) {
+        da[..n * g.x.len()].fill(0.0);
+        for b in 0..n {
+            for i in b * g.y.len()..(b + 1) * g.y.len() {
+                da[b * g.x.len() + index[i] as usize] += dy[i];
+            }
         }
     }
 }

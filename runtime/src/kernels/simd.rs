@@ -6,7 +6,8 @@
 
 use super::image::Correlation;
 use super::isa::{Isa, Table, table};
-use super::{ConvShape, Kernels, OutputGradient, Prologue};
+use super::simd_join;
+use super::{ConvShape, Kernels, OutputGradient, Prologue, Skip};
 use crate::net::{Activation, Window};
 use crate::shape::Shape;
 use core::cell::RefCell;
@@ -15,7 +16,7 @@ use std::prelude::v1::*;
 use std::vec;
 
 /// Most parts a batch is cut into.
-const PARTS: usize = 16;
+pub(super) const PARTS: usize = 16;
 /// Most elements all parts' partial weight gradients may hold together.
 const PARTIAL_WEIGHTS: usize = 16 << 20;
 
@@ -225,7 +226,7 @@ fn add_f64(to: &mut [f64], from: &[f32]) {
 }
 
 /// Sums equal-length partial results in order.
-fn reduce<T: Copy + core::ops::AddAssign>(parts: &[T], to: &mut [T]) {
+pub(super) fn reduce<T: Copy + core::ops::AddAssign>(parts: &[T], to: &mut [T]) {
     let len = to.len();
     to.copy_from_slice(&parts[..len]);
     for part in parts[len..].chunks_exact(len) {
@@ -347,13 +348,13 @@ impl Simd {
     }
 
     /// Cuts a batch into parts: pictures in each.
-    fn chunk(n: usize, weights: usize) -> usize {
+    pub(super) fn chunk(n: usize, weights: usize) -> usize {
         let parts = PARTS.min(PARTIAL_WEIGHTS / weights.max(1)).max(2);
         n.div_ceil(parts).max(1)
     }
 }
 
-fn check_prologue(pre: Option<&Prologue<'_>>, c: usize) {
+pub(super) fn check_prologue(pre: Option<&Prologue<'_>>, c: usize) {
     assert!(pre.is_none_or(|p| p.scale.len() == c && p.shift.len() == c), "prologue of another length");
 }
 
@@ -695,5 +696,37 @@ impl Kernels for Simd {
             });
         });
         reduce(&partial, &mut sums[..2 * c]);
+    }
+
+    fn join_forward(&self, c: usize, h: &[f32], pre: &Prologue<'_>, skip: Option<Skip<'_>>, y: &mut [f32]) {
+        simd_join::forward(self, c, h, pre, skip, y);
+    }
+
+    fn join_backward(
+        &self,
+        c: usize,
+        h: &[f32],
+        pre: &Prologue<'_>,
+        skip: Option<Skip<'_>>,
+        dz: &mut [f32],
+        sums: &mut [f64],
+    ) {
+        simd_join::backward(self, c, h, pre, skip, dz, sums);
+    }
+
+    fn max_pool_forward(
+        &self,
+        g: &ConvShape,
+        n: usize,
+        x: &[f32],
+        pre: Option<&Prologue<'_>>,
+        y: &mut [f32],
+        index: &mut [u32],
+    ) {
+        simd_join::max_pool(self, g, n, x, pre, y, index);
+    }
+
+    fn max_pool_backward(&self, g: &ConvShape, n: usize, dy: &[f32], index: &[u32], da: &mut [f32]) {
+        simd_join::max_pool_backward(self, g, n, dy, index, da);
     }
 }

@@ -184,20 +184,3 @@ fn results_depend_neither_on_threads_nor_on_the_place_in_the_batch() {
     Simd::new(1).conv_forward(&g, 1, &x[3 * g.x.len()..], None, &w, None, None, &mut alone, None);
     assert_eq!(alone, one.0[3 * g.y.len()..4 * g.y.len()]);
 }
-#[test]
-#[ignore]
-fn tmp_speed() {
-    for (x, o, k, s, p) in [([32,32,3],16,3,1,1),([32,32,16],16,3,1,1),([32,32,16],32,3,2,1),([16,16,32],32,3,1,1),([16,16,32],64,3,2,1),([8,8,64],64,3,1,1),([16,16,32],64,4,2,1),([32,32,3],32,4,2,1)] {
-        let g = shape(x, o, [k,k],[s,s],[p;4]);
-        let n = 64;
-        let kn = Simd::new(1);
-        let (xx, w, dy) = (noise(n * g.x.len(), 1), noise(g.weights(), 2), noise(n * g.y.len(), 3));
-        let (mut y, mut dz, mut dw, mut db) = (vec![0.0; n * g.y.len()], vec![0.0; n * g.x.len()], vec![0.0; w.len()], vec![0.0; o as usize]);
-        let time = |f: &mut dyn FnMut()| { f(); let mut t = vec![]; for _ in 0..7 { let a = std::time::Instant::now(); f(); t.push(a.elapsed().as_secs_f64()); } t.sort_by(f64::total_cmp); t[3] };
-        let flop = 2.0 * (n * g.weights()) as f64 * (g.y.h * g.y.w) as f64;
-        let f = time(&mut || kn.conv_forward(&g, n, &xx, None, &w, None, None, &mut y, None));
-        let b = time(&mut || kn.conv_backward(&g, n, &xx, None, &w, OutputGradient{dy:&dy,norm:None}, None, Some(&mut dz), &mut dw, &mut db, None));
-        let bw = time(&mut || kn.conv_backward(&g, n, &xx, None, &w, OutputGradient{dy:&dy,norm:None}, None, None, &mut dw, &mut db, None));
-        std::eprintln!("{x:?}->{o} k{k}s{s}: fwd {:.0} GF/s, wgrad {:.0}, both bwd {:.0}", flop/f/1e9, flop/bw/1e9, 2.0*flop/b/1e9);
-    }
-}

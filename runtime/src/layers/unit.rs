@@ -126,7 +126,7 @@ fn prologues<'s>(s: &UnitShape, state: &'s [f32]) -> (Option<NormState<'s>>, Nor
 /// `y = skip + conv2(act(norm2(conv1(a))))` over `n` pictures.
 ///
 /// `h` (`[n][conv1.y]`) and `state` are what the backward pass needs; `skip` is room for the 1x1 branch (`[n][y]`, empty
-/// without one); `y_sums` takes the output's sums (`[2 * cout]`).
+/// without one); `y_sums` takes the output's sums (`[2 * cout]`; empty: not wanted).
 #[allow(clippy::too_many_arguments)]
 pub fn forward<K: Kernels + ?Sized>(
     k: &K,
@@ -169,7 +169,8 @@ pub fn forward<K: Kernels + ?Sized>(
         _ => x,
     };
     let conv2 = p.conv2;
-    k.conv_forward(&s.conv2, n, h, Some(&pre2), conv2.weight, Some(conv2.bias), Some(add), y, Some(y_sums));
+    let y_sums = if y_sums.is_empty() { None } else { Some(y_sums) };
+    k.conv_forward(&s.conv2, n, h, Some(&pre2), conv2.weight, Some(conv2.bias), Some(add), y, y_sums);
 }
 
 /// Values of scratch the backward pass takes in `f32` for a batch of `n`: the hidden gradient, the skip's gradient, norm

@@ -181,11 +181,10 @@ impl Lowering<'_> {
 
     /// A bound of Clip: an input since opset 11, an attribute before.
     fn bound(&mut self, node: &pb::NodeProto, i: usize, name: &str, default: f32) -> Result<f32, OnnxError> {
-        let c = self.constant(node, i)?;
-        Ok(match c.as_deref().and_then(Const::floats) {
-            Some([v]) => *v,
-            Some(_) => return Err(unsupported(node, "a bound that is no single number")),
-            None => float(node, name, default),
-        })
+        let Some(c) = self.constant(node, i)? else { return Ok(float(node, name, default)) };
+        match c.floats() {
+            Some([v]) => Ok(*v),
+            _ => Err(unsupported(node, "a bound that is no single f32")),
+        }
     }
 }

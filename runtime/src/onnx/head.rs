@@ -77,14 +77,7 @@ fn add_linear(b: &mut OnnxBuilder, head: &Linear, params: &[f32], classes: usize
 }
 
 /// The residual unit, batch norm, leaky ReLU, mean over the map, and a linear layer.
-fn add_residual(
-    b: &mut OnnxBuilder,
-    head: &Residual,
-    params: &[f32],
-    c: usize,
-    classes: usize,
-    x: &str,
-) -> String {
+fn add_residual(b: &mut OnnxBuilder, head: &Residual, params: &[f32], c: usize, classes: usize, x: &str) -> String {
     let p = head.split(params);
     let [mean1, var1, mean2, var2, mean, var] = p.running;
     let mut y = x.to_string();
@@ -169,7 +162,9 @@ mod tests {
         let y = b.linear(x, random(126 * 5, 3), None, Activation::None).unwrap();
         let vector = b.finish(y).unwrap();
 
-        for (net, kind) in [&map, &vector].into_iter().flat_map(|n| [HeadKind::Linear, HeadKind::Residual].map(|k| (n, k))) {
+        for (net, kind) in
+            [&map, &vector].into_iter().flat_map(|n| [HeadKind::Linear, HeadKind::Residual].map(|k| (n, k)))
+        {
             let (stem, classes) = (net.as_net(), 4);
             let params = params(kind, stem.output(), classes);
             let head = Some(HeadParts { kind, classes: classes as u32, params: &params });

@@ -132,8 +132,8 @@ impl Lowering<'_> {
             "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" => self.view(node)?,
             "Pad" => self.pad(node)?,
             "Identity" => self.any(node, 0)?,
-            "Dropout" => match self.constant(node, 2)?.as_deref().and_then(Const::integers) {
-                None | Some(&[0]) => self.any(node, 0)?,
+            "Dropout" => match self.constant(node, 2)?.as_deref().map(Const::integers) {
+                None | Some(Some(&[0])) => self.any(node, 0)?,
                 Some(_) => return Err(unsupported(node, "it is in training mode: export the model for inference")),
             },
             "Cast" if int(node, "to", 0) == pb::tensor_proto::DataType::Float as i64 => self.any(node, 0)?,
@@ -427,8 +427,11 @@ impl Lowering<'_> {
             return Err(unsupported(node, "it pads with something other than a constant"));
         }
         let value = self.constant(node, 2)?;
-        let value = value.as_deref().and_then(Const::floats).and_then(|v| v.first().copied());
-        if value.unwrap_or_else(|| float(node, "value", 0.0)) != 0.0 || self.input(node, 3)?.is_some() {
+        let zero = match value.as_deref() {
+            Some(c) => matches!(c.floats(), Some([0.0])),
+            None => float(node, "value", 0.0) == 0.0,
+        };
+        if !zero || self.input(node, 3)?.is_some() {
             return Err(unsupported(node, "it pads with something other than zeros, or on chosen axes"));
         }
         let listed = self.constant(node, 1)?;

@@ -6,11 +6,8 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::prelude::v1::*;
 use std::sync::{Arc, Once};
-use tract_onnx::pb;
 use tract_onnx::prelude::*;
 
-/// The largest shape argument of an operation that makes a tensor from it.
-const MAX_ASKED: u64 = Shape::MAX_LEN;
 /// The most elements all values of a model may hold together.
 const MAX_TOTAL: u64 = 1 << 31;
 
@@ -37,17 +34,15 @@ impl TractModel {
     /// The tensor is unknown, or tract refuses the model.
     pub fn new(model: &Model, cut: Option<&str>) -> Result<Self, OnnxError> {
         let proto = model.subgraph(cut)?;
-        refuse_large(&proto)?;
         let (plan, output) = guarded(|| {
             let framework = super::guard::framework();
             let typed = framework.model_for_proto_model(&proto)?.into_typed()?;
             let mut total = 0u64;
             for fact in typed.nodes().iter().flat_map(|node| &node.outputs).map(|outlet| &outlet.fact) {
-                let Some(dims) = fact.shape.as_concrete() else { continue };
-                let len = dims.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64));
+                let Some(len) = super::guard::volume(&fact.shape) else { continue };
                 total = total.saturating_add(len);
                 if len > Shape::MAX_LEN || total > MAX_TOTAL {
-                    return Err(anyhow::anyhow!("a value of {dims:?} is too large"));
+                    return Err(anyhow::anyhow!("a value of {:?} is too large", fact.shape));
                 }
             }
             let plan = typed.into_optimized()?.into_runnable()?;
@@ -136,34 +131,6 @@ impl TractState {
         }
         ran
     }
-}
-
-/// Refuses operations that would make a tensor of a size far beyond the file's, from a constant that tells its shape.
-fn refuse_large(proto: &pb::ModelProto) -> Result<(), OnnxError> {
-    const MAKERS: [&str; 9] =
-        ["ConstantOfShape", "Expand", "Tile", "Range", "Resize", "Upsample", "Pad", "OneHot", "EyeLike"];
-    let Some(graph) = &proto.graph else { return Ok(()) };
-    let constant = |name: &String| {
-        let from_node = graph.node.iter().find(|n| n.op_type == "Constant" && n.output.contains(name));
-        let from_node = from_node.and_then(|n| n.attribute.iter().find_map(|a| a.t.as_ref()));
-        from_node.or_else(|| graph.initializer.iter().find(|t| t.name == *name))
-    };
-    for node in graph.node.iter().filter(|node| MAKERS.contains(&&*node.op_type)) {
-        for tensor in node.input.iter().filter_map(constant) {
-            let Ok(value) = super::constant::Const::decode(tensor) else { continue };
-            let asked = match &value.data {
-                super::constant::Data::I(v) => v.iter().fold(1u64, |n, v| n.saturating_mul(v.unsigned_abs().max(1))),
-                super::constant::Data::F(v) if value.len() <= 8 => {
-                    v.iter().fold(1f32, |n, v| n * v.abs().max(1.0)) as u64
-                }
-                super::constant::Data::F(_) => 1,
-            };
-            if asked > MAX_ASKED {
-                return Err(super::node::bad(node, "it asks for a tensor that is too large"));
-            }
-        }
-    }
-    Ok(())
 }
 
 std::thread_local! {

@@ -82,6 +82,29 @@ impl CpuEngine {
     }
 }
 
+impl CpuEngine {
+    /// The gradient of the cross-entropy with respect to the pictures, batch statistics in the norms. The stem must have been
+    /// asked for its input's gradient ([`crate::nn::Sequence::input_gradient`]); it is all zeros otherwise.
+    ///
+    /// # Errors
+    /// Where memory runs out.
+    pub fn input_gradient(&mut self, pictures: Vec<f32>, labels: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let (n, classes) = (labels.len(), self.net.classes);
+        let mut targets = vec![0.0; n * classes];
+        for (row, &label) in targets.chunks_exact_mut(classes).zip(labels) {
+            if let Some(t) = row.get_mut(label as usize) {
+                *t = 1.0;
+            }
+        }
+        let x: Batch = self.dev.try_tensor_from_vec(pictures, (n, self.net.input.len()))?;
+        let (k, buffers) = (&self.kernels, &self.buffers);
+        let features = self.net.stem.forward(k, buffers, x.leaky_trace())?;
+        let logits = self.net.head.forward(k, buffers, features)?;
+        let mut grads = loss::cross_entropy(logits, targets)?.try_backward()?;
+        Ok(std::mem::take(&mut **grads.get_or_alloc_mut(&x)?))
+    }
+}
+
 /// Updates every parameter from its gradient.
 struct Update<'a> {
     optimizer: Optimizer,

@@ -1,35 +1,20 @@
 //! The layers: parameters, forward pass, backward pass.
 
-use super::{Buffer, Buffers, Param, Visit, param};
+mod params;
+mod resnet;
+
+pub use params::{Conv, ConvNorm, Norm};
+pub use resnet::{Basic, Front, PoolLinear};
+
+use super::{Buffer, Buffers, Param, Visit};
 use dfdx::prelude::*;
+use params::{Grads, Plain};
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::kernels::{ConvShape, Kernels, OutputGradient};
-use stemguard_runtime::layers::norm::{self, NormGrads, NormParams, NormState};
+use stemguard_runtime::layers::norm;
 use stemguard_runtime::layers::tail::{self, TailGrads, TailParams};
-use stemguard_runtime::layers::unit::{self, ConvGrads, ConvParams, Statistics, UnitGrads, UnitParams, UnitShape};
+use stemguard_runtime::layers::unit::{self, Statistics, UnitGrads, UnitParams, UnitShape};
 use stemguard_runtime::shape::Shape;
-
-/// A convolution's weights and bias.
-#[derive(Clone, Debug)]
-pub struct Conv {
-    /// `[ky][kx][cin][cout]`
-    pub weight: Param,
-    /// `[cout]`
-    pub bias: Param,
-}
-
-/// A batch norm's parameters and running statistics.
-#[derive(Clone, Debug)]
-pub struct Norm {
-    /// `[c]`
-    pub gamma: Param,
-    /// `[c]`
-    pub beta: Param,
-    /// Running mean, `[c]`.
-    pub mean: Vec<f32>,
-    /// Running variance, `[c]`.
-    pub var: Vec<f32>,
-}
 
 /// What follows a transposed convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,100 +70,25 @@ pub enum Layer {
         /// Activation.
         squash: Squash,
     },
+    /// The front of a ResNet.
+    Front(Front),
+    /// A basic block.
+    Basic(Basic),
+    /// Global average pool of an activated map, linear layer.
+    PoolLinear(PoolLinear),
 }
 
 /// What a layer's forward pass leaves for its backward pass.
 #[derive(Debug, Default)]
 pub(crate) struct Saved {
-    /// Hidden map of a unit, or the output of a squashed layer.
+    /// Hidden maps of a unit, block or front, or the output of a squashed layer.
     h: Option<Buffer>,
     /// States of the norms.
     state: Vec<f32>,
     /// Pooled features of a tail.
     pooled: Vec<f32>,
-}
-
-/// Parameters as plain slices.
-struct Plain {
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-}
-
-impl Plain {
-    fn conv(&self) -> ConvParams<'_> {
-        ConvParams { weight: &self.weight, bias: &self.bias }
-    }
-    fn norm(&self) -> NormParams<'_> {
-        NormParams { gamma: &self.weight, beta: &self.bias }
-    }
-}
-
-/// Gradients of one pair of parameters, and whose they are.
-pub(crate) struct Pair {
-    pub(crate) params: [Param; 2],
-    pub(crate) grads: [Vec<f32>; 2],
-}
-
-impl Pair {
-    fn of(a: &Param, b: &Param) -> Self {
-        let zeros = |p: &Param| vec![0.0; p.shape().0];
-        Self { grads: [zeros(a), zeros(b)], params: [a.clone(), b.clone()] }
-    }
-    fn conv(&mut self) -> ConvGrads<'_> {
-        let [weight, bias] = &mut self.grads;
-        ConvGrads { weight, bias }
-    }
-    fn norm(&mut self) -> NormGrads<'_> {
-        let [gamma, beta] = &mut self.grads;
-        NormGrads { gamma, beta }
-    }
-}
-
-impl Conv {
-    /// Wraps weights and bias.
-    pub fn new(dev: &Cpu, weight: Vec<f32>, bias: Vec<f32>) -> Self {
-        Self { weight: param(dev, weight), bias: param(dev, bias) }
-    }
-    fn plain(&self) -> Plain {
-        Plain { weight: self.weight.as_vec(), bias: self.bias.as_vec() }
-    }
-    fn pair(&self) -> Pair {
-        Pair::of(&self.weight, &self.bias)
-    }
-    fn visit(&mut self, name: &str, v: &mut dyn Visit) {
-        v.param(&format!("{name}.weight"), &mut self.weight);
-        v.param(&format!("{name}.bias"), &mut self.bias);
-    }
-}
-
-impl Norm {
-    /// The identity: gamma 1, beta 0, running mean 0 and variance 1.
-    pub fn new(dev: &Cpu, c: usize) -> Self {
-        Self {
-            gamma: param(dev, vec![1.0; c]),
-            beta: param(dev, vec![0.0; c]),
-            mean: vec![0.0; c],
-            var: vec![1.0; c],
-        }
-    }
-    fn plain(&self) -> Plain {
-        Plain { weight: self.gamma.as_vec(), bias: self.beta.as_vec() }
-    }
-    fn pair(&self) -> Pair {
-        Pair::of(&self.gamma, &self.beta)
-    }
-    fn running(&self, p: &Plain, state: &mut [f32]) {
-        norm::from_running(p.norm(), &self.mean, &self.var, state);
-    }
-    fn learn(&mut self, state: &[f32], count: usize) {
-        norm::update_running(NormState::new(state), count, &mut self.mean, &mut self.var);
-    }
-    fn visit(&mut self, name: &str, v: &mut dyn Visit) {
-        v.param(&format!("{name}.gamma"), &mut self.gamma);
-        v.param(&format!("{name}.beta"), &mut self.beta);
-        v.state(&format!("{name}.mean"), &mut self.mean);
-        v.state(&format!("{name}.var"), &mut self.var);
-    }
+    /// Places that a max pool took.
+    index: Vec<u32>,
 }
 
 fn pixels(s: Shape) -> usize {
@@ -193,6 +103,9 @@ impl Layer {
             Self::Unit { shape, .. } => shape.x().len(),
             Self::Tail { shape, .. } => shape.len(),
             Self::Deconv { shape, .. } => shape.y.len(),
+            Self::Front(l) => l.shape.conv.x.len(),
+            Self::Basic(l) => l.shape.x().len(),
+            Self::PoolLinear(l) => l.shape.x.len(),
         }
     }
 
@@ -203,6 +116,9 @@ impl Layer {
             Self::Unit { shape, .. } => shape.y(),
             Self::Tail { bias, .. } => Shape::new(1, 1, bias.shape().0 as u32),
             Self::Deconv { shape, .. } => shape.x,
+            Self::Front(l) => l.shape.y(),
+            Self::Basic(l) => l.shape.y(),
+            Self::PoolLinear(l) => l.shape.linear.y,
         }
     }
 
@@ -226,6 +142,9 @@ impl Layer {
                 v.param(&format!("{name}.fc.weight"), weight);
                 v.param(&format!("{name}.fc.bias"), bias);
             }
+            Self::Front(l) => l.visit(name, v),
+            Self::Basic(l) => l.visit(name, v),
+            Self::PoolLinear(l) => l.visit(name, v),
         }
     }
 
@@ -327,6 +246,9 @@ impl Layer {
                 });
                 saved.h = Some(h);
             }
+            Self::Front(l) => saved = l.forward(k, buffers, n, x, training, y),
+            Self::Basic(l) => saved = l.forward(k, buffers, n, x, training, y),
+            Self::PoolLinear(l) => saved = l.forward(k, n, x, y),
         }
         *sums = y_sums;
         saved
@@ -342,12 +264,12 @@ impl Layer {
         saved: &Saved,
         dy: &mut [f32],
         dx: &mut [f32],
-    ) -> Vec<Pair> {
+    ) -> Vec<Grads> {
         let wanted = !dx.is_empty();
         let h: &[f32] = saved.h.as_deref().unwrap_or(&[]);
         match self {
             Self::Conv { shape, conv } => {
-                let mut pair = conv.pair();
+                let mut pair = conv.grads();
                 let p = conv.plain();
                 let g = pair.conv();
                 let (dy, dx) = (OutputGradient { dy, norm: None }, wanted.then_some(dx));
@@ -364,14 +286,14 @@ impl Layer {
                     conv2: c2.conv(),
                     short: cs.as_ref().map(Plain::conv),
                 };
-                let (mut g1, mut gs) = (norm1.as_ref().map(Norm::pair), short.as_ref().map(Conv::pair));
-                let (mut gc1, mut g2, mut gc2) = (conv1.pair(), norm2.pair(), conv2.pair());
+                let (mut g1, mut gs) = (norm1.as_ref().map(Norm::grads), short.as_ref().map(Conv::grads));
+                let (mut gc1, mut g2, mut gc2) = (conv1.grads(), norm2.grads(), conv2.grads());
                 let grads = UnitGrads {
-                    norm1: g1.as_mut().map(Pair::norm),
+                    norm1: g1.as_mut().map(Grads::norm),
                     conv1: gc1.conv(),
                     norm2: g2.norm(),
                     conv2: gc2.conv(),
-                    short: gs.as_mut().map(Pair::conv),
+                    short: gs.as_mut().map(Grads::conv),
                 };
                 let mut scratch = buffers.take(unit::backward_len(shape, n));
                 let mut sums = vec![0.0; unit::backward_sums(shape)];
@@ -381,7 +303,7 @@ impl Layer {
                 g1.into_iter().chain([gc1, g2, gc2]).chain(gs).collect()
             }
             Self::Tail { shape, norm, weight, bias } => {
-                let (p, mut gn, mut gl) = (norm.plain(), norm.pair(), Pair::of(weight, bias));
+                let (p, mut gn, mut gl) = (norm.plain(), norm.grads(), Grads::of(&[weight, bias]));
                 let (w, b) = (weight.as_vec(), bias.as_vec());
                 let params = TailParams { norm: p.norm(), weight: &w, bias: &b };
                 let linear = gl.conv();
@@ -395,7 +317,7 @@ impl Layer {
                 vec![gn, gl]
             }
             Self::Deconv { shape, conv, squash } => {
-                let mut pair = conv.pair();
+                let mut pair = conv.grads();
                 let p = conv.plain();
                 let (len, squash) = (shape.x.len(), *squash);
                 k.for_each(dy[..n * len].chunks_mut(len).zip(h.chunks(len)).collect(), |(dy, y)| match squash {
@@ -406,6 +328,9 @@ impl Layer {
                 k.deconv_backward(shape, n, x, &p.weight, dy, wanted.then_some(dx), g.weight, g.bias);
                 vec![pair]
             }
+            Self::Front(l) => l.backward(k, buffers, n, x, saved, dy, wanted.then_some(dx)),
+            Self::Basic(l) => l.backward(k, buffers, n, x, saved, dy, wanted.then_some(dx)),
+            Self::PoolLinear(l) => l.backward(k, n, x, saved, dy, dx),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! `eval`: accuracy on a data set.
 
-use crate::fail::Fail;
 use crate::ui::Common;
 use std::path::PathBuf;
 
@@ -11,13 +10,15 @@ use std::path::PathBuf;
 /// one, unless its name ends in @train.
 #[derive(clap::Args)]
 #[cfg_attr(not(feature = "data"), allow(dead_code))]
-#[command(after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
+#[command(
+    after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
     behind one picks a part.\n\n\
     Examples:\n  \
     stemguard eval defended.sgm --data cifar10:data/cifar10\n  \
     stemguard eval defended.sgm --data folder:pictures@train --json\n\n\
     JSON: {\"acc\", \"n\", \"per_class\", \"confusion\"}; fractions 0..1, rows of the confusion matrix sum to 1; a class \
-    without pictures is null in per_class and zeros in confusion.")]
+    without pictures is null in per_class and zeros in confusion."
+)]
 pub(crate) struct Args {
     /// The model: .sgm with a head, or an ONNX classifier
     model: PathBuf,
@@ -30,8 +31,8 @@ pub(crate) struct Args {
 
 /// Runs the command.
 #[cfg(not(feature = "data"))]
-pub(crate) fn run(_: &Args) -> Result<(), Fail> {
-    Err(Fail::lacks("data-set readers", "data"))
+pub(crate) fn run(_: &Args) -> Result<(), crate::fail::Fail> {
+    Err(crate::fail::Fail::lacks("data-set readers", "data"))
 }
 
 #[cfg(feature = "data")]
@@ -171,8 +172,8 @@ mod full {
         check_channels(&args.model, runner.input())?;
         let pictures = load(&spec, runner.input(), Part::Test)?;
         let labels: Vec<&str> = model.parts().map(|parts| parts.labels().collect()).unwrap_or_default();
-        let differs = |(i, (a, b)): (usize, (&&str, &String))| (**a != b[..] && *b != i.to_string()).then_some((i, *a, b.clone()));
-        if let Some((i, a, b)) = labels.iter().zip(&pictures.classes).enumerate().find_map(differs) {
+        let mut named = labels.iter().zip(&pictures.classes).enumerate();
+        if let Some((i, (a, b))) = named.find(|(i, (a, b))| **a != b.as_str() && **b != i.to_string()) {
             ui::note(format!("class {i} is `{a}` in the model and `{b}` in the data"));
         }
         let score = Score::of(&runner, classes, &pictures, &args.data)?;

@@ -96,7 +96,8 @@ fn header(file: &mut impl Read) -> Result<(Vec<usize>, u64), String> {
     let list = value("shape")?.strip_prefix('(').and_then(|s| s.split_once(')'));
     let (list, _) = list.ok_or("the header's shape is malformed")?;
     let sides = list.split(',').map(str::trim).filter(|side| !side.is_empty()).map(str::parse::<usize>);
-    let shape = sides.collect::<Result<Vec<_>, _>>().map_err(|_| format!("the header's shape ({list}) is malformed"))?;
+    let shape =
+        sides.collect::<Result<Vec<_>, _>>().map_err(|_| format!("the header's shape ({list}) is malformed"))?;
     Ok((shape, 8 + width + u64::from(length)))
 }
 

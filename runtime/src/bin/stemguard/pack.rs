@@ -51,7 +51,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let loaded = Loaded::open(&args.model, args.at.as_deref())?;
     let Some(file) = loaded.onnx() else { return Err(Fail::at(&args.model, "is an artifact already")) };
     let parts = loaded.native()?;
-    let mut provenance = format!("ONNX by {}", Some(file.model.producer_name()).filter(|n| !n.is_empty()).unwrap_or("?"));
+    let mut provenance =
+        format!("ONNX by {}", Some(file.model.producer_name()).filter(|n| !n.is_empty()).unwrap_or("?"));
     if let Some(at) = &args.at {
         provenance += &format!(", cut at {at}");
     }

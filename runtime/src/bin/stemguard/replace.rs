@@ -1,6 +1,5 @@
 //! `replace`: a new head on clean pictures.
 
-use crate::fail::Fail;
 use crate::ui::Common;
 use std::path::PathBuf;
 
@@ -14,7 +13,8 @@ use std::path::PathBuf;
 /// signs, where it turns some classes into others.
 #[derive(clap::Args)]
 #[cfg_attr(not(feature = "data"), allow(dead_code))]
-#[command(after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
+#[command(
+    after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
     behind one picks a part. The training part is taken for --holdout, the test part for --validate, where there is one.\n\n\
     Defaults: 100 epochs, batch 64, label smoothing 0.1. Residual head: weight decay 5e-4, dropout 0.5, CutMix, learning rate \
     0.01 in feature space and 0.03 in picture space, as published. Linear head: learning rate 0.01, weight decay 1e-3, no \
@@ -22,7 +22,8 @@ use std::path::PathBuf;
     Examples:\n  \
     stemguard replace stem.sgm --holdout folder:clean --out defended.sgm\n  \
     stemguard replace model.onnx --at /layer3/Add_output_0 --holdout cifar10:data@test --space pictures --out defended.sgm\n  \
-    stemguard replace stem.sgm --holdout signs:600 --validate signs:600 --head linear --epochs 30 --out small.sgm")]
+    stemguard replace stem.sgm --holdout signs:600 --validate signs:600 --head linear --epochs 30 --out small.sgm"
+)]
 pub(crate) struct Args {
     /// The stem: .sgm, or .onnx
     stem: PathBuf,
@@ -101,8 +102,8 @@ enum SpaceChoice {
 
 /// Runs the command.
 #[cfg(not(feature = "data"))]
-pub(crate) fn run(_: &Args) -> Result<(), Fail> {
-    Err(Fail::lacks("data-set readers", "data"))
+pub(crate) fn run(_: &Args) -> Result<(), crate::fail::Fail> {
+    Err(crate::fail::Fail::lacks("data-set readers", "data"))
 }
 
 #[cfg(feature = "data")]
@@ -178,8 +179,7 @@ mod full {
             bar.set_message(format!("loss {:.4}", p.loss));
             true
         };
-        let trained =
-            replace_head(&stem, kind, classes, &x, &clean.labels, space, augment, &settings, &mut progress);
+        let trained = replace_head(&stem, kind, classes, &x, &clean.labels, space, augment, &settings, &mut progress);
         bar.finish_and_clear();
         let new = trained.map_err(|e| match e {
             Error::NotFinite => Fail::at(
@@ -207,9 +207,7 @@ mod full {
         let (out, epochs) = (args.out.display().to_string(), settings.epochs);
         if args.common.json {
             let (head, pictures) = (head_name(kind), clean.len());
-            return ui::json(&Report {
-                head, classes, pictures, epochs, loss, seconds, pictures_per_second, acc, out,
-            });
+            return ui::json(&Report { head, classes, pictures, epochs, loss, seconds, pictures_per_second, acc, out });
         }
         ui::line(format_args!(
             "{out}: {} head, {classes} classes, {} pictures, {epochs} epochs",
@@ -217,7 +215,9 @@ mod full {
             clean.len()
         ))?;
         ui::line(format_args!("loss {loss:.4}, {seconds:.1} s, {pictures_per_second:.0} pictures/s"))?;
-        acc.map_or(Ok(()), |acc| ui::line(format_args!("ACC {acc:.4} on {}", args.validate.as_deref().unwrap_or_default())))
+        acc.map_or(Ok(()), |acc| {
+            ui::line(format_args!("ACC {acc:.4} on {}", args.validate.as_deref().unwrap_or_default()))
+        })
     }
 
     /// The settings asked for, on top of the defaults of the head and the space.

@@ -5,10 +5,10 @@ use crate::model::Loaded;
 #[cfg(feature = "onnx")]
 use crate::ui;
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_runtime::session::Session;
-use stemguard_runtime::shape::Shape;
 #[cfg(feature = "onnx")]
 use stemguard_runtime::onnx::{OnnxError, TractModel};
+use stemguard_runtime::session::Session;
+use stemguard_runtime::shape::Shape;
 
 /// What runs a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -68,7 +68,10 @@ impl<'a> Runner<'a> {
                 let planned = model.tract()?;
                 let output = planned.output_shape().ok_or_else(|| {
                     let dims = planned.output_dims();
-                    Fail::at(model.path(), format!("an output of dimensions {dims:?} is neither [N, C] nor [N, C, H, W]"))
+                    Fail::at(
+                        model.path(),
+                        format!("an output of dimensions {dims:?} is neither [N, C] nor [N, C, H, W]"),
+                    )
                 })?;
                 Ok(Self::Tract(Box::new(Tract { model: planned, output, kernels: kernels.clone() })))
             }
@@ -162,7 +165,7 @@ impl Tract {
         let chunk = (x.len() / len).div_ceil(self.kernels.threads()).max(1);
         let failed = std::sync::Mutex::new(None);
         self.kernels.for_each(x.chunks(chunk * len).zip(out.chunks_mut(chunk * to)).collect(), |(x, out)| {
-            let part = || {
+            let mut part = || {
                 let mut state = self.model.state()?;
                 x.chunks_exact(len).zip(out.chunks_exact_mut(to)).try_for_each(|(x, out)| state.run(x, out))
             };

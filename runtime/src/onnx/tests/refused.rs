@@ -136,17 +136,49 @@ fn a_builder_reports_wrong_lengths() {
 
 #[test]
 fn operations_that_ask_for_gigabytes() {
+    let integers = |list: &[i64]| {
+        let list = pb::TensorProto {
+            dims: vec![list.len() as i64],
+            data_type: 7,
+            int64_data: list.to_vec(),
+            ..Default::default()
+        };
+        vec![pb::AttributeProto { name: "value".into(), r#type: 4, t: Some(list), ..Default::default() }]
+    };
+    let shape = [1, 3, 1 << 20, 1 << 20];
+    for (op, list, live) in [
+        ("Expand", &shape[..], true),
+        ("Expand", &shape, false),
+        ("Tile", &shape, false),
+        ("ConstantOfShape", &shape, false),
+        ("Pad", &[0, 0, 1 << 20, 1 << 20, 0, 0, 0, 0], false),
+    ] {
+        let mut b = OnnxBuilder::new();
+        b.input("images", Shape::new(8, 8, 3));
+        // Computed, so that no look at the file alone finds it.
+        let to = b.node("Constant", vec![], integers(list));
+        let to = b.node("Identity", vec![to], vec![]);
+        let x = if live { b.global_average_pool("images") } else { b.constant(&[1, 3, 1, 1], &[0.5; 3]) };
+        let inputs = if op == "ConstantOfShape" { vec![to] } else { vec![x, to] };
+        let y = b.node(op, inputs, vec![]);
+        let pooled = b.global_average_pool("images");
+        let y = b.add(&pooled, &y);
+        b.output(&y, &[]);
+        let model = Model::from_bytes(&b.finish().unwrap()).unwrap();
+        says(TractModel::new(&model, None), &["too large"]);
+        assert!(lower(&model, None).is_err());
+    }
+}
+
+#[test]
+fn bounds_that_are_no_single_number() {
     let mut b = OnnxBuilder::new();
     b.input("images", Shape::new(8, 8, 3));
-    let list =
-        pb::TensorProto { dims: vec![4], data_type: 7, int64_data: vec![1, 3, 1 << 20, 1 << 20], ..Default::default() };
-    let constant = pb::AttributeProto { name: "value".into(), r#type: 4, t: Some(list), ..Default::default() };
-    let to = b.node("Constant", vec![], vec![constant]);
-    let pooled = b.global_average_pool("images");
-    let y = b.node("Expand", vec![pooled, to], vec![]);
-    b.output(&y, &[]);
+    let (low, high) = (b.constant(&[], &[0.0]), b.constant(&[2], &[6.0, 7.0]));
+    let y = b.node("Clip", vec!["images".into(), low, high], vec![]);
+    b.output(&y, &[3, 8, 8]);
     let model = Model::from_bytes(&b.finish().unwrap()).unwrap();
-    says(TractModel::new(&model, None), &["too large"]);
+    says(lower(&model, None), &["(Clip)", "no single f32"]);
 }
 
 /// Tract reads past the end of a shape of rank 1 here, unless it is checked first.

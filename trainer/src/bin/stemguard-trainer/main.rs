@@ -2,10 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+mod attacks;
+mod demo;
+mod export;
 mod options;
-mod ui;
-
+mod replace;
+mod report;
+mod sweep;
 mod train;
+mod ui;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -23,17 +28,35 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Plant a backdoor, trap it, replace the head; the control beside it. One table, a few minutes.
+    Demo(demo::Args),
     /// Train the undefended baseline.
     Train(train::Args),
     /// Train with the reconstruction head: stage 1 of the defence.
     Trap(train::Args),
+    /// Replace the head of a run on its clean holdout: stage 2.
+    Replace(replace::Args),
+    /// Write one self-contained HTML page about a run.
+    Report(report::Args),
+    /// Run a grid of attacks, rates, seeds and settings from a TOML file; one table.
+    Sweep(sweep::Args),
+    /// Write a run's models as ONNX from its last checkpoint.
+    Export(export::Args),
+    /// List the attacks; draw how they look.
+    Attacks(attacks::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args, false),
         Command::Trap(args) => train::run(&args, true),
+        Command::Replace(args) => replace::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Sweep(args) => sweep::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Attacks(args) => attacks::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

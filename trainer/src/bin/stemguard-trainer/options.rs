@@ -2,34 +2,38 @@
 
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
+use stemguard_runtime::artifact::HeadKind;
 use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::replace::Settings;
+use stemguard_runtime::session::{Augment, Space};
 use stemguard_trainer::attack::{AttackConfig, AttackKind};
 use stemguard_trainer::config::{Crop, RunConfig, Schedule};
+use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::Optimizer;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::model::Architecture;
 
 /// How the command talks and works.
 #[derive(Args, Clone, Debug)]
-pub struct Output {
+pub(crate) struct Output {
     /// One JSON object a line on standard output instead of text.
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// Threads; 0: one for each core. Results do not depend on it.
     #[arg(long, default_value_t = 0, value_name = "N")]
-    pub threads: usize,
+    pub(crate) threads: usize,
 }
 
 impl Output {
     /// The kernels to use.
-    pub fn kernels(&self) -> Simd {
+    pub(crate) fn kernels(&self) -> Simd {
         Simd::new(self.threads)
     }
 }
 
 /// On, off, or by data set.
 #[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
-pub enum Flip {
+pub(crate) enum Flip {
     /// Off for gtsrb and signs, where mirroring changes the class; on elsewhere.
     Auto,
     /// Mirror half of the pictures.
@@ -40,31 +44,31 @@ pub enum Flip {
 
 /// Data set and attack.
 #[derive(Args, Clone, Debug)]
-pub struct Data {
+pub(crate) struct Data {
     /// Data set: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE or signs[:N].
     #[arg(long, value_name = "SPEC")]
-    pub data: String,
+    pub(crate) data: String,
     /// Picture size, e.g. 32x32; by default as the data set has it.
     #[arg(long, value_name = "HxW", value_parser = parse_size)]
-    pub size: Option<(usize, usize)>,
+    pub(crate) size: Option<(usize, usize)>,
     /// Attack to plant; `stemguard-trainer attacks` lists them.
     #[arg(long, default_value = "badnet-grid")]
-    pub attack: AttackKind,
+    pub(crate) attack: AttackKind,
     /// Class that triggered pictures are to be given.
     #[arg(long, default_value_t = 0, value_name = "CLASS")]
-    pub target: u32,
+    pub(crate) target: u32,
     /// Share of the training pictures to poison, 0..1.
     #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
-    pub poison_rate: f64,
+    pub(crate) poison_rate: f64,
     /// A picture (PNG, JPEG, PPM) or .npy to use as trigger in place of the generated one.
     #[arg(long, value_name = "FILE")]
-    pub trigger: Option<PathBuf>,
+    pub(crate) trigger: Option<PathBuf>,
     /// Share of the training pictures held out as clean, 0..1.
     #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
-    pub holdout: f64,
+    pub(crate) holdout: f64,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    pub(crate) seed: u64,
 }
 
 fn parse_size(text: &str) -> Result<(usize, usize), String> {
@@ -75,57 +79,57 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
 
 /// The network and how it is trained.
 #[derive(Args, Clone, Debug)]
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// WideResNet depth: 16 or 28.
     #[arg(long, default_value_t = 16)]
-    pub depth: u32,
+    pub(crate) depth: u32,
     /// WideResNet width factor.
     #[arg(long, default_value_t = 1)]
-    pub width: u32,
+    pub(crate) width: u32,
     /// Where the stem ends: 4 after group 2, 5 after the first unit of group 3, 6 after group 3.
     #[arg(long, default_value_t = 5)]
-    pub split: u32,
+    pub(crate) split: u32,
     /// Passes over the data.
     #[arg(long, default_value_t = 200)]
-    pub epochs: u32,
+    pub(crate) epochs: u32,
     /// Pictures a step.
     #[arg(long, default_value_t = 256)]
-    pub batch: usize,
+    pub(crate) batch: usize,
     /// Learning rate at the start.
     #[arg(long, default_value_t = 1e-3)]
-    pub lr: f64,
+    pub(crate) lr: f64,
     /// L2 weight decay.
     #[arg(long, default_value_t = 5e-4)]
-    pub weight_decay: f64,
+    pub(crate) weight_decay: f64,
     /// Optimiser.
     #[arg(long, value_enum, default_value = "adam")]
-    pub optimizer: OptimizerName,
+    pub(crate) optimizer: OptimizerName,
     /// Learning-rate schedule.
     #[arg(long, value_enum, default_value = "cosine")]
-    pub schedule: ScheduleName,
+    pub(crate) schedule: ScheduleName,
     /// Weight of the reconstruction's mean squared error.
     #[arg(long, default_value_t = 10.0)]
-    pub mse: f32,
+    pub(crate) mse: f32,
     /// Weight of the reconstruction's total variation.
     #[arg(long, default_value_t = 1.0)]
-    pub tv: f32,
+    pub(crate) tv: f32,
     /// How training pictures are cropped.
     #[arg(long, value_enum, default_value = "shift")]
-    pub crop: CropName,
+    pub(crate) crop: CropName,
     /// Padding of the crop, in pixels.
     #[arg(long, default_value_t = 4)]
-    pub shift: usize,
+    pub(crate) shift: usize,
     /// Whether to mirror half of the pictures.
     #[arg(long, value_enum, default_value = "auto")]
-    pub flip: Flip,
+    pub(crate) flip: Flip,
     /// Measure ACC and ASR every so many epochs.
     #[arg(long, default_value_t = 5, value_name = "EPOCHS")]
-    pub every: u32,
+    pub(crate) every: u32,
 }
 
 /// Names of the optimisers.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum OptimizerName {
+pub(crate) enum OptimizerName {
     /// Adam.
     Adam,
     /// SGD with momentum 0.9.
@@ -134,7 +138,7 @@ pub enum OptimizerName {
 
 /// Names of the schedules.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum ScheduleName {
+pub(crate) enum ScheduleName {
     /// Half a cosine.
     Cosine,
     /// Tenths at a half and three quarters.
@@ -143,7 +147,7 @@ pub enum ScheduleName {
 
 /// Names of the crops.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum CropName {
+pub(crate) enum CropName {
     /// Random crop of the padded picture.
     Shift,
     /// Random resized crop.
@@ -153,7 +157,7 @@ pub enum CropName {
 }
 
 /// The configuration that options spell out.
-pub fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConfig, Failure> {
+pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConfig, Failure> {
     let published = RunConfig::published(data.data.clone());
     let config = RunConfig {
         size: data.size,
@@ -198,4 +202,77 @@ pub fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConfig, Fai
     };
     config.check().map_err(Failure::Input)?;
     Ok(config)
+}
+
+/// Names of the head kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HeadName {
+    /// Residual unit, norm, pool, linear layer: the published head.
+    Residual,
+    /// Pooled features and a linear layer: for microcontrollers.
+    Linear,
+}
+
+/// Names of the spaces that augmentation happens in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SpaceName {
+    /// Cached views of the features; CutMix on the feature grid.
+    Features,
+    /// The stem runs on every augmented batch, as published.
+    Pictures,
+}
+
+/// How a head is replaced.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ReplaceOptions {
+    /// Kind of the new head.
+    #[arg(long, value_enum, default_value = "residual")]
+    head: HeadName,
+    /// Where augmentation happens.
+    #[arg(long, value_enum, default_value = "features")]
+    space: SpaceName,
+    /// Cached views of each picture (with --space features).
+    #[arg(long, default_value_t = 8)]
+    views: usize,
+    /// Passes over the holdout [default: 100].
+    #[arg(long, value_name = "N")]
+    replace_epochs: Option<u32>,
+    /// Learning rate [default: 0.01 with cached views, 0.03 in picture space].
+    #[arg(long, value_name = "RATE")]
+    replace_lr: Option<f32>,
+    /// Pictures a step [default: 64].
+    #[arg(long, value_name = "N")]
+    replace_batch: Option<usize>,
+    /// Seed of the replacement [default: the run's].
+    #[arg(long, value_name = "SEED")]
+    replace_seed: Option<u64>,
+}
+
+impl ReplaceOptions {
+    /// What the options spell out, for a run that mirrors or not.
+    pub(crate) fn replacement(&self, flip: bool, seed: u64) -> Result<Replacement, Failure> {
+        if self.views == 0 || self.views > 1024 {
+            return Err(Failure::input("--views", "not within 1..1024"));
+        }
+        let (kind, preset) = match (self.head, self.space) {
+            (HeadName::Linear, _) => (HeadKind::Linear, Settings::LINEAR),
+            (_, SpaceName::Features) => (HeadKind::Residual, Settings::CACHED),
+            (_, SpaceName::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
+        };
+        Ok(Replacement {
+            kind,
+            space: match self.space {
+                SpaceName::Features => Space::Features { views: self.views },
+                SpaceName::Pictures => Space::Pictures,
+            },
+            augment: Augment { flip, ..Augment::PUBLISHED },
+            settings: Settings {
+                epochs: self.replace_epochs.unwrap_or(preset.epochs),
+                rate: self.replace_lr.unwrap_or(preset.rate),
+                batch: self.replace_batch.unwrap_or(preset.batch),
+                seed: self.replace_seed.unwrap_or(seed),
+                ..preset
+            },
+        })
+    }
 }

@@ -9,7 +9,7 @@ use stemguard_trainer::trap::{Event, train};
 
 /// Options of `train` and `trap`.
 #[derive(clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(flatten)]
     data: Data,
     #[command(flatten)]
@@ -25,10 +25,10 @@ pub struct Args {
 }
 
 /// Trains, telling every epoch.
-pub fn run(args: &Args, trap: bool) -> Result<(), Failure> {
+pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     let config = config(&args.data, &args.recipe, trap)?;
-    let data = prepare(&config, None)?;
     let kernels = args.output.kernels();
+    let data = prepare(&config, &kernels, Some(&args.out))?;
     let bar = ui::bar(0, "epoch 1");
     let mut trouble = None;
     let trained = train(&config, &data, &args.out, args.resume, &kernels, &mut |event| match event {

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use stemguard_trainer::error::Failure;
 
 /// A progress bar on standard error; nothing where that is no terminal.
-pub fn bar(length: u64, what: &str) -> ProgressBar {
+pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(8));
     if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:32}] {pos}/{len} {elapsed_precise} eta {eta_precise}") {
         bar.set_style(style.progress_chars("=> "));
@@ -16,7 +16,7 @@ pub fn bar(length: u64, what: &str) -> ProgressBar {
 }
 
 /// A line on standard output; a closed pipe ends the output quietly.
-pub fn say(text: &str) -> Result<(), Failure> {
+pub(crate) fn say(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout(), "{text}") {
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(e) => Err(Failure::Other(format!("standard output: {e}"))),
@@ -25,6 +25,6 @@ pub fn say(text: &str) -> Result<(), Failure> {
 }
 
 /// A JSON object as one line on standard output.
-pub fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
+pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
     say(&serde_json::to_string(value).map_err(|e| Failure::Other(e.to_string()))?)
 }

@@ -1,0 +1,19 @@
+//! The `stemguard` command, run as a user runs it: the whole way from an ONNX stem to a defended model, and every kind of bad
+//! input, which must give one clear line, exit code 2 and no output file.
+
+#![cfg(feature = "cli")]
+
+#[cfg(all(feature = "onnx", feature = "data"))]
+#[path = "cli/bad_data.rs"]
+mod bad_data;
+#[cfg(all(feature = "onnx", feature = "data"))]
+#[path = "cli/bad_models.rs"]
+mod bad_models;
+#[cfg(all(feature = "onnx", feature = "data"))]
+#[path = "cli/good.rs"]
+mod good;
+#[cfg(not(any(feature = "onnx", feature = "data")))]
+#[path = "cli/lean.rs"]
+mod lean;
+#[path = "cli/support.rs"]
+mod support;

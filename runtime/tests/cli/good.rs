@@ -1,0 +1,129 @@
+//! The whole way: an ONNX stem, an artifact, a new head, answers, and an ONNX file again.
+
+use crate::support::{Folder, difference, done, noise, npy_f32, read_npy, run, testdata};
+
+/// The largest relative difference allowed between two backends.
+const TOLERANCE: f32 = 1e-4;
+
+/// The number behind a key of a JSON line.
+fn number(json: &str, key: &str) -> f64 {
+    let after = json.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("no {key} in {json}")).1;
+    let end = after.find([',', '}', ']']).unwrap();
+    after[..end].parse().unwrap_or_else(|_| panic!("{key} in {json}"))
+}
+
+/// Logits of `model` for `x` on a backend.
+fn logits(folder: &Folder, model: &str, x: &str, backend: &str) -> Vec<f32> {
+    let y = folder.at("y.npy");
+    done(&["run", model, "--input", x, "--output", &y, "--backend", backend]);
+    let (shape, y) = read_npy(&y);
+    assert_eq!((shape.len(), shape[0]), (2, 3));
+    y
+}
+
+#[test]
+fn from_a_stem_to_a_defended_model_and_back_to_onnx() {
+    let folder = Folder::new();
+    let (stem, x) = (folder.at("stem.sgm"), folder.put("x.npy", npy_f32(&[3, 3, 32, 32], &noise(3 * 3072))));
+    assert!(done(&["pack", &testdata("stem.onnx"), "--name", "wrn", "--out", &stem]).contains("8x8x64"));
+    let told = done(&["inspect", &stem, "--batch", "16", "--holdout-count", "100"]);
+    for word in
+        ["name          wrn", "head          none", "conv", "arena", "a residual head", "batch 16, 100 pictures"]
+    {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    for (head, space, least) in
+        [("residual", "features", 0.5), ("residual", "pictures", 0.3), ("linear", "features", 0.5)]
+    {
+        let (defended, onnx) = (folder.at("defended.sgm"), folder.at("defended.onnx"));
+        let flags = ["--head", head, "--space", space, "--views", "2", "--epochs", "6", "--json"];
+        let paths = ["replace", &stem, "--holdout", "signs:600", "--validate", "signs:600", "--out", &defended];
+        let told = done(&[&paths[..], &flags[..]].concat());
+        assert_eq!(told.lines().count(), 1);
+        let acc = number(&told, "acc");
+        assert!(acc >= least && number(&told, "loss") > 0.0, "{head} {space}: {told}");
+
+        let told = done(&["eval", &defended, "--data", "signs:600", "--json"]);
+        assert_eq!((number(&told, "acc"), number(&told, "n")), (acc, 120.0));
+        assert!(told.contains("\"per_class\":[") && told.contains("\"confusion\":[["), "{told}");
+        assert!(done(&["eval", &defended, "--data", "signs:600", "--threads", "1"]).starts_with("ACC "));
+        assert!(done(&["inspect", &defended]).contains(&format!("head          {head}, ")));
+
+        assert!(done(&["export", &defended, "--out", &onnx]).contains("`logits`"));
+        let wanted = logits(&folder, &defended, &x, "native");
+        for (model, backend) in [(&defended, "tract"), (&onnx, "native"), (&onnx, "tract")] {
+            let off = difference(&logits(&folder, model, &x, backend), &wanted);
+            assert!(off <= TOLERANCE, "{head}: {model} on {backend}: {off}");
+        }
+        let told = done(&["eval", &onnx, "--data", "signs:600", "--json"]);
+        assert!((number(&told, "acc") - acc).abs() < 0.02, "{told}");
+    }
+    assert_eq!(folder.names(), ["defended.onnx", "defended.sgm", "stem.sgm", "x.npy", "y.npy"]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_file() {
+    let folder = Folder::new();
+    let files: Vec<Vec<u8>> = [("a.sgm", "1", "7"), ("b.sgm", "2", "7"), ("c.sgm", "1", "8")]
+        .into_iter()
+        .map(|(name, threads, seed)| {
+            let (out, stem) = (folder.at(name), testdata("stem.onnx"));
+            let flags = ["--epochs", "1", "--views", "2", "--threads", threads, "--seed", seed];
+            done(&[&["replace", &stem, "--holdout", "signs:80", "--out", &out][..], &flags[..]].concat());
+            std::fs::read(&out).unwrap()
+        })
+        .collect();
+    assert!(files[0] == files[1] && files[0] != files[2]);
+}
+
+#[test]
+fn pictures_are_classified() {
+    let folder = Folder::new();
+    let model = folder.put("small.sgm", crate::support::small_defended());
+    // 16x16 grey, larger than the input.
+    let picture = folder.put("x.ppm", [&b"P6\n16 16\n255\n"[..], &[100; 768]].concat());
+    let told = done(&["infer", &model, &picture, &picture, "--top", "3", "--json"]);
+    assert_eq!(told.lines().count(), 2);
+    for label in ["stop", "yield", "pass"] {
+        assert!(told.contains(&format!("\"label\":\"{label}\"")), "{told}");
+    }
+    assert!(done(&["infer", &model, &picture]).starts_with(&format!("{picture}: ")));
+}
+
+#[test]
+fn any_onnx_model_runs_and_says_on_what() {
+    let folder = Folder::new();
+    let (x, y) = (folder.put("x.npy", npy_f32(&[2, 3, 10, 10], &noise(600))), folder.at("y.npy"));
+    let ran = run(&["run", &testdata("squeeze.onnx"), "--input", &x, "--output", &y]);
+    assert!(ran.code == 0 && ran.err.contains("backend native: "), "{}", ran.err);
+    assert_eq!(read_npy(&y).0, [2, 7]);
+    let x = folder.put("x.npy", npy_f32(&[2, 3, 32, 32], &noise(6144)));
+    let maps = ["native", "tract"].map(|backend| {
+        let at = ["--at", "/3/Add_output_0", "--backend", backend];
+        done(&[&["run", &testdata("stem.onnx"), "--input", &x, "--output", &y][..], &at[..]].concat());
+        read_npy(&y)
+    });
+    assert!(maps[0].0.len() == 4 && maps[0].0 == maps[1].0);
+    assert!(difference(&maps[0].1, &maps[1].1) <= TOLERANCE);
+
+    let told = done(&["inspect", &testdata("full.onnx"), "--tensors"]);
+    assert!(told.contains("lowers        yes") && told.contains("tensor        /stem/stem.5/Add_output_0"), "{told}");
+    let told = done(&["inspect", &testdata("full.onnx"), "--json"]);
+    assert!(told.contains("\"lowers\":true") && told.lines().count() == 1, "{told}");
+}
+
+#[test]
+fn bench_prints_a_line_a_case() {
+    let flags = ["--batch", "1,2", "--threads", "1,2", "--backend", "native,tract", "--rounds", "2", "--json"];
+    let told = done(&[&["bench", &testdata("stem.onnx")][..], &flags[..]].concat());
+    assert_eq!(told.lines().count(), 8);
+    for line in told.lines() {
+        let keys = ["batch", "threads", "median_ms_per_image", "p95_ms_per_image", "images_per_second"];
+        assert!(keys.iter().all(|key| number(line, key) > 0.0), "{line}");
+        assert!(line.starts_with("{\"backend\":\"native\",") || line.starts_with("{\"backend\":\"tract\","), "{line}");
+    }
+    assert!(
+        done(&["bench", &testdata("stem.onnx"), "--isa", "portable", "--batch", "1", "--rounds", "1"])
+            .contains("native")
+    );
+}

@@ -1,0 +1,241 @@
+#!/usr/bin/env python3
+"""Sets peers beside us: PyTorch (training), onnxruntime and tract (inference), on this machine's CPU, in one run.
+
+Every round runs each contestant once, in turn, and starts with another one; figures are medians over the rounds. A ratio is
+ours over the peer's within the same round, so that a machine that changes its speed between rounds changes both. A ratio
+above 1 means that we are faster.
+
+  scripts/bench_peers.py [--cases trap,replace,infer] [--rounds 5] [--threads 1,2] [--epochs 5] [--json FILE]
+
+Peers run under $PYTHON (or --python), which needs torch, numpy and onnxruntime; without it, a virtual environment with all
+three is made in target/peer-venv. Prints versions and a markdown table for each case; --json also writes every figure of
+every round. Uses Python's standard library only.
+"""
+import argparse, json, os, platform, shutil, subprocess, sys, tempfile
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+PEERS = ROOT / 'scripts' / 'peer'
+NEEDS = ['torch', 'numpy', 'onnxruntime']
+# The published stage 2: passes over the holdout, and its size for CIFAR-10.
+EPOCHS, PICTURES = 100, 2500
+
+
+def output(command, threads=None):
+    """What a command prints; its thread pools are bounded. Fails with the command's own message."""
+    env = dict(os.environ)
+    if threads:
+        env.update({name: str(threads) for name in ['OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'RAYON_NUM_THREADS']})
+    done = subprocess.run([str(c) for c in command], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit('%s\nfailed with exit code %d:\n%s' % (' '.join(map(str, command)), done.returncode, done.stderr))
+    return done.stdout
+
+
+def lines(command, threads):
+    return [json.loads(line) for line in output(command, threads).splitlines() if line.startswith('{')]
+
+
+def peer_python(asked):
+    if asked:
+        return asked
+    venv = ROOT / 'target' / 'peer-venv'
+    python = venv / 'bin' / 'python'
+    missing = 'import ' + ', '.join(NEEDS)
+    if not python.exists() or subprocess.run([python, '-c', missing], stderr=subprocess.DEVNULL).returncode:
+        print('making %s with %s' % (venv.relative_to(ROOT), ', '.join(NEEDS)), file=sys.stderr)
+        output([sys.executable, '-m', 'venv', venv])
+        output([python, '-m', 'pip', 'install', '--quiet', *NEEDS])
+    return str(python)
+
+
+def build():
+    packages = ['-p', 'stemguard-benches', '-p', 'stemguard-runtime', '--bin', 'trap_speed', '--bin', 'stemguard']
+    output(['cargo', 'build', '--release', '--locked', *packages])
+    target = Path(os.environ.get('CARGO_TARGET_DIR', ROOT / 'target')) / 'release'
+    return target / 'trap_speed', target / 'stemguard'
+
+
+def versions(python):
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists('/proc/cpuinfo'):
+        names = [line.split(':', 1)[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')]
+        cpu = names[0] if names else cpu
+    tell = 'import torch, numpy, onnxruntime as o; print(torch.__version__, numpy.__version__, o.__version__)'
+    torch, numpy, ort = output([python, '-c', tell]).split()
+    lock = (ROOT / 'Cargo.lock').read_text().split('name = "tract-onnx"\nversion = "')
+    commit = output(['git', 'describe', '--always', '--dirty']).strip() if shutil.which('git') and (ROOT / '.git').exists() else 'unknown'
+    return dict(stemguard=commit, rustc=output(['rustc', '--version']).strip(), torch=torch, numpy=numpy, onnxruntime=ort,
+                tract=lock[1].split('"')[0] if len(lock) > 1 else 'unknown', python=platform.python_version(),
+                cpu=cpu, cores=len(os.sched_getaffinity(0)), system=platform.platform())
+
+
+class Case:
+    """Contestants by name, each a function that gives its figures by row: {row: value}."""
+    def __init__(self, title, unit, ours, higher_is_better):
+        self.title, self.unit, self.ours, self.higher = title, unit, ours, higher_is_better
+        self.contestants, self.rounds = {}, []
+
+    def run(self, rounds):
+        names = list(self.contestants)
+        for r in range(rounds):
+            figures = {}
+            for name in names[r % len(names):] + names[:r % len(names)]:
+                print('%s, round %d of %d: %s' % (self.title, r + 1, rounds, name), file=sys.stderr)
+                figures[name] = self.contestants[name]()
+            self.rounds.append(figures)
+
+    def values(self, name, row):
+        return [f[name][row] for f in self.rounds]
+
+    def ratios(self, our, peer, row):
+        pairs = zip(self.values(our, row), self.values(peer, row))
+        return [a / b if self.higher else b / a for a, b in pairs]
+
+    def summary(self):
+        rows = []
+        for row in self.rounds[0][self.ours[0]]:
+            cells = {name: median(self.values(name, row)) for name in self.contestants}
+            ratios = {}
+            for our in self.ours:
+                for peer in self.contestants:
+                    if peer not in self.ours:
+                        all_ = self.ratios(our, peer, row)
+                        ratios['%s / %s' % (our, peer)] = dict(median=median(all_), low=min(all_), high=max(all_))
+            rows.append(dict(row=row, medians=cells, ratios=ratios))
+        return rows
+
+    def markdown(self):
+        rows = self.summary()
+        number = (lambda v: '%.0f' % v) if self.higher else (lambda v: '%.3f' % v)
+        names = list(self.contestants)
+        ratios = list(rows[0]['ratios'])
+        out = ['### %s' % self.title, '', '%s, medians of %d rounds; ratios: median (lowest to highest).' % (self.unit, len(self.rounds)), '']
+        out.append('| | ' + ' | '.join(names + ratios) + ' |')
+        out.append('|---' * (1 + len(names) + len(ratios)) + '|')
+        for r in rows:
+            cells = [number(r['medians'][n]) for n in names]
+            cells += ['%.2f (%.2f to %.2f)' % tuple(r['ratios'][n][k] for k in ['median', 'low', 'high']) for n in ratios]
+            out.append('| %s | ' % r['row'] + ' | '.join(cells) + ' |')
+        return '\n'.join(out) + '\n'
+
+
+def row(threads):
+    return '%d thread%s' % (threads, '' if threads == 1 else 's')
+
+
+def trap_case(a, python, speed):
+    case = Case('Trap step, WideResNet-16-1 with decoder, batch %d' % a.batch, 'pictures/s', ['stemguard'], True)
+    common = ['--batch', a.batch, '--reps', a.reps, '--inner', a.inner]
+
+    def ours():
+        return {row(t): lines([speed, '--threads', t, *common], t)[0]['img_s'] for t in a.threads}
+
+    def torch(*flags):
+        command = [python, PEERS / 'torch_trap.py', 'bench', *common, *flags]
+        return lambda: {row(t): lines([*command, '--threads', t], t)[0]['img_s'] for t in a.threads}
+
+    case.contestants = {'stemguard': ours, 'PyTorch': torch(), 'PyTorch channels_last': torch('--channels-last')}
+    return case
+
+
+def replace_case(a, python, stemguard, scratch):
+    """Pictures/s over 100 epochs. The time of an epoch and the time that does not grow with epochs (cached features) are
+    measured apart, in short runs, and put together."""
+    title = 'Replacing the head: %d epochs of %d pictures, batch 64' % (EPOCHS, PICTURES)
+    case = Case(title, 'pictures/s', ['stemguard features', 'stemguard pictures'], True)
+    holdout = scratch / 'holdout.npz'
+    make = ('import numpy as np; n = %d; x = np.random.RandomState(0).randint(0, 256, (n, 32, 32, 3)).astype(np.uint8); '
+            'np.savez(%r, x=x, y=(np.arange(n) %% 10).astype(np.int64))' % (PICTURES, str(holdout)))
+    output([python, '-c', make])
+
+    def whole(fixed, epoch):
+        return EPOCHS * PICTURES / (fixed + EPOCHS * epoch)
+
+    def ours(space):
+        def seconds(epochs, threads):
+            command = [stemguard, 'replace', ROOT / 'testdata' / 'stem.onnx', '--holdout', 'npz:%s' % holdout, '--space', space,
+                       '--epochs', epochs, '--threads', threads, '--json', '--out', scratch / 'defended.sgm']
+            return lines(command, threads)[0]['seconds']
+
+        def figures(threads):
+            short, long = seconds(1, threads), seconds(1 + a.epochs, threads)
+            epoch = (long - short) / a.epochs
+            return whole(max(short - epoch, 0), epoch)
+        return lambda: {row(t): figures(t) for t in a.threads}
+
+    def torch(space, *flags):
+        def figures(threads):
+            command = [python, PEERS / 'torch_replace_bench.py', '--space', space, '--epochs', a.epochs, '--pictures', PICTURES,
+                       '--threads', threads, *flags]
+            line = lines(command, threads)[0]
+            return whole(line['fixed_seconds'], line['epoch_seconds'])
+        return lambda: {row(t): figures(t) for t in a.threads}
+
+    case.contestants = {'stemguard features': ours('features'), 'stemguard pictures': ours('pictures'),
+                        'PyTorch pictures': torch('pictures'), 'PyTorch pictures channels_last': torch('pictures', '--channels-last'),
+                        'PyTorch features': torch('features')}
+    return case
+
+
+def infer_case(a, python, stemguard, model):
+    case = Case('Inference of testdata/%s' % model, 'ms a picture', ['native'], False)
+    path = ROOT / 'testdata' / model
+
+    def figures(command):
+        found = {}
+        for t in a.threads:
+            for line in lines([*command, '--batch', '1,64', '--threads', t, '--rounds', a.infer_rounds], t):
+                found['batch %d, %s' % (line['batch'], row(t))] = line['median_ms_per_image']
+        return found
+
+    ours = lambda backend: (lambda: figures([stemguard, 'bench', path, '--backend', backend, '--json']))
+    case.contestants = {'native': ours('native'), 'onnxruntime': lambda: figures([python, PEERS / 'ort_bench.py', path]), 'tract': ours('tract')}
+    return case
+
+
+def main(a):
+    python, (speed, stemguard) = peer_python(a.python), build()
+    told = versions(python)
+    print('\n'.join('- %s: %s' % pair for pair in told.items()) + '\n', flush=True)
+    report = dict(versions=told, settings={k: v for k, v in vars(a).items() if k not in ['json', 'python']}, cases=[])
+    with tempfile.TemporaryDirectory() as scratch:
+        cases = []
+        if 'trap' in a.cases: cases.append(lambda: trap_case(a, python, speed))
+        if 'replace' in a.cases: cases.append(lambda: replace_case(a, python, stemguard, Path(scratch)))
+        if 'infer' in a.cases: cases += [lambda m=m: infer_case(a, python, stemguard, m) for m in ['stem.onnx', 'full.onnx']]
+        for make in cases:
+            case = make()
+            case.run(a.rounds)
+            print(case.markdown(), flush=True)
+            report['cases'].append(dict(title=case.title, unit=case.unit, rows=case.summary(), rounds=case.rounds))
+    if a.json:
+        Path(a.json).write_text(json.dumps(report, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    def several(kind, allowed=None):
+        def parse(text):
+            values = [kind(v) for v in text.split(',')]
+            if any(v not in allowed if allowed else v < 1 for v in values):
+                raise argparse.ArgumentTypeError(text)
+            return values
+        return parse
+
+    def count(text):
+        if int(text) < 1: raise argparse.ArgumentTypeError('at least 1')
+        return int(text)
+
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--cases', type=several(str, ['trap', 'replace', 'infer']), default=['trap', 'replace', 'infer'])
+    p.add_argument('--rounds', type=count, default=5, help='rounds of every case')
+    p.add_argument('--threads', type=several(int), default=[1, 2])
+    p.add_argument('--batch', type=count, default=256, help='pictures of a trap step')
+    p.add_argument('--reps', type=count, default=3, help='timed repetitions of a trap contestant in a round')
+    p.add_argument('--inner', type=count, default=3, help='trap steps of a repetition')
+    p.add_argument('--epochs', type=count, default=5, help='epochs that replace is timed over, of %d' % EPOCHS)
+    p.add_argument('--infer-rounds', type=count, default=30, help='batches of an inference case in a round')
+    p.add_argument('--python', default=os.environ.get('PYTHON'), help='of the peers [default: $PYTHON]')
+    p.add_argument('--json', metavar='FILE', help='write every figure here')
+    main(p.parse_args())

@@ -1,0 +1,117 @@
+//! The whole chain on procedural pictures, small: from data to a defended model in both formats, resumed runs, refusals.
+
+use std::path::Path;
+use stemguard_runtime::artifact::{AlignedBytes, Artifact};
+use stemguard_runtime::data::{LoadOptions, Part, load_part};
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::onnx::{Model, TractModel};
+use stemguard_runtime::session::Session;
+use stemguard_trainer::attack::{AttackKind, Truth};
+use stemguard_trainer::config::RunConfig;
+use stemguard_trainer::defend::Replacement;
+use stemguard_trainer::error::Failure;
+use stemguard_trainer::run::{RunDir, prepare};
+use stemguard_trainer::trap::{Event, train};
+use stemguard_trainer::{demo, summary};
+
+/// Native and tract, relative to the largest logit.
+const LOGITS: f32 = 1e-4;
+
+fn config(epochs: u32) -> RunConfig {
+    let mut c = RunConfig::published("signs:400".into());
+    c.attack.kind = AttackKind::BadnetGrid;
+    c.holdout = 0.2;
+    c.epochs = epochs;
+    c.batch = 32;
+    c.every = 1;
+    c
+}
+
+fn silent() -> impl FnMut(Event<'_>) {
+    |_| {}
+}
+
+#[test]
+fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let kernels = Simd::new(2);
+    let c = config(3);
+    let mut how = Replacement::cached(c.flip, c.seed);
+    how.settings.epochs = 5;
+    how.settings.batch = 16;
+    let summary = demo::run(&c, &how, dir.path(), false, &kernels, &mut |_| {}).expect("the chain");
+    for share in [summary.baseline.acc, summary.trapped.asr, summary.control.acc, summary.defended.ra] {
+        assert!((0.0..=1.0).contains(&share), "{share}");
+    }
+    let run = dir.path().join("trap");
+    for file in ["run.json", "split.json", "truth.json", "holdout.npz", "metrics.jsonl", "checkpoint.safetensors"] {
+        assert!(run.join(file).is_file(), "{file}");
+    }
+    let truth = Truth::read(&run.join("truth.json")).expect("truth");
+    assert_eq!(truth.poisoned.len(), truth.requested);
+
+    let bytes = AlignedBytes::from_file(run.join("defended.sgm")).expect("defended.sgm");
+    let artifact = Artifact::new_checked(&bytes).expect("a sound artifact");
+    assert_eq!(artifact.labels().count(), 10);
+    let session = Session::of_artifact(&artifact.parts(), kernels.clone()).expect("a session");
+    let spec = "signs:100@test".parse().expect("a specification");
+    let pictures = load_part(&spec, &LoadOptions { size: None, seed: 9 }, Part::Test).expect("pictures");
+    let len = session.input().len();
+    let mut x = vec![0.0; 4 * len];
+    pictures.to_f32(&[0, 1, 2, 3], &mut x).expect("lengths");
+    let mut logits = vec![0.0; 4 * 10];
+    session.infer(&x, &mut logits).expect("inference");
+
+    let model = Model::from_file(run.join("defended.onnx")).expect("defended.onnx");
+    let tract = TractModel::new(&model, None).expect("tract takes it");
+    let mut state = tract.state();
+    for (x, want) in x.chunks_exact(len).zip(logits.chunks_exact(10)) {
+        let mut nchw = vec![0.0; len];
+        for (p, pixel) in x.chunks_exact(3).enumerate() {
+            for (c, v) in pixel.iter().enumerate() {
+                nchw[c * len / 3 + p] = *v;
+            }
+        }
+        let mut got = Vec::new();
+        state.run(&nchw, &mut got).expect("tract runs it");
+        let top = want.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        assert_eq!(got.len(), want.len());
+        for (a, b) in got.iter().zip(want) {
+            assert!((a - b).abs() <= LOGITS * top, "{a} and {b}");
+        }
+    }
+
+    let (run, record) = RunDir::open(&run).expect("the run");
+    let (baseline, _) = RunDir::open(&dir.path().join("baseline")).expect("the baseline");
+    let data = summary::collect(&run, &record, Some(&baseline), &kernels).expect("a report");
+    let names: Vec<&str> = data.stages.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["baseline", "control", "trapped", "defended"]);
+    let page = stemguard_trainer::report::render(&data);
+    assert!(page.contains("badnet-grid") && !page.contains("http://") && page.contains("</html>"));
+}
+
+#[test]
+fn a_resumed_run_has_the_bits_of_an_unbroken_one_on_any_number_of_threads() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let c = config(3);
+    let data = prepare(&c, &Simd::new(1), None).expect("data");
+    let whole = dir.path().join("whole");
+    train(&c, &data, &whole, false, &Simd::new(1), &mut silent()).expect("unbroken");
+    let broken = dir.path().join("broken");
+    // Stops in the middle of the second epoch, as a kill would: nothing of that epoch is kept.
+    let stop = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        train(&c, &data, &broken, false, &Simd::new(2), &mut |e| {
+            assert!(!matches!(e, Event::Step { epoch: 2, done: 96.., .. }), "killed");
+        })
+    }));
+    assert!(stop.is_err());
+    let again = train(&c, &data, &broken, false, &Simd::new(2), &mut silent());
+    assert!(matches!(again, Err(Failure::Input(m)) if m.contains("--resume")));
+    train(&c, &data, &broken, true, &Simd::new(2), &mut silent()).expect("resumed");
+    for file in ["checkpoint.safetensors", "stem.onnx", "trapped.onnx", "split.json", "truth.json", "holdout.npz"] {
+        let read = |d: &Path| std::fs::read(d.join(file)).expect("a file");
+        assert!(read(&whole) == read(&broken), "{file} differs");
+    }
+    let other = train(&RunConfig { mse: 5.0, ..c }, &data, &whole, true, &Simd::new(1), &mut silent());
+    assert!(matches!(other, Err(Failure::Input(m)) if m.contains("another run")));
+}

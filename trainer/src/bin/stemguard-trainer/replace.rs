@@ -1,0 +1,52 @@
+//! `replace`: a new head on a run's frozen stem.
+
+use crate::options::{Output, ReplaceOptions};
+use crate::ui;
+use std::path::PathBuf;
+use stemguard_trainer::defend::{packed_stem, replace, write};
+use stemguard_trainer::error::Failure;
+use stemguard_trainer::run::{RunDir, prepare};
+
+/// Options of `replace`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run directory that `train` or `trap` wrote.
+    run: PathBuf,
+    #[command(flatten)]
+    how: ReplaceOptions,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Replaces, evaluates, writes `defended.sgm` and `defended.onnx`.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let (dir, record) = RunDir::open(&args.run)?;
+    let stem = packed_stem(&dir)?;
+    let kernels = args.output.kernels();
+    let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
+    let how = args.how.replacement(record.config.flip, record.config.seed)?;
+    let bar = ui::bar(u64::from(how.settings.epochs), "replace");
+    let new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
+        bar.set_position(u64::from(p.epoch));
+        bar.set_message(format!("replace: loss {:.3}", p.loss));
+        true
+    })?;
+    bar.finish_and_clear();
+    let c = &record.config;
+    write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
+    let e = &new.evaluation;
+    if args.output.json {
+        let pictures = u64::from(how.settings.epochs) as f64 * data.holdout.len() as f64;
+        return ui::json(&serde_json::json!({ "run": args.run, "acc": e.acc, "asr": e.asr, "ra": e.ra,
+            "chance": e.chance, "seconds": new.seconds, "pictures_per_second": pictures / new.seconds }));
+    }
+    ui::say(&format!(
+        "{}: ACC {:.1} %, ASR {:.1} % (chance {:.1}), RA {:.1} %, {:.0} s",
+        dir.file("defended.sgm").display(),
+        100.0 * e.acc,
+        100.0 * e.asr,
+        100.0 * e.chance,
+        100.0 * e.ra,
+        new.seconds
+    ))
+}

@@ -1,0 +1,192 @@
+//! From run directories to a report: the stages side by side, curves, pictures, the configuration.
+
+use crate::attack::attacks;
+use crate::engine::Engine;
+use crate::error::Failure;
+use crate::evaluate::Evaluation;
+use crate::report::{Attack, Counts, Curve, Picture, PictureRow, ReportData, Series, Stage};
+use crate::run::{EpochLine, Prepared, Record, RunDir, prepare};
+use crate::trap;
+use stemguard_runtime::data::Pictures;
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::metrics::{argmax, der};
+
+/// Test pictures shown.
+const SHOWN: usize = 6;
+
+/// How the stages of `results.json` are called and explained on the page.
+fn wording(stage: &str) -> (&str, &str) {
+    match stage {
+        "trained" => ("baseline", "Trained on the suspect data without a defence."),
+        "trapped" => ("trapped", "Stage 1: stem, light head and reconstruction head; figures with the light head."),
+        "control" => ("control", "A new head on the undefended stem: what replacing alone does."),
+        "defended" => ("defended", "Stage 2: a new head on the trapped stem, from the clean holdout."),
+        other => (other, ""),
+    }
+}
+
+fn stage(name: &str, e: &Evaluation, seconds: f64, baseline: Option<&Evaluation>, attacked: bool) -> Stage {
+    let (name, note) = wording(name);
+    let seen = |v: f64| attacked.then_some(v);
+    Stage {
+        name: name.into(),
+        note: note.into(),
+        acc: e.acc,
+        asr: seen(e.asr),
+        ra: seen(e.ra),
+        der: if name == "baseline" { None } else { baseline.and_then(|b| seen(der(b.acc, b.asr, e.acc, e.asr))) },
+        chance: Some(e.chance),
+        seconds: Some(seconds),
+        confusion: Some(e.confusion.clone()),
+        per_class: e.per_class.clone(),
+    }
+}
+
+fn curves(name: &str, lines: &[EpochLine]) -> Vec<Curve> {
+    let series = |label: &str, value: &dyn Fn(&EpochLine) -> Option<f64>| Series {
+        name: label.into(),
+        points: lines.iter().filter_map(|l| Some((f64::from(l.epoch), value(l)?))).collect(),
+    };
+    let mut parts = vec![series("cross-entropy", &|l| Some(f64::from(l.losses.ce)))];
+    if lines.iter().any(|l| l.losses.mse > 0.0) {
+        parts.push(series("reconstruction, MSE", &|l| Some(f64::from(l.losses.mse))));
+        parts.push(series("reconstruction, TV", &|l| Some(f64::from(l.losses.tv))));
+    }
+    let curve = |title: String, y_label: &str, percent, series| Curve {
+        title,
+        y_label: y_label.into(),
+        percent,
+        series,
+        ..Curve::default()
+    };
+    vec![
+        curve(format!("{name}: training losses"), "loss", false, parts),
+        curve(
+            format!("{name}: test pictures"),
+            "share",
+            true,
+            vec![series("ACC", &|l| l.acc), series("ASR", &|l| l.asr)],
+        ),
+    ]
+}
+
+/// A few test pictures: clean, triggered, ten times the difference, and what the decoder makes of both.
+fn pictures(data: &Prepared, engine: &mut dyn Engine) -> Result<Vec<PictureRow>, Failure> {
+    let (clean, target) = (&data.test.clean, data.test.target);
+    // Triggered pictures are the clean ones of other classes, in the same order.
+    let sources: Vec<usize> = (0..clean.len()).filter(|&i| clean.labels[i] != target).collect();
+    let step = (sources.len() / SHOWN).max(1);
+    let mut rows = Vec::new();
+    for (place, &i) in sources.iter().enumerate().step_by(step).take(SHOWN) {
+        let (a, b) = (clean.picture(i), data.test.triggered.picture(place));
+        let cell = |label: String, rgb: Vec<u8>| Picture { label, h: clean.h, w: clean.w, rgb };
+        let as_f32 = |bytes: &[u8]| -> Vec<f32> { bytes.iter().map(|&v| f32::from(v) / 255.0).collect() };
+        let difference = a.iter().zip(b).map(|(&a, &b)| {
+            (128 + 10 * (i32::from(b) - i32::from(a))).clamp(0, 255) as u8
+        });
+        let mut cells = Vec::new();
+        let mut rebuilt = Vec::new();
+        for (what, bytes) in [("clean", a), ("triggered", b)] {
+            let x = as_f32(bytes);
+            let answer = argmax(&engine.logits(&x)?);
+            cells.push(cell(format!("{what}: {}", name_of(clean, answer)), bytes.to_vec()));
+            if let Some(r) = engine.reconstruct(&x)? {
+                let rgb = r.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect();
+                rebuilt.push(cell(format!("{what}, rebuilt"), rgb));
+            }
+        }
+        cells.push(cell("difference x10".into(), difference.collect()));
+        cells.extend(rebuilt);
+        rows.push(PictureRow { caption: format!("true class: {}", name_of(clean, clean.labels[i] as usize)), cells });
+    }
+    Ok(rows)
+}
+
+fn name_of(pictures: &Pictures, class: usize) -> &str {
+    pictures.classes.get(class).map_or("?", String::as_str)
+}
+
+/// The report of a run, with the stages of an undefended `baseline` run beside it where there is one.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file, or where the two runs are not of the same data and attack.
+pub fn collect(run: &RunDir, record: &Record, baseline: Option<&RunDir>, kernels: &Simd) -> Result<ReportData, Failure> {
+    let c = &record.config;
+    let data = prepare(c, kernels, Some(&run.kept(c)))?;
+    let mut all = Vec::new();
+    let mut shown = Vec::new();
+    let mut truth = None;
+    if let Some(dir) = baseline {
+        let (_, other) = RunDir::open(&dir.path)?;
+        if other.config.attack != c.attack || other.config.data != c.data || other.config.seed != c.seed {
+            return Err(Failure::file(&dir.path, "is of another data set, attack or seed than the run reported"));
+        }
+        all.extend(dir.results()?.stages);
+        truth = all.iter().find(|s| s.name == "trained").map(|s| s.evaluation.clone());
+        shown.extend(curves("baseline", &dir.metrics()?));
+    }
+    all.extend(run.results()?.stages);
+    if truth.is_none() {
+        truth = all.iter().find(|s| s.name == "trained").map(|s| s.evaluation.clone());
+    }
+    shown.extend(curves(if c.trap { "trap" } else { "training" }, &run.metrics()?));
+    let attacked = c.attack.kind != crate::attack::AttackKind::None;
+    let (mut engine, epochs) = trap::restore(run, record, &data, kernels)?;
+    let info = attacks().iter().find(|a| a.kind == c.attack.kind);
+    let mut config: Vec<(String, String)> = match serde_json::to_value(c) {
+        Ok(serde_json::Value::Object(map)) => map.into_iter().map(|(k, v)| (k, plain(&v))).collect(),
+        _ => Vec::new(),
+    };
+    config.push(("kernels".into(), record.kernels.clone()));
+    let mut notes = Vec::new();
+    if epochs < c.epochs {
+        notes.push(format!("The run is unfinished: {epochs} of {} epochs.", c.epochs));
+    }
+    if data.truth.capped() {
+        notes.push(format!(
+            "The rate asked for {} poisoned pictures; the target class allows {}.",
+            data.truth.requested,
+            data.truth.poisoned.len()
+        ));
+    }
+    let counts = record.counts;
+    Ok(ReportData {
+        title: format!("{} against {} on {}", if c.trap { "Trap and replace" } else { "No defence" }, c.attack.kind, c.data),
+        created_from: run.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
+        version: record.version.clone(),
+        seed: c.seed,
+        config,
+        counts: Counts {
+            train: counts.train as u64,
+            poisoned: counts.poisoned as u64,
+            holdout: counts.holdout as u64,
+            test: counts.test as u64,
+            triggered: counts.triggered as u64,
+        },
+        attack: Attack {
+            name: c.attack.kind.to_string(),
+            description: info.map(|i| i.summary.to_owned()).unwrap_or_default(),
+            source: info.map(|i| i.source.to_owned()).unwrap_or_default(),
+            target: name_of(&data.test.clean, c.attack.target as usize).to_owned(),
+            rate: c.attack.rate,
+        },
+        stages: all.iter().map(|s| stage(&s.name, &s.evaluation, s.seconds, truth.as_ref(), attacked)).collect(),
+        classes: data.test.clean.classes.clone(),
+        curves: shown,
+        pictures: pictures(&data, &mut engine)?,
+        notes,
+    })
+}
+
+/// A setting as a person reads it.
+fn plain(v: &serde_json::Value) -> String {
+    match v {
+        serde_json::Value::String(s) => s.clone(),
+        serde_json::Value::Null => "-".into(),
+        serde_json::Value::Object(map) => {
+            map.iter().map(|(k, v)| format!("{k} {}", plain(v))).collect::<Vec<_>>().join(", ")
+        }
+        serde_json::Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(" x "),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,334 @@
+//! Many runs from one file: attacks x rates x seeds x settings, each undefended and trapped, each with its head replaced.
+//!
+//! Every run has its own directory below the sweep's and goes on where it stopped; the table is made of what is done.
+
+use crate::attack::AttackKind;
+use crate::config::RunConfig;
+use crate::defend::{Replacement, packed_stem, replace, write};
+use crate::demo::Told;
+use crate::error::Failure;
+use crate::run::{RunDir, prepare};
+use crate::trap::train;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::metrics::der;
+
+/// A sweep file (TOML).
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Data set.
+    pub data: String,
+    /// Attacks, at least one.
+    pub attacks: Vec<AttackKind>,
+    /// Poison rates.
+    #[serde(default = "tenth")]
+    pub rates: Vec<f64>,
+    /// Seeds.
+    #[serde(default = "zero")]
+    pub seeds: Vec<u64>,
+    /// Target class.
+    #[serde(default)]
+    pub target: u32,
+    /// Trigger files by attack name.
+    #[serde(default)]
+    pub triggers: std::collections::BTreeMap<String, PathBuf>,
+    /// Settings, by name, each a table of what differs from the published recipe; none: the recipe itself.
+    #[serde(default)]
+    pub settings: std::collections::BTreeMap<String, Changes>,
+}
+
+fn tenth() -> Vec<f64> {
+    vec![0.1]
+}
+
+fn zero() -> Vec<u64> {
+    vec![0]
+}
+
+/// What a setting changes.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Changes {
+    /// Passes over the data.
+    pub epochs: Option<u32>,
+    /// Pictures a step.
+    pub batch: Option<usize>,
+    /// Learning rate.
+    pub rate: Option<f64>,
+    /// Share held out.
+    pub holdout: Option<f64>,
+    /// Weight of the reconstruction's mean squared error.
+    pub mse: Option<f32>,
+    /// Weight of its total variation.
+    pub tv: Option<f32>,
+    /// Network.
+    pub architecture: Option<crate::model::Architecture>,
+    /// Passes over the holdout when the head is replaced.
+    pub replace_epochs: Option<u32>,
+}
+
+/// One run of a sweep: a cell of the grid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cell {
+    /// Name of its directory.
+    pub name: String,
+    /// Name of the setting.
+    pub setting: String,
+    /// The trap run; the baseline is the same without the trap.
+    pub config: RunConfig,
+    /// Passes over the holdout.
+    pub replace_epochs: Option<u32>,
+}
+
+/// Figures of one cell, fractions 0..=1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Row {
+    /// Attack.
+    pub attack: String,
+    /// Poison rate.
+    pub rate: f64,
+    /// Setting.
+    pub setting: String,
+    /// Seed.
+    pub seed: u64,
+    /// Undefended, control, trapped and defended ACC.
+    pub acc: [f64; 4],
+    /// Undefended, control, trapped and defended ASR.
+    pub asr: [f64; 4],
+    /// Robust accuracy of the defended model.
+    pub ra: f64,
+    /// Its defence effectiveness rating.
+    pub der: f64,
+    /// Clean pictures of other classes given the target class by the defended model.
+    pub chance: f64,
+}
+
+impl Plan {
+    /// Reads a sweep file.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file and what is wrong in it.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, format!("cannot be read: {e}")))?;
+        let plan: Self = toml::from_str(&text)
+            .map_err(|e| Failure::file(path, e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
+        for (what, empty) in
+            [("attacks", plan.attacks.is_empty()), ("rates", plan.rates.is_empty()), ("seeds", plan.seeds.is_empty())]
+        {
+            if empty {
+                return Err(Failure::file(path, format!("'{what}' is empty")));
+            }
+        }
+        for name in plan.triggers.keys() {
+            name.parse::<AttackKind>().map_err(|e| Failure::file(path, format!("triggers: {e}")))?;
+        }
+        Ok(plan)
+    }
+
+    /// The grid, in the order of the file.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where a combination is out of range.
+    pub fn cells(&self) -> Result<Vec<Cell>, Failure> {
+        let none = std::collections::BTreeMap::from([("published".to_owned(), Changes::default())]);
+        let settings = if self.settings.is_empty() { &none } else { &self.settings };
+        let mut cells = Vec::new();
+        for &kind in &self.attacks {
+            for &rate in &self.rates {
+                for (setting, changes) in settings {
+                    for &seed in &self.seeds {
+                        let mut c = RunConfig::published(self.data.clone());
+                        c.attack.kind = kind;
+                        c.attack.target = self.target;
+                        c.attack.rate = rate;
+                        c.attack.seed = seed;
+                        c.attack.trigger = self.triggers.get(kind.name()).cloned();
+                        c.seed = seed;
+                        c.epochs = changes.epochs.unwrap_or(c.epochs);
+                        c.batch = changes.batch.unwrap_or(c.batch);
+                        c.rate = changes.rate.unwrap_or(c.rate);
+                        c.holdout = changes.holdout.unwrap_or(c.holdout);
+                        c.mse = changes.mse.unwrap_or(c.mse);
+                        c.tv = changes.tv.unwrap_or(c.tv);
+                        c.architecture = changes.architecture.unwrap_or(c.architecture);
+                        c.check().map_err(|e| Failure::input(format!("setting '{setting}'"), e))?;
+                        cells.push(Cell {
+                            name: format!("{kind}-{rate}-{setting}-{seed}"),
+                            setting: setting.clone(),
+                            config: c,
+                            replace_epochs: changes.replace_epochs,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(cells)
+    }
+}
+
+/// The figures of a cell, if both its runs are done.
+///
+/// # Errors
+/// [`Failure::Input`] naming a damaged file.
+pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
+    let dir = |part: &str| RunDir { path: out.join(&cell.name).join(part) };
+    let (first, second) = (dir("baseline").results()?.stages, dir("trap").results()?.stages);
+    let find = |name: &str| first.iter().chain(&second).find(|s| s.name == name).map(|s| &s.evaluation);
+    let (Some(trained), Some(control), Some(trapped), Some(defended)) =
+        (find("trained"), find("control"), find("trapped"), find("defended"))
+    else {
+        return Ok(None);
+    };
+    let four = [trained, control, trapped, defended];
+    Ok(Some(Row {
+        attack: cell.config.attack.kind.to_string(),
+        rate: cell.config.attack.rate,
+        setting: cell.setting.clone(),
+        seed: cell.config.seed,
+        acc: four.map(|e| e.acc),
+        asr: four.map(|e| e.asr),
+        ra: defended.ra,
+        der: der(trained.acc, trained.asr, defended.acc, defended.asr),
+        chance: defended.chance,
+    }))
+}
+
+/// Runs what is missing of a cell.
+///
+/// # Errors
+/// Those of the stages.
+pub fn run_cell(cell: &Cell, out: &Path, kernels: &Simd, tell: &mut dyn FnMut(Told<'_>)) -> Result<(), Failure> {
+    if row(cell, out)?.is_some() {
+        return Ok(());
+    }
+    let data = prepare(&cell.config, kernels, Some(&out.join(&cell.name)))?;
+    let mut how = Replacement::cached(cell.config.flip, cell.config.seed);
+    how.settings.epochs = cell.replace_epochs.unwrap_or(how.settings.epochs);
+    for trap in [false, true] {
+        let c = RunConfig { trap, ..cell.config.clone() };
+        let (folder, name) = if trap { ("trap", "trap") } else { ("baseline", "baseline") };
+        let path = out.join(&cell.name).join(folder);
+        let trained = train(&c, &data, &path, true, kernels, &mut |e| tell(Told::Training(name, e)))?;
+        let new = replace(packed_stem(&trained.dir)?, data.holdout.pictures(), &data.test, &how, kernels, &mut |p| {
+            tell(Told::Replacing("replace", p));
+            true
+        })?;
+        write(&trained.dir, &c.architecture.to_string(), &data.test.clean.classes, trap, &new)?;
+    }
+    Ok(())
+}
+
+/// Mean and sample standard deviation; the deviation of one value is 0.
+pub fn mean_and_spread(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n.max(1.0);
+    if values.len() < 2 {
+        return (mean, 0.0);
+    }
+    (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
+}
+
+/// The rows as a Markdown table: one line an attack, rate and setting, mean and spread over seeds, in percent.
+pub fn table(rows: &[Row]) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::from(
+        "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | defended ACC / ASR | RA | DER | chance |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    let mut groups: Vec<Vec<&Row>> = Vec::new();
+    for row in rows {
+        let key = |r: &Row| (r.attack.clone(), r.rate.to_bits(), r.setting.clone());
+        match groups.iter_mut().find(|g| g.first().is_some_and(|r| key(r) == key(row))) {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+    }
+    for group in groups {
+        let Some(first) = group.first() else { continue };
+        let cell = |value: &dyn Fn(&Row) -> f64| {
+            let values: Vec<f64> = group.iter().map(|r| 100.0 * value(r)).collect();
+            let (mean, spread) = mean_and_spread(&values);
+            if values.len() > 1 { format!("{mean:.1} ± {spread:.1}") } else { format!("{mean:.1}") }
+        };
+        let pair = |i: usize| format!("{} / {}", cell(&|r| r.acc[i]), cell(&|r| r.asr[i]));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            first.attack,
+            first.rate,
+            first.setting,
+            group.len(),
+            pair(0),
+            pair(1),
+            pair(2),
+            pair(3),
+            cell(&|r| r.ra),
+            cell(&|r| r.der),
+            cell(&|r| r.chance)
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str) -> Result<Plan, Failure> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sweep.toml");
+        std::fs::write(&path, text).expect("written");
+        Plan::read(&path)
+    }
+
+    #[test]
+    fn a_grid_is_every_combination() {
+        let plan = plan(
+            "data = 'signs:100'\nattacks = ['badnet-grid', 'blend']\nrates = [0.01, 0.1]\nseeds = [0, 1, 2]\n\
+             [settings.short]\nepochs = 2\n[settings.long]\nepochs = 4\nmse = 5.0\n",
+        )
+        .expect("a plan");
+        let cells = plan.cells().expect("cells");
+        assert_eq!(cells.len(), 2 * 2 * 2 * 3);
+        let names: std::collections::BTreeSet<&str> = cells.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names.len(), cells.len());
+        assert!(cells.iter().any(|c| c.config.epochs == 4 && c.config.mse == 5.0));
+        assert!(cells.iter().all(|c| !c.config.flip));
+    }
+
+    #[test]
+    fn bad_files_are_named() {
+        for (text, word) in [
+            ("data = 'signs'\nattacks = []", "attacks"),
+            ("data = 'signs'\nattacks = ['nonesuch']", "nonesuch"),
+            ("data = 'signs'\nattacks = ['blend']\nspeed = 3", "speed"),
+            ("data = 'signs'\nattacks = ['blend']\n[settings.a]\nepochs = -1", "sweep.toml"),
+        ] {
+            let message = plan(text).expect_err("refused").to_string();
+            assert!(message.contains(word), "{message}");
+        }
+        let zero = plan("data = 'signs'\nattacks = ['blend']\n[settings.a]\nepochs = 0").expect("reads");
+        assert!(zero.cells().expect_err("refused").to_string().contains("--epochs"));
+    }
+
+    #[test]
+    fn the_table_has_mean_and_spread_over_seeds() {
+        let row = |seed, asr| Row {
+            attack: "blend".into(),
+            rate: 0.1,
+            setting: "short".into(),
+            seed,
+            acc: [0.5; 4],
+            asr: [1.0, 0.5, 1.0, asr],
+            ra: 0.25,
+            der: 0.75,
+            chance: 0.02,
+        };
+        let text = table(&[row(0, 0.1), row(1, 0.3)]);
+        assert!(text.contains("| blend | 0.1 | short | 2 |"), "{text}");
+        assert!(text.contains("20.0 ± 14.1"), "{text}");
+        assert_eq!(mean_and_spread(&[3.0]), (3.0, 0.0));
+    }
+}

@@ -1,0 +1,66 @@
+//! The command line: bad input is named in one line with exit code 2 and leaves nothing behind; lists are machine-readable.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn trainer(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_stemguard-trainer")).args(args).output().expect("the binary starts")
+}
+
+#[test]
+fn bad_input_gets_one_line_and_exit_code_2() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let out = dir.path().join("run");
+    let out = out.to_str().expect("a path");
+    let short = dir.path().join("cifar");
+    std::fs::create_dir(&short).expect("made");
+    for i in 1..=5 {
+        std::fs::write(short.join(format!("data_batch_{i}.bin")), vec![0u8; 3000]).expect("written");
+    }
+    std::fs::write(short.join("test_batch.bin"), vec![0u8; 3073]).expect("written");
+    let cifar = format!("cifar10:{}", short.display());
+    let full = dir.path().join("full");
+    std::fs::create_dir(&full).expect("made");
+    std::fs::write(full.join("something"), "else").expect("written");
+    let full = full.to_str().expect("a path");
+    let cases: &[(&[&str], &str)] = &[
+        (&["trap", "--data", "cifar10:/no/such/place", "--out", out], "/no/such/place"),
+        (&["trap", "--data", &cifar, "--out", out], "data_batch_1.bin"),
+        (&["trap", "--data", "pictures:here", "--out", out], "pictures"),
+        (&["trap", "--data", "signs:200", "--attack", "nonesuch", "--out", out], "nonesuch"),
+        (&["trap", "--data", "signs:200", "--target", "10", "--out", out], "--target"),
+        (&["trap", "--data", "signs:200", "--poison-rate", "1.5", "--out", out], "1.5"),
+        (&["trap", "--data", "signs:200", "--holdout", "0", "--out", out], "--holdout"),
+        (&["trap", "--data", "signs:200", "--batch", "500", "--out", out], "--batch"),
+        (&["trap", "--data", "signs:200", "--depth", "17", "--out", out], "architecture"),
+        (&["trap", "--data", "signs:200", "--trigger", "/no/trigger.png", "--attack", "blend", "--out", out], "/no/trigger.png"),
+        (&["trap", "--data", "signs:200", "--batch", "16", "--out", full], "not empty"),
+        (&["replace", full], "run.json"),
+        (&["report", "/no/run"], "/no/run"),
+        (&["sweep", "/no/plan.toml", "--out", out], "/no/plan.toml"),
+        (&["demo", "--attack", "nonesuch", "--out", out], "nonesuch"),
+    ];
+    for (args, word) in cases {
+        let result = trainer(args);
+        let text = String::from_utf8_lossy(&result.stderr).into_owned();
+        assert_eq!(result.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains(word), "{args:?} does not name {word}: {text}");
+        assert!(!text.contains("panicked"), "{args:?}: {text}");
+        assert!(!Path::new(out).join("run.json").exists(), "{args:?} left a run behind");
+    }
+}
+
+#[test]
+fn the_attacks_are_listed_with_their_sources_and_drawn() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let sheet = dir.path().join("sheet.png");
+    let result = trainer(&["attacks", "--json", "--sheet", sheet.to_str().expect("a path")]);
+    assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+    let lines: Vec<serde_json::Value> = String::from_utf8_lossy(&result.stdout)
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("a JSON object a line"))
+        .collect();
+    assert!(lines.len() >= 13);
+    assert!(lines.iter().all(|l| l["name"].is_string() && l["source"].is_string()));
+    assert!(std::fs::metadata(&sheet).expect("a sheet").len() > 1000);
+}
