@@ -3,7 +3,8 @@
 
 Every round runs each contestant once, in turn, and starts with another one; figures are medians over the rounds. A ratio is
 ours over the peer's within the same round, so that a machine that changes its speed between rounds changes both. A ratio
-above 1 means that we are faster.
+above 1 means that we are faster. Run it on an idle machine: thread pools that wait actively lose most when other programs
+take their cores. The load average at the start is printed.
 
   scripts/bench_peers.py [--cases trap,replace,infer] [--rounds 5] [--threads 1,2] [--epochs 5] [--json FILE]
 
@@ -68,14 +69,14 @@ def versions(python):
     commit = output(['git', 'describe', '--always', '--dirty']).strip() if shutil.which('git') and (ROOT / '.git').exists() else 'unknown'
     return dict(stemguard=commit, rustc=output(['rustc', '--version']).strip(), torch=torch, numpy=numpy, onnxruntime=ort,
                 tract=lock[1].split('"')[0] if len(lock) > 1 else 'unknown', python=platform.python_version(),
-                cpu=cpu, cores=len(os.sched_getaffinity(0)), system=platform.platform())
+                cpu=cpu, cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0], system=platform.platform())
 
 
 class Case:
     """Contestants by name, each a function that gives its figures by row: {row: value}."""
     def __init__(self, title, unit, ours, higher_is_better):
         self.title, self.unit, self.ours, self.higher = title, unit, ours, higher_is_better
-        self.contestants, self.rounds = {}, []
+        self.contestants, self.pairs, self.rounds = {}, None, []
 
     def run(self, rounds):
         names = list(self.contestants)
@@ -98,27 +99,27 @@ class Case:
         for row in self.rounds[0][self.ours[0]]:
             cells = {name: median(self.values(name, row)) for name in self.contestants}
             ratios = {}
-            for our in self.ours:
-                for peer in self.contestants:
-                    if peer not in self.ours:
-                        all_ = self.ratios(our, peer, row)
-                        ratios['%s / %s' % (our, peer)] = dict(median=median(all_), low=min(all_), high=max(all_))
+            for our, peer in self.pairs or [(our, peer) for our in self.ours for peer in self.contestants if peer not in self.ours]:
+                values = self.ratios(our, peer, row)
+                ratios['%s / %s' % (our, peer)] = dict(median=median(values), low=min(values), high=max(values))
             rows.append(dict(row=row, medians=cells, ratios=ratios))
         return rows
 
     def markdown(self):
         rows = self.summary()
         number = (lambda v: '%.0f' % v) if self.higher else (lambda v: '%.3f' % v)
-        names = list(self.contestants)
-        ratios = list(rows[0]['ratios'])
-        out = ['### %s' % self.title, '', '%s, medians of %d rounds; ratios: median (lowest to highest).' % (self.unit, len(self.rounds)), '']
-        out.append('| | ' + ' | '.join(names + ratios) + ' |')
-        out.append('|---' * (1 + len(names) + len(ratios)) + '|')
-        for r in rows:
-            cells = [number(r['medians'][n]) for n in names]
-            cells += ['%.2f (%.2f to %.2f)' % tuple(r['ratios'][n][k] for k in ['median', 'low', 'high']) for n in ratios]
-            out.append('| %s | ' % r['row'] + ' | '.join(cells) + ' |')
+        ratio = lambda r: '%.2f (%.2f to %.2f)' % (r['median'], r['low'], r['high'])
+        out = ['### %s' % self.title, '', 'Medians of %d rounds, %s:' % (len(self.rounds), self.unit), '']
+        out += table([r['row'] for r in rows], {n: [number(r['medians'][n]) for r in rows] for n in self.contestants})
+        out += ['', 'How many times as fast, median (lowest to highest):', '']
+        out += table([r['row'] for r in rows], {k: [ratio(r['ratios'][k]) for r in rows] for k in rows[0]['ratios']})
         return '\n'.join(out) + '\n'
+
+
+def table(names, columns):
+    """A markdown table with a line for every column given, so that it stays narrow."""
+    head = ['| | ' + ' | '.join(names) + ' |', '|---' * (1 + len(names)) + '|']
+    return head + ['| %s | %s |' % (name, ' | '.join(cells)) for name, cells in columns.items()]
 
 
 def row(threads):
@@ -161,7 +162,8 @@ def replace_case(a, python, stemguard, scratch):
 
         def figures(threads):
             short, long = seconds(1, threads), seconds(1 + a.epochs, threads)
-            epoch = (long - short) / a.epochs
+            # On a busy machine the short run can take longer than the long one.
+            epoch = (long - short) / a.epochs if long > short else long / (1 + a.epochs)
             return whole(max(short - epoch, 0), epoch)
         return lambda: {row(t): figures(t) for t in a.threads}
 
@@ -176,6 +178,9 @@ def replace_case(a, python, stemguard, scratch):
     case.contestants = {'stemguard features': ours('features'), 'stemguard pictures': ours('pictures'),
                         'PyTorch pictures': torch('pictures'), 'PyTorch pictures channels_last': torch('pictures', '--channels-last'),
                         'PyTorch features': torch('features')}
+    # Like with like, and our default beside the published way.
+    case.pairs = [('stemguard pictures', 'PyTorch pictures'), ('stemguard pictures', 'PyTorch pictures channels_last'),
+                  ('stemguard features', 'PyTorch features'), ('stemguard features', 'PyTorch pictures')]
     return case
 
 

@@ -64,7 +64,7 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
 
     let model = Model::from_file(run.join("defended.onnx")).expect("defended.onnx");
     let tract = TractModel::new(&model, None).expect("tract takes it");
-    let mut state = tract.state();
+    let mut state = tract.state().expect("a state");
     for (x, want) in x.chunks_exact(len).zip(logits.chunks_exact(10)) {
         let mut nchw = vec![0.0; len];
         for (p, pixel) in x.chunks_exact(3).enumerate() {

@@ -38,16 +38,8 @@ pub struct Settings {
 
 impl Settings {
     /// The published settings (arXiv 2210.06428, appendix): augmentation in picture space.
-    pub const PUBLISHED: Self = Self {
-        epochs: 100,
-        batch: 64,
-        rate: 0.03,
-        decay: 5e-4,
-        smoothing: 0.1,
-        cutmix: true,
-        dropout: 0.5,
-        seed: 0,
-    };
+    pub const PUBLISHED: Self =
+        Self { epochs: 100, batch: 64, rate: 0.03, decay: 5e-4, smoothing: 0.1, cutmix: true, dropout: 0.5, seed: 0 };
     /// For cached views of the features: the published settings with a smaller step.
     pub const CACHED: Self = Self { rate: 0.01, ..Self::PUBLISHED };
     /// For a linear head.
@@ -265,11 +257,8 @@ pub fn fit<H: HeadModel, S: Source, K: Kernels + ?Sized>(
                 row[labels[i as usize] as usize] += (1.0 - settings.smoothing) * keep;
                 row[labels[j as usize] as usize] += (1.0 - settings.smoothing) * (1.0 - keep);
             }
-            let dropout = Dropout {
-                rate: settings.dropout,
-                seed: settings.seed ^ STREAM_DROPOUT,
-                stream: u64::from(adam.step),
-            };
+            let dropout =
+                Dropout { rate: settings.dropout, seed: settings.seed ^ STREAM_DROPOUT, stream: u64::from(adam.step) };
             loss += head.gradient(k, batch, params, x, targets, dropout, grads, scratch, sums);
             steps += 1;
             adam.update(rate, &mut params[..trained], grads, first, second);

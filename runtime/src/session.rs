@@ -8,8 +8,8 @@ use crate::head::residual::Residual;
 use crate::head::{self, HeadModel};
 use crate::kernels::simd::Simd;
 use crate::kernels::{ConvShape, scalar};
-use crate::net::{AffineArgs, ConvArgs, NetKernels};
 use crate::net::{Activation, Net, Span};
+use crate::net::{AffineArgs, ConvArgs, NetKernels};
 use crate::replace::{self, FeatureBank, Progress, Settings, Source, cutmix_box, paste};
 use crate::rng::Rng;
 use crate::shape::Shape;
@@ -399,7 +399,16 @@ fn train<H: HeadModel>(
     let mut sums = vec![0.0; head.training_sums()];
     let mut order = vec![0; 2 * source.labels().len()];
     replace::fit(
-        &stem.kernels, &head, classes, settings, source, &mut params, &mut memory, &mut sums, &mut order, progress,
+        &stem.kernels,
+        &head,
+        classes,
+        settings,
+        source,
+        &mut params,
+        &mut memory,
+        &mut sums,
+        &mut order,
+        progress,
     )?;
     Ok(params)
 }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-BATCH, CLASSES, STAGES = 4, 10, (3, 4, 6, 3)
+BATCH, CLASSES, STAGES = 8, 10, (3, 4, 6, 3)
 
 
 def hashed(name, count):

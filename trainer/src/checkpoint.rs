@@ -67,7 +67,8 @@ pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
         if view.dtype() != Dtype::F32 {
             return Err(bad(format!("tensor '{name}' is not f32")));
         }
-        let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let values: Vec<f32> =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         if !values.iter().all(|v| v.is_finite()) {
             return Err(bad(format!("tensor '{name}' holds a value that is not finite")));
         }

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::metrics::{Rate, argmax};
 
+/// A model, as its figures see it: pictures `[n][h][w][3]` to logits `[n][classes]`.
+pub type Logits<'a> = dyn FnMut(&[f32]) -> Result<Vec<f32>, Failure> + 'a;
+
 /// Pictures evaluated together.
 pub const BATCH: usize = 250;
 
@@ -41,10 +44,7 @@ pub struct Evaluation {
 ///
 /// # Errors
 /// Those of `logits`.
-pub fn answers(
-    pictures: &Pictures,
-    logits: &mut dyn FnMut(&[f32]) -> Result<Vec<f32>, Failure>,
-) -> Result<Vec<u32>, Failure> {
+pub fn answers(pictures: &Pictures, logits: &mut Logits<'_>) -> Result<Vec<u32>, Failure> {
     let len = pictures.shape().len();
     let mut all = Vec::with_capacity(pictures.len());
     let mut x = vec![0.0; BATCH * len];
@@ -63,10 +63,7 @@ pub fn answers(
 ///
 /// # Errors
 /// Those of `logits`.
-pub fn evaluate(
-    test: &TestSet,
-    logits: &mut dyn FnMut(&[f32]) -> Result<Vec<f32>, Failure>,
-) -> Result<Evaluation, Failure> {
+pub fn evaluate(test: &TestSet, logits: &mut Logits<'_>) -> Result<Evaluation, Failure> {
     let classes = test.clean.classes.len();
     let clean = answers(&test.clean, logits)?;
     let triggered = answers(&test.triggered, logits)?;

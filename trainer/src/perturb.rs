@@ -73,7 +73,13 @@ impl<'a> Descent<'a> {
             for _ in 0..STEPS {
                 let gradient = engine.input_gradient(x.clone(), labels)?;
                 for ((x, &p), &g) in x.iter_mut().zip(&plain).zip(&gradient) {
-                    let step = if g > 0.0 { STEP } else if g < 0.0 { -STEP } else { 0.0 };
+                    let step = if g > 0.0 {
+                        STEP
+                    } else if g < 0.0 {
+                        -STEP
+                    } else {
+                        0.0
+                    };
                     *x = (*x + step / 255.0).clamp(p - bound, p + bound).clamp(0.0, 1.0);
                 }
             }

@@ -133,7 +133,10 @@ pub fn load_both(c: &RunConfig) -> Result<(Pictures, Pictures), Failure> {
     }
     let classes = set.train.classes.len();
     if c.attack.target as usize >= classes {
-        return Err(Failure::input("--target", format!("class {} is not below the {classes} classes", c.attack.target)));
+        return Err(Failure::input(
+            "--target",
+            format!("class {} is not below the {classes} classes", c.attack.target),
+        ));
     }
     Ok((set.train, set.test))
 }

@@ -81,9 +81,7 @@ fn pictures(data: &Prepared, engine: &mut dyn Engine) -> Result<Vec<PictureRow>,
         let (a, b) = (clean.picture(i), data.test.triggered.picture(place));
         let cell = |label: String, rgb: Vec<u8>| Picture { label, h: clean.h, w: clean.w, rgb };
         let as_f32 = |bytes: &[u8]| -> Vec<f32> { bytes.iter().map(|&v| f32::from(v) / 255.0).collect() };
-        let difference = a.iter().zip(b).map(|(&a, &b)| {
-            (128 + 10 * (i32::from(b) - i32::from(a))).clamp(0, 255) as u8
-        });
+        let difference = a.iter().zip(b).map(|(&a, &b)| (128 + 10 * (i32::from(b) - i32::from(a))).clamp(0, 255) as u8);
         let mut cells = Vec::new();
         let mut rebuilt = Vec::new();
         for (what, bytes) in [("clean", a), ("triggered", b)] {
@@ -110,7 +108,12 @@ fn name_of(pictures: &Pictures, class: usize) -> &str {
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file, or where the two runs are not of the same data and attack.
-pub fn collect(run: &RunDir, record: &Record, baseline: Option<&RunDir>, kernels: &Simd) -> Result<ReportData, Failure> {
+pub fn collect(
+    run: &RunDir,
+    record: &Record,
+    baseline: Option<&RunDir>,
+    kernels: &Simd,
+) -> Result<ReportData, Failure> {
     let c = &record.config;
     let data = prepare(c, kernels, Some(&run.kept(c)))?;
     let mut all = Vec::new();
@@ -151,7 +154,12 @@ pub fn collect(run: &RunDir, record: &Record, baseline: Option<&RunDir>, kernels
     }
     let counts = record.counts;
     Ok(ReportData {
-        title: format!("{} against {} on {}", if c.trap { "Trap and replace" } else { "No defence" }, c.attack.kind, c.data),
+        title: format!(
+            "{} against {} on {}",
+            if c.trap { "Trap and replace" } else { "No defence" },
+            c.attack.kind,
+            c.data
+        ),
         created_from: run.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         version: record.version.clone(),
         seed: c.seed,

@@ -53,7 +53,10 @@ pub fn kernels_name(k: &Simd) -> String {
 /// The fingerprint of a configuration: what a checkpoint belongs to.
 fn fingerprint(record: &Record) -> String {
     let text = serde_json::to_string(&(&record.config, record.counts)).unwrap_or_default();
-    format!("{:016x}", text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)))
+    format!(
+        "{:016x}",
+        text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+    )
 }
 
 /// An engine with the network of a configuration, freshly initialised.
@@ -94,7 +97,10 @@ pub fn train(
     c.check().map_err(Failure::Input)?;
     let pictures = data.suspect.pictures();
     if pictures.len() < c.batch {
-        return Err(Failure::input("--batch", format!("{} pictures are fewer than one batch of {}", pictures.len(), c.batch)));
+        return Err(Failure::input(
+            "--batch",
+            format!("{} pictures are fewer than one batch of {}", pictures.len(), c.batch),
+        ));
     }
     let record = Record {
         config: c.clone(),

@@ -74,7 +74,8 @@ fn ours(name: &str, shape: &[usize], v: &[f32]) -> Vec<f32> {
 
 /// Our name of a parameter to PyTorch's.
 fn theirs(name: &str) -> String {
-    let name = name.replace("head.unit0.", "head.unit.").replace("head.tail.", "head.").replace("decoder.1.", "decoder.2.");
+    let name =
+        name.replace("head.unit0.", "head.unit.").replace("head.tail.", "head.").replace("decoder.1.", "decoder.2.");
     let name = name.replace(".gamma", ".weight").replace(".beta", ".bias");
     name.replace(".mean", ".running_mean").replace(".var", ".running_var")
 }
@@ -113,11 +114,8 @@ fn three_steps_agree_with_pytorch() {
     };
     let dev = Cpu::default();
     let net = TrapNet::new(Architecture::default(), Shape::new(32, 32, 3), 10, true, 0, &dev).expect("architecture");
-    let objective = Objective {
-        reconstruction: Reconstruction { mse: 10.0, tv: 1.0 },
-        optimizer: Optimizer::Adam,
-        decay: 5e-4,
-    };
+    let objective =
+        Objective { reconstruction: Reconstruction { mse: 10.0, tv: 1.0 }, optimizer: Optimizer::Adam, decay: 5e-4 };
     let mut engine = CpuEngine::new(net, objective, Simd::new(2), dev);
     let mut state = engine.state();
     for (name, values) in &mut state.tensors {

@@ -117,7 +117,8 @@ fn learns<H: HeadModel>(settings: &Settings) {
         let mut scratch = vec![0.0; head.inference_len(240)];
         let mut logits = vec![0.0; 240 * CLASSES];
         head.infer(kernels, 240, &params, &fresh, &mut scratch, &mut logits);
-        let right = logits.chunks_exact(CLASSES).zip(&labels).filter(|(row, l)| crate::metrics::argmax(row) == **l as usize);
+        let right =
+            logits.chunks_exact(CLASSES).zip(&labels).filter(|(row, l)| crate::metrics::argmax(row) == **l as usize);
         assert!(right.count() > 220);
     }
     assert_eq!(train(&Simd::new(1)), train(&Simd::new(2)), "threads change the bits");

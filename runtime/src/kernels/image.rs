@@ -312,19 +312,26 @@ pub(crate) unsafe fn affine<V: Vector>(
     // SAFETY: the caller's promise.
     unsafe {
         let slope = V::splat(slope);
-        by_channel!(c, V, i, {
-            let (a, b) = (V::load(scale.add(i)), V::load(shift.add(i)));
-            for p in 0..n {
-                let z = V::load(x.add(p * c + i)).mul_add(a, b);
-                z.where_positive(z, z.mul(slope)).store(to.add(p * c + i));
+        by_channel!(
+            c,
+            V,
+            i,
+            {
+                let (a, b) = (V::load(scale.add(i)), V::load(shift.add(i)));
+                for p in 0..n {
+                    let z = V::load(x.add(p * c + i)).mul_add(a, b);
+                    z.where_positive(z, z.mul(slope)).store(to.add(p * c + i));
+                }
+            },
+            k,
+            {
+                let (a, b) = (V::load_part(scale.add(i), k), V::load_part(shift.add(i), k));
+                for p in 0..n {
+                    let z = V::load_part(x.add(p * c + i), k).mul_add(a, b);
+                    z.where_positive(z, z.mul(slope)).store_part(to.add(p * c + i), k);
+                }
             }
-        }, k, {
-            let (a, b) = (V::load_part(scale.add(i), k), V::load_part(shift.add(i), k));
-            for p in 0..n {
-                let z = V::load_part(x.add(p * c + i), k).mul_add(a, b);
-                z.where_positive(z, z.mul(slope)).store_part(to.add(p * c + i), k);
-            }
-        });
+        );
     }
 }
 
@@ -336,37 +343,44 @@ pub(crate) unsafe fn affine<V: Vector>(
 pub(crate) unsafe fn finish<V: Vector>(n: usize, c: usize, y: *mut f32, add: *const f32, sums: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
-        by_channel!(c, V, i, {
-            let (mut s, mut q) = (V::splat(0.0), V::splat(0.0));
-            for p in 0..n {
-                let mut v = V::load(y.add(p * c + i));
-                if !add.is_null() {
-                    v = v.add(V::load(add.add(p * c + i)));
-                    v.store(y.add(p * c + i));
+        by_channel!(
+            c,
+            V,
+            i,
+            {
+                let (mut s, mut q) = (V::splat(0.0), V::splat(0.0));
+                for p in 0..n {
+                    let mut v = V::load(y.add(p * c + i));
+                    if !add.is_null() {
+                        v = v.add(V::load(add.add(p * c + i)));
+                        v.store(y.add(p * c + i));
+                    }
+                    s = s.add(v);
+                    q = v.mul_add(v, q);
                 }
-                s = s.add(v);
-                q = v.mul_add(v, q);
-            }
-            if !sums.is_null() {
-                s.store(sums.add(i));
-                q.store(sums.add(c + i));
-            }
-        }, k, {
-            let (mut s, mut q) = (V::splat(0.0), V::splat(0.0));
-            for p in 0..n {
-                let mut v = V::load_part(y.add(p * c + i), k);
-                if !add.is_null() {
-                    v = v.add(V::load_part(add.add(p * c + i), k));
-                    v.store_part(y.add(p * c + i), k);
+                if !sums.is_null() {
+                    s.store(sums.add(i));
+                    q.store(sums.add(c + i));
                 }
-                s = s.add(v);
-                q = v.mul_add(v, q);
+            },
+            k,
+            {
+                let (mut s, mut q) = (V::splat(0.0), V::splat(0.0));
+                for p in 0..n {
+                    let mut v = V::load_part(y.add(p * c + i), k);
+                    if !add.is_null() {
+                        v = v.add(V::load_part(add.add(p * c + i), k));
+                        v.store_part(y.add(p * c + i), k);
+                    }
+                    s = s.add(v);
+                    q = v.mul_add(v, q);
+                }
+                if !sums.is_null() {
+                    s.store_part(sums.add(i), k);
+                    q.store_part(sums.add(c + i), k);
+                }
             }
-            if !sums.is_null() {
-                s.store_part(sums.add(i), k);
-                q.store_part(sums.add(c + i), k);
-            }
-        });
+        );
     }
 }
 
@@ -388,37 +402,44 @@ pub(crate) unsafe fn grad_in<V: Vector>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        by_channel!(c, V, i, {
-            let mut s = V::load(sums.add(i));
-            if x.is_null() {
+        by_channel!(
+            c,
+            V,
+            i,
+            {
+                let mut s = V::load(sums.add(i));
+                if x.is_null() {
+                    for p in 0..n {
+                        let v = V::load(dy.add(p * c + i));
+                        v.store(to.add(p * c + i));
+                        s = s.add(v);
+                    }
+                } else {
+                    let (k1, k2, k3) = (V::load(k.add(i)), V::load(k.add(c + i)), V::load(k.add(2 * c + i)));
+                    for p in 0..n {
+                        let v = V::load(dy.add(p * c + i)).mul_add(k1, V::load(x.add(p * c + i)).mul_add(k2, k3));
+                        v.store(to.add(p * c + i));
+                        s = s.add(v);
+                    }
+                }
+                s.store(sums.add(i));
+            },
+            m,
+            {
+                let mut s = V::load_part(sums.add(i), m);
                 for p in 0..n {
-                    let v = V::load(dy.add(p * c + i));
-                    v.store(to.add(p * c + i));
+                    let mut v = V::load_part(dy.add(p * c + i), m);
+                    if !x.is_null() {
+                        let (k1, k2) = (V::load_part(k.add(i), m), V::load_part(k.add(c + i), m));
+                        let k3 = V::load_part(k.add(2 * c + i), m);
+                        v = v.mul_add(k1, V::load_part(x.add(p * c + i), m).mul_add(k2, k3));
+                    }
+                    v.store_part(to.add(p * c + i), m);
                     s = s.add(v);
                 }
-            } else {
-                let (k1, k2, k3) = (V::load(k.add(i)), V::load(k.add(c + i)), V::load(k.add(2 * c + i)));
-                for p in 0..n {
-                    let v = V::load(dy.add(p * c + i)).mul_add(k1, V::load(x.add(p * c + i)).mul_add(k2, k3));
-                    v.store(to.add(p * c + i));
-                    s = s.add(v);
-                }
+                s.store_part(sums.add(i), m);
             }
-            s.store(sums.add(i));
-        }, m, {
-            let mut s = V::load_part(sums.add(i), m);
-            for p in 0..n {
-                let mut v = V::load_part(dy.add(p * c + i), m);
-                if !x.is_null() {
-                    let (k1, k2) = (V::load_part(k.add(i), m), V::load_part(k.add(c + i), m));
-                    let k3 = V::load_part(k.add(2 * c + i), m);
-                    v = v.mul_add(k1, V::load_part(x.add(p * c + i), m).mul_add(k2, k3));
-                }
-                v.store_part(to.add(p * c + i), m);
-                s = s.add(v);
-            }
-            s.store_part(sums.add(i), m);
-        });
+        );
     }
 }
 
@@ -444,53 +465,56 @@ pub(crate) unsafe fn grad_out<V: Vector>(
     // SAFETY: the caller's promise.
     unsafe {
         let (one, slope) = (V::splat(1.0), V::splat(slope));
-        by_channel!(c, V, i, {
-            let (mut s, mut q) = (V::splat(0.0), V::splat(0.0));
-            let (a, b) = if scale.is_null() {
-                (one, one)
-            } else {
-                (V::load(scale.add(i)), V::load(shift.add(i)))
-            };
-            for p in 0..n {
-                let at = p * c + i;
-                let mut d = V::load(dz.add(at));
-                let t = if add.is_null() { V::splat(0.0) } else { V::load(add.add(at)) };
-                if scale.is_null() {
-                    d = d.add(t);
-                } else {
-                    let x = V::load(x.add(at));
-                    d = d.mul_add(x.mul_add(a, b).where_positive(one, slope), t);
-                    s = s.add(d);
-                    q = d.mul_add(x, q);
+        by_channel!(
+            c,
+            V,
+            i,
+            {
+                let (mut s, mut q) = (V::splat(0.0), V::splat(0.0));
+                let (a, b) = if scale.is_null() { (one, one) } else { (V::load(scale.add(i)), V::load(shift.add(i))) };
+                for p in 0..n {
+                    let at = p * c + i;
+                    let mut d = V::load(dz.add(at));
+                    let t = if add.is_null() { V::splat(0.0) } else { V::load(add.add(at)) };
+                    if scale.is_null() {
+                        d = d.add(t);
+                    } else {
+                        let x = V::load(x.add(at));
+                        d = d.mul_add(x.mul_add(a, b).where_positive(one, slope), t);
+                        s = s.add(d);
+                        q = d.mul_add(x, q);
+                    }
+                    d.store(dz.add(at));
                 }
-                d.store(dz.add(at));
-            }
-            if !sums.is_null() {
-                s.store(sums.add(i));
-                q.store(sums.add(c + i));
-            }
-        }, k, {
-            let (mut s, mut q) = (V::splat(0.0), V::splat(0.0));
-            for p in 0..n {
-                let at = p * c + i;
-                let mut d = V::load_part(dz.add(at), k);
-                let t = if add.is_null() { V::splat(0.0) } else { V::load_part(add.add(at), k) };
-                if scale.is_null() {
-                    d = d.add(t);
-                } else {
-                    let x = V::load_part(x.add(at), k);
-                    let z = x.mul_add(V::load_part(scale.add(i), k), V::load_part(shift.add(i), k));
-                    d = d.mul_add(z.where_positive(one, slope), t);
-                    s = s.add(d);
-                    q = d.mul_add(x, q);
+                if !sums.is_null() {
+                    s.store(sums.add(i));
+                    q.store(sums.add(c + i));
                 }
-                d.store_part(dz.add(at), k);
+            },
+            k,
+            {
+                let (mut s, mut q) = (V::splat(0.0), V::splat(0.0));
+                for p in 0..n {
+                    let at = p * c + i;
+                    let mut d = V::load_part(dz.add(at), k);
+                    let t = if add.is_null() { V::splat(0.0) } else { V::load_part(add.add(at), k) };
+                    if scale.is_null() {
+                        d = d.add(t);
+                    } else {
+                        let x = V::load_part(x.add(at), k);
+                        let z = x.mul_add(V::load_part(scale.add(i), k), V::load_part(shift.add(i), k));
+                        d = d.mul_add(z.where_positive(one, slope), t);
+                        s = s.add(d);
+                        q = d.mul_add(x, q);
+                    }
+                    d.store_part(dz.add(at), k);
+                }
+                if !sums.is_null() {
+                    s.store_part(sums.add(i), k);
+                    q.store_part(sums.add(c + i), k);
+                }
             }
-            if !sums.is_null() {
-                s.store_part(sums.add(i), k);
-                q.store_part(sums.add(c + i), k);
-            }
-        });
+        );
     }
 }
 
@@ -512,28 +536,35 @@ pub(crate) unsafe fn norm_grad<V: Vector>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        by_channel!(c, V, i, {
-            let (k1, k2, k3) = (V::load(k.add(i)), V::load(k.add(c + i)), V::load(k.add(2 * c + i)));
-            for p in 0..n {
-                let at = p * c + i;
-                let mut v = V::load(dz.add(at)).mul_add(k1, V::load(x.add(at)).mul_add(k2, k3));
-                if !add.is_null() {
-                    v = v.add(V::load(add.add(at)));
+        by_channel!(
+            c,
+            V,
+            i,
+            {
+                let (k1, k2, k3) = (V::load(k.add(i)), V::load(k.add(c + i)), V::load(k.add(2 * c + i)));
+                for p in 0..n {
+                    let at = p * c + i;
+                    let mut v = V::load(dz.add(at)).mul_add(k1, V::load(x.add(at)).mul_add(k2, k3));
+                    if !add.is_null() {
+                        v = v.add(V::load(add.add(at)));
+                    }
+                    v.store(dx.add(at));
                 }
-                v.store(dx.add(at));
-            }
-        }, m, {
-            let (k1, k2) = (V::load_part(k.add(i), m), V::load_part(k.add(c + i), m));
-            let k3 = V::load_part(k.add(2 * c + i), m);
-            for p in 0..n {
-                let at = p * c + i;
-                let mut v = V::load_part(dz.add(at), m).mul_add(k1, V::load_part(x.add(at), m).mul_add(k2, k3));
-                if !add.is_null() {
-                    v = v.add(V::load_part(add.add(at), m));
+            },
+            m,
+            {
+                let (k1, k2) = (V::load_part(k.add(i), m), V::load_part(k.add(c + i), m));
+                let k3 = V::load_part(k.add(2 * c + i), m);
+                for p in 0..n {
+                    let at = p * c + i;
+                    let mut v = V::load_part(dz.add(at), m).mul_add(k1, V::load_part(x.add(at), m).mul_add(k2, k3));
+                    if !add.is_null() {
+                        v = v.add(V::load_part(add.add(at), m));
+                    }
+                    v.store_part(dx.add(at), m);
                 }
-                v.store_part(dx.add(at), m);
             }
-        });
+        );
     }
 }
 
@@ -553,36 +584,43 @@ pub(crate) unsafe fn depthwise<V: Vector>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        by_channel!(c.cout, V, i, {
-            let start = if bias.is_null() { V::splat(0.0) } else { V::load(bias.add(i)) };
-            for oy in 0..c.oh {
-                for ox in 0..c.ow {
-                    let mut acc = start;
-                    for ky in 0..c.kh {
-                        let xr = x.add(oy * c.x_step + ky * c.x_row + ox * c.x_pix + i);
-                        for kx in 0..c.klen {
-                            let wv = V::load(w.add((ky * c.klen + kx) * c.cout + i));
-                            acc = V::load(xr.add(kx * c.cout)).mul_add(wv, acc);
+        by_channel!(
+            c.cout,
+            V,
+            i,
+            {
+                let start = if bias.is_null() { V::splat(0.0) } else { V::load(bias.add(i)) };
+                for oy in 0..c.oh {
+                    for ox in 0..c.ow {
+                        let mut acc = start;
+                        for ky in 0..c.kh {
+                            let xr = x.add(oy * c.x_step + ky * c.x_row + ox * c.x_pix + i);
+                            for kx in 0..c.klen {
+                                let wv = V::load(w.add((ky * c.klen + kx) * c.cout + i));
+                                acc = V::load(xr.add(kx * c.cout)).mul_add(wv, acc);
+                            }
                         }
+                        acc.store(y.add(oy * c.y_row + ox * c.y_pix + i));
                     }
-                    acc.store(y.add(oy * c.y_row + ox * c.y_pix + i));
+                }
+            },
+            k,
+            {
+                let start = if bias.is_null() { V::splat(0.0) } else { V::load_part(bias.add(i), k) };
+                for oy in 0..c.oh {
+                    for ox in 0..c.ow {
+                        let mut acc = start;
+                        for ky in 0..c.kh {
+                            let xr = x.add(oy * c.x_step + ky * c.x_row + ox * c.x_pix + i);
+                            for kx in 0..c.klen {
+                                let wv = V::load_part(w.add((ky * c.klen + kx) * c.cout + i), k);
+                                acc = V::load_part(xr.add(kx * c.cout), k).mul_add(wv, acc);
+                            }
+                        }
+                        acc.store_part(y.add(oy * c.y_row + ox * c.y_pix + i), k);
+                    }
                 }
             }
-        }, k, {
-            let start = if bias.is_null() { V::splat(0.0) } else { V::load_part(bias.add(i), k) };
-            for oy in 0..c.oh {
-                for ox in 0..c.ow {
-                    let mut acc = start;
-                    for ky in 0..c.kh {
-                        let xr = x.add(oy * c.x_step + ky * c.x_row + ox * c.x_pix + i);
-                        for kx in 0..c.klen {
-                            let wv = V::load_part(w.add((ky * c.klen + kx) * c.cout + i), k);
-                            acc = V::load_part(xr.add(kx * c.cout), k).mul_add(wv, acc);
-                        }
-                    }
-                    acc.store_part(y.add(oy * c.y_row + ox * c.y_pix + i), k);
-                }
-            }
-        });
+        );
     }
 }

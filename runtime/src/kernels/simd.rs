@@ -291,7 +291,15 @@ impl Simd {
     /// One picture's convolution, `groups` 1 or depthwise, on the calling thread: `y = conv(x) + bias`.
     ///
     /// `w` as in [`crate::net::Op::Conv`]. Slices must have the lengths of `g`; shorter ones panic.
-    pub fn conv_picture(&self, g: &ConvShape, depthwise: bool, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
+    pub fn conv_picture(
+        &self,
+        g: &ConvShape,
+        depthwise: bool,
+        x: &[f32],
+        w: &[f32],
+        bias: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
         let pad = window_pad(&g.window);
         let (x, y) = (&x[..g.x.len()], &mut y[..g.y.len()]);
         let mut c = forward_correlation(g);
@@ -326,9 +334,11 @@ impl Simd {
             _ => return false,
         };
         let c = scale.len();
-        assert!(shift.len() == c && to.len() == x.len() && x.len() % c == 0, "lengths differ");
+        assert!(shift.len() == c && to.len() == x.len() && x.len().is_multiple_of(c), "lengths differ");
         // SAFETY: lengths were checked; `to` is exclusive.
-        unsafe { (self.table.affine)(x.len() / c, c, x.as_ptr(), scale.as_ptr(), shift.as_ptr(), slope, to.as_mut_ptr()) }
+        unsafe {
+            (self.table.affine)(x.len() / c, c, x.as_ptr(), scale.as_ptr(), shift.as_ptr(), slope, to.as_mut_ptr())
+        }
         true
     }
 
@@ -419,7 +429,7 @@ impl Kernels for Simd {
         w: &[f32],
         dy: OutputGradient<'_>,
         add: Option<&[f32]>,
-        mut dz: Option<&mut [f32]>,
+        dz: Option<&mut [f32]>,
         dw: &mut [f32],
         db: &mut [f32],
         sums: Option<&mut [f64]>,
@@ -441,7 +451,7 @@ impl Kernels for Simd {
         let count = n.div_ceil(chunk);
         let mut dw_parts = vec![0.0f32; count * w.len()];
         let mut sum_parts = vec![0.0f64; count * (2 * cin + cout)];
-        let mut dz_parts: Vec<Option<&mut [f32]>> = match dz.as_deref_mut() {
+        let mut dz_parts: Vec<Option<&mut [f32]>> = match dz {
             Some(dz) => dz[..n * xl].chunks_mut(chunk * xl).map(Some).collect(),
             None => (0..count).map(|_| None).collect(),
         };

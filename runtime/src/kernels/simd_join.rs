@@ -44,7 +44,7 @@ fn part_len(len: usize, c: usize) -> usize {
 fn check(len: usize, c: usize, h: &[f32], pre: &Prologue<'_>, skip: Option<Skip<'_>>) {
     check_prologue(Some(pre), c);
     check_prologue(skip.and_then(|s| s.pre), c);
-    assert!(len % c == 0 && h.len() >= len && skip.is_none_or(|s| s.x.len() >= len), "lengths differ");
+    assert!(len.is_multiple_of(c) && h.len() >= len && skip.is_none_or(|s| s.x.len() >= len), "lengths differ");
 }
 
 /// [`super::Kernels::join_forward`].

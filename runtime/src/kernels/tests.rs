@@ -3,7 +3,7 @@
 use super::isa::Isa;
 use super::reference::Reference;
 use super::simd::Simd;
-use super::{ConvShape, Kernels, OutputGradient, Prologue};
+use super::{ConvShape, Kernels, OutputGradient, Prologue, Skip};
 use crate::net::Window;
 use crate::shape::Shape;
 use rand_core::Rng;
@@ -79,7 +79,8 @@ fn forward_agrees_with_the_oracle() {
         let (scale, shift, add) = (noise(cin, 4), noise(cin, 5), noise(n * g.y.len(), 6));
         for with in [false, true] {
             let pre = Prologue { scale: &scale, shift: &shift, slope: 0.1 };
-            let (pre, bias, add) = if with { (Some(&pre), Some(&bias[..]), Some(&add[..])) } else { (None, None, None) };
+            let (pre, bias, add) =
+                if with { (Some(&pre), Some(&bias[..]), Some(&add[..])) } else { (None, None, None) };
             let mut want = (vec![0.0; n * g.y.len()], vec![0.0; 2 * cout]);
             Reference.conv_forward(&g, n, &x, pre, &w, bias, add, &mut want.0, Some(&mut want.1));
             for (name, k) in engines() {
@@ -101,7 +102,8 @@ fn backward_agrees_with_the_oracle() {
         let (h, k) = (noise(n * g.y.len(), 7), noise(3 * cout, 8));
         for with in [false, true] {
             let pre = Prologue { scale: &scale, shift: &shift, slope: 0.1 };
-            let (pre, add, norm) = if with { (Some(&pre), Some(&add[..]), Some((&h[..], &k[..]))) } else { (None, None, None) };
+            let (pre, add, norm) =
+                if with { (Some(&pre), Some(&add[..]), Some((&h[..], &k[..]))) } else { (None, None, None) };
             let dy = OutputGradient { dy: &dy, norm };
             let run = |k: &dyn Kernels| {
                 let (mut dz, mut dw, mut db) =
@@ -183,4 +185,78 @@ fn results_depend_neither_on_threads_nor_on_the_place_in_the_batch() {
     let mut alone = vec![0.0; g.y.len()];
     Simd::new(1).conv_forward(&g, 1, &x[3 * g.x.len()..], None, &w, None, None, &mut alone, None);
     assert_eq!(alone, one.0[3 * g.y.len()..4 * g.y.len()]);
+}
+
+/// Windows of max pools: as many channels out as in.
+fn pools() -> Vec<ConvShape> {
+    vec![
+        shape([8, 8, 16], 16, [3, 3], [2, 2], [1; 4]),
+        shape([7, 9, 5], 5, [3, 3], [2, 2], [1; 4]),
+        shape([6, 6, 17], 17, [2, 2], [2, 2], [0; 4]),
+        shape([5, 4, 1], 1, [3, 2], [1, 1], [1, 0, 1, 1]),
+        shape([1, 1, 3], 3, [3, 3], [1, 1], [1; 4]),
+    ]
+}
+
+#[test]
+fn joins_agree_with_the_oracle() {
+    for (c, pixels) in [(1, 7), (3, 50), (16, 700), (17, 33), (64, 5000)] {
+        let len = c * pixels;
+        let (h, x, dy) = (noise(len, 1), noise(len, 2), noise(len, 3));
+        let affine: Vec<Vec<f32>> = (4..8).map(|seed| noise(c, seed)).collect();
+        let pre = Prologue { scale: &affine[0], shift: &affine[1], slope: 0.1 };
+        let other = Prologue { scale: &affine[2], shift: &affine[3], slope: 1.0 };
+        for skip in [None, Some(Skip { x: &x, pre: None }), Some(Skip { x: &x, pre: Some(&other) })] {
+            let sums = if skip.is_some_and(|s| s.pre.is_some()) { 4 * c } else { 2 * c };
+            let run = |k: &dyn Kernels| {
+                let (mut y, mut dz, mut sums) = (vec![f32::NAN; len], dy.clone(), vec![f64::NAN; sums]);
+                k.join_forward(c, &h, &pre, skip, &mut y);
+                k.join_backward(c, &h, &pre, skip, &mut dz, &mut sums);
+                (y, dz, sums)
+            };
+            let want = run(&Reference);
+            let one = run(&Simd::new(1));
+            for (name, k) in engines() {
+                let got = run(&k);
+                close(&format!("{name} y of {c} channels"), &got.0, &want.0);
+                close(&format!("{name} dz of {c} channels"), &got.1, &want.1);
+                close(&format!("{name} sums of {c} channels"), &got.2, &want.2);
+                assert_eq!(got, one, "threads change the result");
+            }
+        }
+    }
+}
+
+#[test]
+fn max_pools_agree_with_the_oracle() {
+    for g in pools() {
+        let (n, c) = (3, g.x.c as usize);
+        let (x, dy, scale, shift) = (noise(n * g.x.len(), 1), noise(n * g.y.len(), 2), noise(c, 3), noise(c, 4));
+        let pre = Prologue { scale: &scale, shift: &shift, slope: 0.0 };
+        for pre in [None, Some(&pre)] {
+            let run = |k: &dyn Kernels| {
+                let (mut y, mut index) = (vec![f32::NAN; n * g.y.len()], vec![7; n * g.y.len()]);
+                let mut da = vec![f32::NAN; n * g.x.len()];
+                k.max_pool_forward(&g, n, &x, pre, &mut y, &mut index);
+                k.max_pool_backward(&g, n, &dy, &index, &mut da);
+                (y, index, da)
+            };
+            let want = run(&Reference);
+            for (name, k) in engines() {
+                assert_eq!(run(&k), want, "{name}, {g:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn of_equal_values_a_max_pool_takes_the_first() {
+    let g = shape([2, 2, 1], 1, [2, 2], [1, 1], [0; 4]);
+    for k in [&Reference as &dyn Kernels, &Simd::new(1)] {
+        for (x, want) in [([1.0, 1.0, 1.0, 1.0], 0), ([0.0, 2.0, 2.0, 1.0], 1), ([-3.0, -4.0, -3.0, -5.0], 0)] {
+            let (mut y, mut index) = ([0.0], [9]);
+            k.max_pool_forward(&g, 1, &x, None, &mut y, &mut index);
+            assert_eq!((y[0], index[0]), (x[want], want as u32));
+        }
+    }
 }

@@ -223,7 +223,19 @@ pub fn backward<K: Kernels + ?Sized>(
 
     let (dz, g) = (OutputGradient { dy: dz, norm: Some((h2, coefficient)) }, grads.second.weight);
     let h1_sums = &mut sums[..2 * c];
-    k.conv_backward(&s.conv2, n, h1, Some(&pre1), p.second.weight, dz, None, Some(&mut *dh), g, db, Some(&mut *h1_sums));
+    k.conv_backward(
+        &s.conv2,
+        n,
+        h1,
+        Some(&pre1),
+        p.second.weight,
+        dz,
+        None,
+        Some(&mut *dh),
+        g,
+        db,
+        Some(&mut *h1_sums),
+    );
     norm::backward(state1, h1_sums, count, grads.first.norm, coefficient);
     let dh = OutputGradient { dy: dh, norm: Some((h1, coefficient)) };
     k.conv_backward(&s.conv1, n, x, None, p.first.weight, dh, add, dx, grads.first.weight, db, None);

@@ -90,10 +90,8 @@ pub fn backward<K: Kernels + ?Sized>(
         for (b, &d) in grads.bias.iter_mut().zip(dlogits) {
             *b += d;
         }
-        for ((&v, dp), (w, dw)) in pooled
-            .iter()
-            .zip(dpooled)
-            .zip(p.weight.chunks_exact(classes).zip(grads.weight.chunks_exact_mut(classes)))
+        for ((&v, dp), (w, dw)) in
+            pooled.iter().zip(dpooled).zip(p.weight.chunks_exact(classes).zip(grads.weight.chunks_exact_mut(classes)))
         {
             let mut sum = 0.0;
             for ((&d, &w), dw) in dlogits.iter().zip(w).zip(dw) {

@@ -279,6 +279,7 @@ fn check_graph(graph: &pb::GraphProto, depth: u32) -> Result<(), OnnxError> {
     graph.initializer.iter().try_for_each(check_tensor)?;
     for node in &graph.node {
         check_windows(node)?;
+        check_permutation(node)?;
         for attribute in &node.attribute {
             for tensor in attribute.t.iter().chain(&attribute.tensors) {
                 check_tensor(tensor).map_err(|e| match e {
@@ -320,6 +321,19 @@ fn check_windows(node: &pb::NodeProto) -> Result<(), OnnxError> {
         }
     }
     Ok(())
+}
+
+/// Checks that a Transpose names every axis once: tract follows the cycles of what it is given without end.
+fn check_permutation(node: &pb::NodeProto) -> Result<(), OnnxError> {
+    let mut axes = match &*node.op_type {
+        "Transpose" => ints(node, "perm").unwrap_or(&[]).to_vec(),
+        _ => return Ok(()),
+    };
+    axes.sort_unstable();
+    match axes.iter().enumerate().all(|(i, &axis)| axis == i as i64) {
+        true => Ok(()),
+        false => Err(bad(node, "`perm` does not name every axis once")),
+    }
 }
 
 /// Checks one constant: dimensions, byte or element count, storage, finiteness.

@@ -55,6 +55,7 @@ impl Rank {
         let sides = ["kernel_shape", "strides", "dilations"].into_iter().find_map(|name| super::node::ints(node, name));
         match &*node.op_type {
             "BatchNormalization" => Self::AtLeast(2),
+            "Transpose" => super::node::ints(node, "perm").map_or(Self::AtLeast(0), |perm| Self::Exactly(perm.len())),
             "AveragePool" | "Conv" | "ConvInteger" | "ConvTranspose" | "MaxPool" | "QLinearConv" => {
                 sides.map_or(Self::AtLeast(3), |sides| Self::Exactly(sides.len() + 2))
             }

@@ -90,7 +90,7 @@ fn artifacts_that_lie() {
 
     // The head is the manifest's end: kind 0, features 4x4x5, three classes.
     let spec = [1, 0, 4, 4, 5, 3];
-    let at = good.windows(spec.len()).position(|w| w == spec).unwrap();
+    let at = good.windows(spec.len()).rposition(|w| w == spec).unwrap();
     for (byte, value) in [(5, 2), (5, 4), (4, 6), (1, 1)] {
         let mut unfit = good.clone();
         unfit[at + byte] = value;

@@ -154,9 +154,9 @@ struct Transfer<'a> {
 }
 
 impl Transfer<'_> {
-    fn both(&mut self, name: String, values: &mut Vec<f32>) {
+    fn both(&mut self, name: String, values: &mut [f32]) {
         if self.store {
-            self.tensors.insert(name, values.clone());
+            self.tensors.insert(name, values.to_vec());
         } else {
             match self.tensors.get(&name) {
                 Some(v) if v.len() == values.len() => values.copy_from_slice(v),

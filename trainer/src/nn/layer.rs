@@ -150,6 +150,7 @@ impl Layer {
 
     /// Runs `n` inputs `x` through the layer into `y`. In training, batch statistics are used and running ones updated; `sums`
     /// holds those of `x` on entry and of `y` on return (empty where nobody computed them).
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn forward(
         &mut self,
         k: &Simd,
@@ -202,9 +203,7 @@ impl Layer {
                 let mut h = buffers.take(n * shape.conv1.y.len());
                 let mut skip = buffers.take(if short.is_some() { n * shape.y().len() } else { 0 });
                 y_sums.resize(2 * shape.y().c as usize, 0.0);
-                unit::forward(
-                    k, shape, n, &params, x, statistics, &mut saved.state, &mut h, &mut skip, y, &mut y_sums,
-                );
+                unit::forward(k, shape, n, &params, x, statistics, &mut saved.state, &mut h, &mut skip, y, &mut y_sums);
                 if training {
                     if let Some(norm1) = norm1 {
                         norm1.learn(&saved.state[..first], n * pixels(shape.x()));
@@ -255,6 +254,7 @@ impl Layer {
     }
 
     /// The backward pass of a training [`Layer::forward`]: `dx` (empty: not wanted) and the parameters' gradients.
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn backward(
         &self,
         k: &Simd,
@@ -297,9 +297,7 @@ impl Layer {
                 };
                 let mut scratch = buffers.take(unit::backward_len(shape, n));
                 let mut sums = vec![0.0; unit::backward_sums(shape)];
-                unit::backward(
-                    k, shape, n, &params, x, h, &saved.state, dy, dx, grads, &mut scratch, &mut sums,
-                );
+                unit::backward(k, shape, n, &params, x, h, &saved.state, dy, dx, grads, &mut scratch, &mut sums);
                 g1.into_iter().chain([gc1, g2, gc2]).chain(gs).collect()
             }
             Self::Tail { shape, norm, weight, bias } => {
@@ -312,7 +310,18 @@ impl Layer {
                 let mut scratch = vec![0.0; tail::backward_len(c, n)];
                 let mut sums = vec![0.0; 2 * c];
                 tail::backward(
-                    k, *shape, n, &params, x, &saved.state, &saved.pooled, dy, dx, grads, &mut scratch, &mut sums,
+                    k,
+                    *shape,
+                    n,
+                    &params,
+                    x,
+                    &saved.state,
+                    &saved.pooled,
+                    dy,
+                    dx,
+                    grads,
+                    &mut scratch,
+                    &mut sums,
                 );
                 vec![gn, gl]
             }

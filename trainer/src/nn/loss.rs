@@ -5,6 +5,9 @@ use super::Batch;
 use dfdx::prelude::*;
 use stemguard_runtime::shape::Shape;
 
+/// A loss on the tape.
+pub type Loss<T> = Tensor<Rank0, f32, Cpu, T>;
+
 /// The parts of the reconstruction loss, unweighted.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Reconstruction {
@@ -50,7 +53,7 @@ pub fn reconstruction<T: Tape<f32, Cpu>>(
     r: Batch<T>,
     x: &[f32],
     weights: Reconstruction,
-) -> Result<(Tensor<Rank0, f32, Cpu, T>, Reconstruction), CpuError> {
+) -> Result<(Loss<T>, Reconstruction), CpuError> {
     let (r, mut tape) = r.split_tape();
     let values = r.as_vec();
     let (count, len) = (values.len() as f32, s.len());
@@ -85,10 +88,7 @@ pub fn reconstruction<T: Tape<f32, Cpu>>(
 ///
 /// # Errors
 /// dfdx's, when memory runs out.
-pub fn cross_entropy<T: Tape<f32, Cpu>>(
-    logits: Batch<T>,
-    targets: Vec<f32>,
-) -> Result<Tensor<Rank0, f32, Cpu, T>, CpuError> {
+pub fn cross_entropy<T: Tape<f32, Cpu>>(logits: Batch<T>, targets: Vec<f32>) -> Result<Loss<T>, CpuError> {
     let targets = logits.device().try_tensor_from_vec(targets, *logits.shape())?;
     Ok(cross_entropy_with_logits_loss(logits, targets))
 }

@@ -14,7 +14,7 @@ use stemguard_runtime::rng::Rng;
 /// Every case warms up at least so long, and at least twice.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// The most bytes of pictures or outputs of one batch: 4 GiB.
-const MAX_BATCH_BYTES: usize = 4 << 30;
+const MAX_BATCH_BYTES: u64 = 4 << 30;
 
 /// Measure speed on random pictures.
 ///
@@ -86,7 +86,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     };
     let model = Loaded::open(&args.model, args.at.as_deref())?;
     let backends = match &args.backend[..] {
-        [] => vec![Runner::best(&model, &Simd::new(1))?.backend()],
+        [] => {
+            let best = Runner::best(&model, &Simd::new(1))?;
+            best.tell_fallback(&model);
+            vec![best.backend()]
+        }
         asked => asked.to_vec(),
     };
     if !args.json {
@@ -124,7 +128,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
 /// Times one case.
 fn measure(args: &Args, runner: &Runner<'_>, batch: usize, threads: usize) -> Result<Case, Fail> {
     let (len, to) = (runner.input().len(), runner.output().len());
-    if 4 * batch * len.max(to) > MAX_BATCH_BYTES {
+    if 4 * batch as u64 * len.max(to) as u64 > MAX_BATCH_BYTES {
         return Err(Fail::input(format!("--batch: {batch} pictures of this model take more than 4 GiB")));
     }
     let mut rng = Rng::new(0, 0);

@@ -172,11 +172,12 @@ mod full {
         check_channels(&args.model, runner.input())?;
         let pictures = load(&spec, runner.input(), Part::Test)?;
         let labels: Vec<&str> = model.parts().map(|parts| parts.labels().collect()).unwrap_or_default();
+        let score = Score::of(&runner, classes, &pictures, &args.data)?;
+        runner.tell_fallback(&model);
         let mut named = labels.iter().zip(&pictures.classes).enumerate();
         if let Some((i, (a, b))) = named.find(|(i, (a, b))| **a != b.as_str() && **b != i.to_string()) {
             ui::note(format!("class {i} is `{a}` in the model and `{b}` in the data"));
         }
-        let score = Score::of(&runner, classes, &pictures, &args.data)?;
         if args.common.json {
             return ui::json(&score.report());
         }

@@ -56,10 +56,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let labels: Vec<&str> = model.parts().map(|parts| parts.labels().collect()).unwrap_or_default();
     let shape = runner.input();
     pictures::check_channels(&args.model, shape)?;
-    for files in args.pictures.chunks(BATCH) {
+    for (part, files) in args.pictures.chunks(BATCH).enumerate() {
         let (mut x, mut logits) = (vec![0.0; files.len() * shape.len()], vec![0.0; files.len() * classes]);
         for (file, x) in files.iter().zip(x.chunks_exact_mut(shape.len())) {
             pictures::read(file, shape, x)?;
+        }
+        if part == 0 {
+            runner.tell_fallback(&model);
         }
         runner.run_as(Layout::Hwc, &x, &mut logits)?;
         for (file, logits) in files.iter().zip(logits.chunks_exact_mut(classes)) {

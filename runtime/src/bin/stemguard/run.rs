@@ -53,13 +53,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let kernels = args.common.kernels();
     let runner = match args.backend {
         Some(backend) => Runner::on(backend, &model, &kernels)?,
-        None => {
-            let runner = Runner::best(&model, &kernels)?;
-            if runner.backend() == Backend::Native {
-                ui::note("backend native: the model is a native net");
-            }
-            runner
-        }
+        None => Runner::best(&model, &kernels)?,
     };
     let Shape { h, w, c } = runner.input();
     let x = npy::read(&args.input, |shape| match *shape {
@@ -71,6 +65,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let n = x.shape[0];
     let len = n.checked_mul(runner.output().len()).filter(|&len| 4 * len as u64 <= npy::MAX_BYTES);
     let len = len.ok_or_else(|| Fail::at(&args.input, "the outputs of so many pictures are larger than 8 GiB"))?;
+    if args.backend.is_none() {
+        runner.tell_fallback(&model);
+        if runner.backend() == Backend::Native {
+            ui::note("backend native: the model is a native net");
+        }
+    }
     let mut y = vec![0.0; len];
     let start = Instant::now();
     runner.run_as(Layout::Chw, &x.data, &mut y)?;

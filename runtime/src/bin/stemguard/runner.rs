@@ -80,15 +80,23 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// A runner on the native backend where the model lowers, else on tract; a note tells of the latter.
+    /// A runner on the native backend where the model lowers, else on tract.
     pub(crate) fn best(model: &'a Loaded, kernels: &Simd) -> Result<Self, Fail> {
         #[cfg(feature = "onnx")]
-        if let Some(why) = model.why_not_native() {
-            let runner = Self::on(Backend::Tract, model, kernels)?;
-            ui::note(format!("backend tract: {why}"));
-            return Ok(runner);
+        if model.why_not_native().is_some() {
+            return Self::on(Backend::Tract, model, kernels);
         }
         Self::on(Backend::Native, model, kernels)
+    }
+
+    /// Tells that [`Runner::best`] took tract, and why. To be called once nothing is left to refuse.
+    pub(crate) fn tell_fallback(&self, model: &Loaded) {
+        #[cfg(feature = "onnx")]
+        if let (Self::Tract(_), Some(why)) = (self, model.why_not_native()) {
+            ui::note(format!("backend tract: {why}"));
+        }
+        #[cfg(not(feature = "onnx"))]
+        let _ = model;
     }
 
     /// Which backend it is.

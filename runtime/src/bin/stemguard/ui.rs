@@ -49,7 +49,8 @@ fn written(outcome: io::Result<()>) -> Result<(), Fail> {
 
 /// Tells something that is not the result, on standard error.
 pub(crate) fn note(text: impl Display) {
-    let _ = writeln!(io::stderr(), "stemguard: {text}");
+    let text = text.to_string();
+    let _ = writeln!(io::stderr(), "stemguard: {}", text.split_whitespace().collect::<Vec<_>>().join(" "));
 }
 
 /// A progress bar on standard error; nothing where that is no terminal.

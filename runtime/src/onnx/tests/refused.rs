@@ -217,3 +217,15 @@ fn window_attributes_of_different_lengths() {
         &["differ in their dimensions"],
     );
 }
+
+#[test]
+fn permutations_that_are_none() {
+    for (perm, words) in [(vec![0, 0, 2, 3], "every axis once"), (vec![1, 0], "rank 4 where 2")] {
+        let mut b = OnnxBuilder::new();
+        b.input("images", Shape::new(8, 8, 3));
+        let y = b.node("Transpose", vec!["images".into()], vec![ints("perm", perm)]);
+        b.output(&y, &[]);
+        let planned = Model::from_bytes(&b.finish().unwrap()).and_then(|model| TractModel::new(&model, None));
+        says(planned, &[words]);
+    }
+}

@@ -111,12 +111,7 @@ impl Conv {
 impl Norm {
     /// The identity: gamma 1, beta 0, running mean 0 and variance 1.
     pub fn new(dev: &Cpu, c: usize) -> Self {
-        Self {
-            gamma: param(dev, vec![1.0; c]),
-            beta: param(dev, vec![0.0; c]),
-            mean: vec![0.0; c],
-            var: vec![1.0; c],
-        }
+        Self { gamma: param(dev, vec![1.0; c]), beta: param(dev, vec![0.0; c]), mean: vec![0.0; c], var: vec![1.0; c] }
     }
     /// Copies of gamma and beta.
     pub fn values(&self) -> (Vec<f32>, Vec<f32>) {

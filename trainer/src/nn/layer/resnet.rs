@@ -28,6 +28,7 @@ impl Front {
         self.conv.visit(&format!("{name}.conv1"), &format!("{name}.bn1"), v);
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &mut self,
         k: &Simd,
@@ -52,6 +53,7 @@ impl Front {
         Saved { h: Some(h), state, index, ..Saved::default() }
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn backward(
         &self,
         k: &Simd,
@@ -94,6 +96,7 @@ impl Basic {
         }
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &mut self,
         k: &Simd,
@@ -135,6 +138,7 @@ impl Basic {
         Saved { h: Some(maps), state, ..Saved::default() }
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn backward(
         &self,
         k: &Simd,
@@ -155,8 +159,7 @@ impl Basic {
         };
         let (mut g1, mut g2) = (self.first.grads(), self.second.grads());
         let mut gs = self.short.as_ref().map(ConvNorm::grads);
-        let grads =
-            BasicGrads { first: g1.normed(), second: g2.normed(), short: gs.as_mut().map(Grads::normed) };
+        let grads = BasicGrads { first: g1.normed(), second: g2.normed(), short: gs.as_mut().map(Grads::normed) };
         let mut scratch = buffers.take(s.backward_len(n));
         let mut sums = vec![0.0; s.sums_len()];
         let maps = saved.h.as_deref().unwrap_or(&[]);
@@ -188,6 +191,7 @@ impl PoolLinear {
         Saved { state: identity, pooled, ..Saved::default() }
     }
 
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn backward(
         &self,
         k: &Simd,
