@@ -80,13 +80,14 @@ fn parse_size(text: &str) -> Result<(usize, usize), String> {
 /// The network and how it is trained.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Recipe {
-    /// WideResNet depth: 16 or 28.
+    /// Depth: 16 or 28 (WideResNet), 34 (ResNet-34).
     #[arg(long, default_value_t = 16)]
     pub(crate) depth: u32,
     /// WideResNet width factor.
     #[arg(long, default_value_t = 1)]
     pub(crate) width: u32,
-    /// Where the stem ends: 4 after group 2, 5 after the first unit of group 3, 6 after group 3.
+    /// Where the stem ends. WideResNet: 4 after group 2, 5 after the first unit of group 3, 6 after group 3. ResNet-34: 1 to 4
+    /// after that stage, 41 or 42 after the first or second block of stage 4.
     #[arg(long, default_value_t = 5)]
     pub(crate) split: u32,
     /// Passes over the data.
