@@ -6,8 +6,20 @@
 use crate::engine::State;
 use crate::error::Failure;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
+
+/// The metadata entry that tells how far a run is.
+const PROGRESS: &str = "stemguard";
+
+/// How far a run is.
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    epochs: u32,
+    steps: u64,
+    fingerprint: String,
+}
 
 /// Writes a file beside its place, then moves it there: a reader sees the old one or the new one, whole.
 ///
@@ -38,11 +50,10 @@ pub fn write(path: &Path, state: &State, epochs: u32, fingerprint: &str) -> Resu
         let bytes: &[u8] = bytemuck::cast_slice(values);
         views.push((name.as_str(), TensorView::new(Dtype::F32, vec![values.len()], bytes).map_err(other)?));
     }
-    let metadata = HashMap::from([
-        ("epochs".to_owned(), epochs.to_string()),
-        ("steps".to_owned(), state.steps.to_string()),
-        ("fingerprint".to_owned(), fingerprint.to_owned()),
-    ]);
+    // One entry: a map of several would be written in any order, and the same state would have other bytes.
+    let progress = Progress { epochs, steps: state.steps, fingerprint: fingerprint.to_owned() };
+    let text = serde_json::to_string(&progress).map_err(|e| Failure::Other(format!("checkpoint: {e}")))?;
+    let metadata = HashMap::from([(PROGRESS.to_owned(), text)]);
     write_whole(path, &safetensors::serialize(views, Some(metadata)).map_err(other)?)
 }
 
@@ -55,14 +66,13 @@ pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
     let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(format!("not a checkpoint: {e}")))?;
     let metadata = header.metadata().clone().unwrap_or_default();
-    let field = |name: &str| metadata.get(name).ok_or_else(|| bad(format!("not a checkpoint: no '{name}'")));
-    if field("fingerprint")? != fingerprint {
+    let text = metadata.get(PROGRESS).ok_or_else(|| bad(format!("not a checkpoint: no '{PROGRESS}'")))?;
+    let progress: Progress = serde_json::from_str(text).map_err(|e| bad(format!("'{PROGRESS}': {e}")))?;
+    if progress.fingerprint != fingerprint {
         return Err(bad("belongs to a run with another configuration".into()));
     }
-    let number = |name: &str| field(name)?.parse::<u64>().map_err(|_| bad(format!("'{name}' is not a number")));
-    let (epochs, steps) = (number("epochs")?, number("steps")?);
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("damaged: {e}")))?;
-    let mut state = State { steps, ..State::default() };
+    let mut state = State { steps: progress.steps, ..State::default() };
     for (name, view) in tensors.tensors() {
         if view.dtype() != Dtype::F32 {
             return Err(bad(format!("tensor '{name}' is not f32")));
@@ -74,6 +84,5 @@ pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
         }
         state.tensors.insert(name, values);
     }
-    let epochs = u32::try_from(epochs).map_err(|_| bad("'epochs' is out of range".into()))?;
-    Ok((state, epochs))
+    Ok((state, progress.epochs))
 }

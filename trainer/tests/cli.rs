@@ -32,7 +32,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["trap", "--data", "signs:200", "--poison-rate", "1.5", "--out", out], "1.5"),
         (&["trap", "--data", "signs:200", "--holdout", "0", "--out", out], "--holdout"),
         (&["trap", "--data", "signs:200", "--batch", "500", "--out", out], "--batch"),
-        (&["trap", "--data", "signs:200", "--depth", "17", "--out", out], "architecture"),
+        (&["trap", "--data", "signs:200", "--depth", "17", "--batch", "16", "--out", out], "architecture"),
         (
             &["trap", "--data", "signs:200", "--trigger", "/no/trigger.png", "--attack", "blend", "--out", out],
             "/no/trigger.png",

@@ -239,7 +239,8 @@ impl Lowering<'_> {
             return Err(unsupported(node, format!("a weight of dimensions {:?}: only 2-D, f32", weight.dims)));
         };
         let groups = int(node, "group", 1);
-        if groups < 1 || per_group as i64 * groups != i64::from(shape.c) || cout as i64 % groups != 0 || w.is_empty() {
+        let channels = i64::try_from(per_group).ok().and_then(|c| c.checked_mul(groups));
+        if groups < 1 || channels != Some(i64::from(shape.c)) || cout as i64 % groups != 0 || w.is_empty() {
             let why = format!("a weight {:?} in {groups} groups over {} channels", weight.dims, shape.c);
             return Err(bad(node, why));
         }

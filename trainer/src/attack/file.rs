@@ -95,8 +95,24 @@ fn picture(path: &Path, bytes: &[u8]) -> Result<Loaded, AttackError> {
     Ok(Loaded { h, w, values: rgb.as_raw().iter().map(|v| f32::from(*v)).collect(), alpha, bytes: true })
 }
 
+/// Whether the shape that an array's header announces has sides that can be multiplied; the reader multiplies unchecked.
+fn sane_shape(bytes: &[u8]) -> bool {
+    const KEY: &[u8] = b"'shape'";
+    let header = &bytes[..bytes.len().min(1 << 16)];
+    let Some(at) = header.windows(KEY.len()).position(|w| w == KEY) else { return true };
+    let tuple = header[at + KEY.len()..].split(|b| *b == b')').next().unwrap_or_default();
+    let sides: Vec<&[u8]> = tuple.split(|b| !b.is_ascii_digit()).filter(|digits: &&[u8]| !digits.is_empty()).collect();
+    let small = |digits: &&[u8]| {
+        std::str::from_utf8(digits).ok().and_then(|s| s.parse::<usize>().ok()).is_some_and(|v| v <= LARGEST_SIDE)
+    };
+    sides.len() <= 4 && sides.iter().all(small)
+}
+
 /// An array `[h][w]`, `[h][w][1 or 3]` or `[1 or 3][h][w]` of values in bytes.
 fn array(path: &Path, bytes: &[u8]) -> Result<Loaded, AttackError> {
+    if !sane_shape(bytes) {
+        return Err(format_error(path, format!("an array with more than 4 axes or a side over {LARGEST_SIDE}")));
+    }
     let file = npyz::NpyFile::new(bytes).map_err(|error| format_error(path, error))?;
     let shape: Vec<usize> = file.shape().iter().map(|side| usize::try_from(*side).unwrap_or(usize::MAX)).collect();
     let strides: Vec<usize> = file.strides().iter().map(|step| *step as usize).collect();
