@@ -4,11 +4,10 @@
 
 use crate::attack::AttackKind;
 use crate::config::RunConfig;
-use crate::defend::{Replacement, packed_stem, replace, write};
-use crate::demo::Told;
+use crate::defend::Replacement;
+use crate::demo::{self, Told};
 use crate::error::Failure;
-use crate::run::{RunDir, prepare};
-use crate::trap::train;
+use crate::run::RunDir;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use stemguard_runtime::kernels::simd::Simd;
@@ -203,21 +202,9 @@ pub fn run_cell(cell: &Cell, out: &Path, kernels: &Simd, tell: &mut dyn FnMut(To
     if row(cell, out)?.is_some() {
         return Ok(());
     }
-    let data = prepare(&cell.config, kernels, Some(&out.join(&cell.name)))?;
     let mut how = Replacement::cached(cell.config.flip, cell.config.seed);
     how.settings.epochs = cell.replace_epochs.unwrap_or(how.settings.epochs);
-    for trap in [false, true] {
-        let c = RunConfig { trap, ..cell.config.clone() };
-        let (folder, name) = if trap { ("trap", "trap") } else { ("baseline", "baseline") };
-        let path = out.join(&cell.name).join(folder);
-        let trained = train(&c, &data, &path, true, kernels, &mut |e| tell(Told::Training(name, e)))?;
-        let new = replace(packed_stem(&trained.dir)?, data.holdout.pictures(), &data.test, &how, kernels, &mut |p| {
-            tell(Told::Replacing("replace", p));
-            true
-        })?;
-        write(&trained.dir, &c.architecture.to_string(), &data.test.clean.classes, trap, &new)?;
-    }
-    Ok(())
+    demo::run(&cell.config, &how, &out.join(&cell.name), true, kernels, tell).map(drop)
 }
 
 /// Mean and sample standard deviation; the deviation of one value is 0.
