@@ -6,6 +6,7 @@ use std::hint::black_box;
 use stemguard_benches::{batch, run, uniform};
 use stemguard_runtime::error::Result;
 use stemguard_runtime::kernels::isa::Isa;
+use stemguard_runtime::kernels::picture::PreparedConv;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::kernels::{ConvShape, Kernels, OutputGradient, Prologue};
 use stemguard_runtime::shape::Shape;
@@ -102,8 +103,9 @@ fn depthwise(c: &mut Criterion, n: usize) -> Result<()> {
         let (x, mut y) = (uniform(n * g.x.len()), vec![0.0; n * g.y.len()]);
         let multiply_adds = n * 9 * g.y.len();
         each_isa(&mut c.benchmark_group("depthwise_forward"), &name(&g), multiply_adds, |k| {
+            let conv = PreparedConv::new(k, g, true, &w);
             for (x, y) in black_box(&x).chunks_exact(g.x.len()).zip(y.chunks_exact_mut(g.y.len())) {
-                k.conv_picture(&g, true, x, &w, Some(&bias), y);
+                k.conv_picture(&conv, x, &w, Some(&bias), y);
             }
         });
     }

@@ -14,6 +14,8 @@ pub mod scalar;
 #[allow(unsafe_code)]
 pub(crate) mod arch;
 #[cfg(feature = "std")]
+mod buffer;
+#[cfg(feature = "std")]
 #[allow(unsafe_code)]
 pub(crate) mod image;
 #[cfg(feature = "std")]
@@ -23,10 +25,18 @@ pub mod isa;
 #[allow(unsafe_code)]
 pub mod simd;
 #[cfg(feature = "std")]
+#[allow(unsafe_code)]
+pub mod picture;
+#[cfg(feature = "std")]
 mod simd_join;
+#[cfg(feature = "std")]
+mod transposed;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
 pub(crate) mod vector;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
+pub(crate) mod winograd;
 
 #[cfg(all(test, feature = "std"))]
 mod tests;

@@ -6,10 +6,10 @@ use crate::error::{Error, Result};
 use crate::head::linear::Linear;
 use crate::head::residual::Residual;
 use crate::head::{self, HeadModel};
+use crate::kernels::picture::PreparedConv;
 use crate::kernels::simd::Simd;
 use crate::kernels::{ConvShape, scalar};
-use crate::net::{Activation, Net, Span};
-use crate::net::{AffineArgs, ConvArgs, NetKernels};
+use crate::net::{Activation, AffineArgs, ConvArgs, Net, NetKernels, Op, Span};
 use crate::replace::{self, FeatureBank, Progress, Settings, Source, cutmix_box, paste};
 use crate::rng::Rng;
 use crate::shape::Shape;
@@ -19,18 +19,16 @@ use std::vec;
 /// Pictures that go through a head together.
 const HEAD_BATCH: usize = 64;
 
-/// The fast kernels, as a net calls them: one picture, the calling thread.
-struct Fast<'a>(&'a Simd);
+/// The fast kernels, as a net calls them: one picture, the calling thread, convolutions prepared by the operation's number.
+struct Fast<'s>(&'s Simd, &'s [Option<PreparedConv>]);
 
 impl NetKernels for Fast<'_> {
-    fn conv(&mut self, _: usize, a: &ConvArgs<'_>, x: &[f32], y: &mut [f32]) {
-        let depthwise = a.groups > 1 && a.groups == a.x.c && a.groups == a.y.c;
-        if a.groups > 1 && !depthwise {
+    fn conv(&mut self, op: usize, a: &ConvArgs<'_>, x: &[f32], y: &mut [f32]) {
+        let Some(conv) = self.1.get(op).and_then(Option::as_ref) else {
             scalar::conv(a, x, y);
             return;
-        }
-        let shape = ConvShape { x: a.x, y: a.y, window: a.window };
-        self.0.conv_picture(&shape, depthwise, x, a.weight, a.bias, y);
+        };
+        self.0.conv_picture(conv, x, a.weight, a.bias, y);
         activate(a.act, y);
     }
 
@@ -43,6 +41,19 @@ impl NetKernels for Fast<'_> {
             scalar::affine(a, x, y);
         }
     }
+}
+
+/// Prepares every convolution that the fast kernels take: without groups, or depthwise.
+fn prepare(net: &Net<'_>, kernels: &Simd) -> Vec<Option<PreparedConv>> {
+    let prepared = |op: Op| match op {
+        Op::Conv { x, y, window, groups, weight, .. } => {
+            let depthwise = groups > 1 && groups == x.shape.c && groups == y.shape.c;
+            let shape = ConvShape { x: x.shape, y: y.shape, window };
+            (groups == 1 || depthwise).then(|| PreparedConv::new(kernels, shape, depthwise, net.span(weight)))
+        }
+        _ => None,
+    };
+    net.ops().map(prepared).collect()
 }
 
 fn activate(act: Activation, y: &mut [f32]) {
@@ -61,12 +72,14 @@ pub struct Session<'a> {
     net: Net<'a>,
     head: Option<(HeadSpec, &'a [f32])>,
     kernels: Simd,
+    convolutions: Vec<Option<PreparedConv>>,
 }
 
 impl<'a> Session<'a> {
     /// A session over a net alone: its output is what the net gives.
     pub fn of_net(net: Net<'a>, kernels: Simd) -> Self {
-        Self { net, head: None, kernels }
+        let convolutions = prepare(&net, &kernels);
+        Self { net, head: None, kernels, convolutions }
     }
 
     /// A session over an artifact: its output is logits with a head, features without.
@@ -86,7 +99,7 @@ impl<'a> Session<'a> {
                 Some((HeadSpec { kind: h.kind, features, classes: h.classes, span }, h.params))
             }
         };
-        Ok(Self { net: parts.stem, head, kernels })
+        Ok(Self { head, ..Self::of_net(parts.stem, kernels) })
     }
 
     /// The kernels in use.
@@ -123,7 +136,7 @@ impl<'a> Session<'a> {
         self.kernels.for_each(x.chunks(chunk * len).zip(out.chunks_mut(chunk * to)).collect(), |(x, out)| {
             let mut arena = vec![0.0; self.net.arena_len()];
             for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(to)) {
-                if let Err(e) = self.net.run(&mut Fast(&self.kernels), x, &mut arena, out) {
+                if let Err(e) = self.net.run(&mut Fast(&self.kernels, &self.convolutions), x, &mut arena, out) {
                     *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
                     return;
                 }

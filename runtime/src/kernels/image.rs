@@ -8,7 +8,7 @@
 
 use super::vector::Vector;
 
-/// A correlation: `y[oy][ox][o] = bias[o] + sum over ky, k of x[oy*x_step + ky*x_row + ox*x_pix + k] * w[ky*klen + k][o]`.
+/// A correlation: `y[oy][ox][o] = bias[o] + sum over ky, k of x[oy*x_step + ky*x_row + ox*x_pix + k] * w[oy][ky*klen + k][o]`.
 /// All strides count `f32` elements.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Correlation {
@@ -30,6 +30,8 @@ pub(crate) struct Correlation {
     /// From one output row, pixel to the next, in the output.
     pub(crate) y_row: usize,
     pub(crate) y_pix: usize,
+    /// From one output row to the next, in the weights: 0 in a convolution; each row its own matrix elsewhere. Not for gradients.
+    pub(crate) w_step: usize,
 }
 
 /// `P` pixels times `N` vectors of output channels, held in registers.
@@ -158,20 +160,20 @@ unsafe fn correlate_step<V: Vector, const X: usize, const P1: usize, const P2: u
     unsafe {
         while o + 2 * V::LANES <= c.cout {
             for oy in 0..c.oh {
-                row::<V, X, P2, 2, false>(c, x.add(oy * c.x_step), w.add(o), at(o), y.add(oy * c.y_row + o), 0);
+                row::<V, X, P2, 2, false>(c, x.add(oy * c.x_step), w.add(oy * c.w_step + o), at(o), y.add(oy * c.y_row + o), 0);
             }
             o += 2 * V::LANES;
         }
         while o + V::LANES <= c.cout {
             for oy in 0..c.oh {
-                row::<V, X, P1, 1, false>(c, x.add(oy * c.x_step), w.add(o), at(o), y.add(oy * c.y_row + o), 0);
+                row::<V, X, P1, 1, false>(c, x.add(oy * c.x_step), w.add(oy * c.w_step + o), at(o), y.add(oy * c.y_row + o), 0);
             }
             o += V::LANES;
         }
         if o < c.cout {
             let part = c.cout - o;
             for oy in 0..c.oh {
-                row::<V, X, P1, 1, true>(c, x.add(oy * c.x_step), w.add(o), at(o), y.add(oy * c.y_row + o), part);
+                row::<V, X, P1, 1, true>(c, x.add(oy * c.x_step), w.add(oy * c.w_step + o), at(o), y.add(oy * c.y_row + o), part);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The choice of instruction set, made once at run time, and the table of kernels for each.
 
 use super::image::{self, Correlation};
+use super::winograd::{self, Grid};
 
 /// An instruction set the fast kernels exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,16 @@ impl Isa {
         })
     }
 
+    /// Values of one vector.
+    pub(crate) const fn lanes(self) -> usize {
+        match self {
+            Self::Avx512 => 16,
+            Self::Avx2 => 8,
+            Self::Neon => 4,
+            Self::Portable => 1,
+        }
+    }
+
     /// The name scripts see.
     pub const fn name(self) -> &'static str {
         match self {
@@ -69,6 +80,11 @@ pub(crate) struct Table {
     pub(crate) grad_out:
         unsafe fn(usize, usize, *mut f32, *const f32, *const f32, *const f32, *const f32, f32, *mut f32),
     pub(crate) norm_grad: unsafe fn(usize, usize, *const f32, *const f32, *const f32, *const f32, *mut f32),
+    pub(crate) winograd_input: unsafe fn(&Grid, [usize; 3], *const f32, *mut f32),
+    pub(crate) winograd_gradient: unsafe fn(&Grid, [usize; 3], *const f32, *mut f32),
+    pub(crate) winograd_output: unsafe fn(&Grid, [usize; 3], *const f32, *const f32, *mut f32),
+    pub(crate) winograd_filter: unsafe fn(usize, *const f32, *mut f32),
+    pub(crate) winograd_filter_gradient: unsafe fn(usize, *const f32, *mut f32),
 }
 
 /// One table: every generic kernel instantiated for a vector type under its target features.
@@ -126,8 +142,46 @@ macro_rules! table {
                 // SAFETY: passed on to the caller.
                 unsafe { image::norm_grad::<$vector>(n, c, dz, x, k, add, dx) }
             }
-            pub(super) static TABLE: Table =
-                Table { correlate, outer_product, depthwise, affine, finish, grad_in, grad_out, norm_grad };
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn winograd_input(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
+                // SAFETY: passed on to the caller.
+                unsafe { winograd::input::<$vector>(g, part, x, to) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn winograd_gradient(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
+                // SAFETY: passed on to the caller.
+                unsafe { winograd::gradient::<$vector>(g, part, x, to) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn winograd_output(g: &Grid, part: [usize; 3], m: *const f32, bias: *const f32, y: *mut f32) {
+                // SAFETY: passed on to the caller.
+                unsafe { winograd::output::<$vector>(g, part, m, bias, y) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn winograd_filter(n: usize, w: *const f32, to: *mut f32) {
+                // SAFETY: passed on to the caller.
+                unsafe { winograd::filter::<$vector>(n, w, to) }
+            }
+            $(#[target_feature(enable = $feature)])?
+            unsafe fn winograd_filter_gradient(n: usize, du: *const f32, dw: *mut f32) {
+                // SAFETY: passed on to the caller.
+                unsafe { winograd::filter_gradient::<$vector>(n, du, dw) }
+            }
+            pub(super) static TABLE: Table = Table {
+                correlate,
+                outer_product,
+                depthwise,
+                affine,
+                finish,
+                grad_in,
+                grad_out,
+                norm_grad,
+                winograd_input,
+                winograd_gradient,
+                winograd_output,
+                winograd_filter,
+                winograd_filter_gradient,
+            };
         }
         use $module::TABLE as $name;
     };

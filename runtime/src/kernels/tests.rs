@@ -46,6 +46,9 @@ fn cases() -> Vec<ConvShape> {
         square(16, 16, 16, 32, 3, 2, 1),
         square(16, 16, 16, 32, 1, 2, 0),
         square(8, 8, 64, 64, 3, 1, 1),
+        square(10, 7, 16, 32, 3, 1, 1),
+        square(4, 5, 48, 16, 3, 1, 1),
+        square(3, 9, 16, 16, 3, 1, 1),
         square(16, 16, 32, 64, 4, 2, 1),
         square(32, 32, 3, 32, 4, 2, 1),
         square(1, 1, 1, 1, 1, 1, 0),
@@ -168,12 +171,17 @@ fn norm_pieces_agree_with_the_oracle() {
 
 #[test]
 fn results_depend_neither_on_threads_nor_on_the_place_in_the_batch() {
-    let g = shape([9, 9, 7], 21, [3, 3], [1, 1], [1; 4]);
+    for g in [shape([9, 9, 7], 21, [3, 3], [1, 1], [1; 4]), shape([6, 9, 16], 32, [3, 3], [1, 1], [1; 4])] {
+        independent(g);
+    }
+}
+
+fn independent(g: ConvShape) {
     let (x, w, dy) = (noise(5 * g.x.len(), 1), noise(g.weights(), 2), noise(5 * g.y.len(), 3));
     let run = |threads: usize| {
         let k = Simd::new(threads);
         let (mut y, mut dz) = (vec![0.0; 5 * g.y.len()], vec![0.0; 5 * g.x.len()]);
-        let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; 21]);
+        let (mut dw, mut db) = (vec![0.0; w.len()], vec![0.0; g.y.c as usize]);
         k.conv_forward(&g, 5, &x, None, &w, None, None, &mut y, None);
         let dy = OutputGradient { dy: &dy, norm: None };
         k.conv_backward(&g, 5, &x, None, &w, dy, None, Some(&mut dz), &mut dw, &mut db, None);

@@ -27,6 +27,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// `self + b`
     unsafe fn add(self, b: Self) -> Self;
+    /// `self - b`
+    unsafe fn sub(self, b: Self) -> Self;
     /// `self * b`
     unsafe fn mul(self, b: Self) -> Self;
     /// `yes` where `self > 0`, else `no`.
@@ -62,6 +64,10 @@ impl Vector for f32 {
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
         self + b
+    }
+    #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        self - b
     }
     #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {

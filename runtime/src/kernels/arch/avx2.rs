@@ -56,6 +56,11 @@ impl Vector for F32x8 {
         unsafe { Self(_mm256_add_ps(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(_mm256_sub_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
         // SAFETY: see the note above the impl.
         unsafe { Self(_mm256_mul_ps(self.0, b.0)) }

@@ -52,6 +52,11 @@ impl Vector for F32x16 {
         unsafe { Self(_mm512_add_ps(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(_mm512_sub_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
         // SAFETY: see the note above the impl.
         unsafe { Self(_mm512_mul_ps(self.0, b.0)) }

@@ -54,6 +54,11 @@ impl Vector for F32x4 {
         unsafe { Self(vaddq_f32(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(vsubq_f32(self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
         // SAFETY: see the note above the impl.
         unsafe { Self(vmulq_f32(self.0, b.0)) }

@@ -1,0 +1,436 @@
+//! Winograd's minimal filtering for 3x3 kernels, F(4x4, 3x3) (Lavin and Gray 2016, arXiv 1509.09308): 36 multiplications
+//! where the definition has 144.
+//!
+//! A picture is cut into tiles of 4x4 output pixels. Each tile's 6x6 inputs are transformed (`B^T d B`) channel by channel, so
+//! are the weights (`G g G^T`); the convolution is then, for each of the 36 positions, one small matrix product over channels,
+//! which [`super::image::correlate`] computes; the results are transformed back (`A^T m A`). The weight gradient goes the same
+//! way: `A dy A^T` instead of the weights, outer products, and `G^T du G` at the end.
+//!
+//! Buffers of transformed values hold 36 *planes*, one for each position, of `[tiles][channels]`.
+
+use super::image::Correlation;
+use super::isa::Table;
+use super::vector::Vector;
+use super::ConvShape;
+
+/// Side of a tile of outputs, of its inputs, and the number of positions.
+const OUT: usize = 4;
+const IN: usize = 6;
+pub(super) const PLANES: usize = IN * IN;
+/// Tiles times channels (in and out) that one block of tiles should hold: about 300 KB of transformed values.
+const BLOCK: usize = 2048;
+/// Elements between the end of one plane and the start of the next: planes of a round size would share cache sets.
+const GAP: usize = 16;
+
+/// One linear map of a row or column of a tile.
+trait Line<V, const I: usize, const O: usize> {
+    unsafe fn apply(x: [V; I]) -> [V; O];
+}
+
+/// `k * x + y`
+#[inline(always)]
+unsafe fn fma<V: Vector>(k: f32, x: V, y: V) -> V {
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe { V::splat(k).mul_add(x, y) }
+}
+
+/// `B^T`: inputs.
+struct Input;
+impl<V: Vector> Line<V, 6, 6> for Input {
+    #[inline(always)]
+    unsafe fn apply([d0, d1, d2, d3, d4, d5]: [V; 6]) -> [V; 6] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (a, b) = (fma(-4.0, d2, d4), fma(-4.0, d1, d3));
+            let (c, e) = (d4.sub(d2), d3.sub(d1));
+            [
+                fma(4.0, d0, fma(-5.0, d2, d4)),
+                a.add(b),
+                a.sub(b),
+                fma(2.0, e, c),
+                fma(-2.0, e, c),
+                fma(4.0, d1, fma(-5.0, d3, d5)),
+            ]
+        }
+    }
+}
+
+/// `A^T`: results.
+struct Output;
+impl<V: Vector> Line<V, 6, 4> for Output {
+    #[inline(always)]
+    unsafe fn apply([m0, m1, m2, m3, m4, m5]: [V; 6]) -> [V; 4] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (p, q, r, s) = (m1.add(m2), m1.sub(m2), m3.add(m4), m3.sub(m4));
+            [m0.add(p).add(r), fma(2.0, s, q), fma(4.0, r, p), fma(8.0, s, q).add(m5)]
+        }
+    }
+}
+
+/// `A`: gradients with respect to results.
+struct Gradient;
+impl<V: Vector> Line<V, 4, 6> for Gradient {
+    #[inline(always)]
+    unsafe fn apply([y0, y1, y2, y3]: [V; 4]) -> [V; 6] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (e, o) = (y0.add(y2), y1.add(y3));
+            let (f, p) = (fma(4.0, y2, y0), fma(8.0, y3, y1.add(y1)));
+            [y0, e.add(o), e.sub(o), f.add(p), f.sub(p), y3]
+        }
+    }
+}
+
+/// `G`: weights.
+struct Filter;
+impl<V: Vector> Line<V, 3, 6> for Filter {
+    #[inline(always)]
+    unsafe fn apply([g0, g1, g2]: [V; 3]) -> [V; 6] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (e, o) = (g0.add(g2).mul(V::splat(-1.0 / 6.0)), g1.mul(V::splat(1.0 / 6.0)));
+            let (f, p) = (fma(1.0 / 6.0, g2, g0.mul(V::splat(1.0 / 24.0))), g1.mul(V::splat(1.0 / 12.0)));
+            [g0.mul(V::splat(0.25)), e.sub(o), e.add(o), f.add(p), f.sub(p), g2]
+        }
+    }
+}
+
+/// `G^T`: gradients with respect to transformed weights.
+struct FilterGradient;
+impl<V: Vector> Line<V, 6, 3> for FilterGradient {
+    #[inline(always)]
+    unsafe fn apply([u0, u1, u2, u3, u4, u5]: [V; 6]) -> [V; 3] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (p, q, r, s) = (u1.add(u2), u2.sub(u1), u3.add(u4), u3.sub(u4));
+            [
+                fma(0.25, u0, fma(-1.0 / 6.0, p, r.mul(V::splat(1.0 / 24.0)))),
+                fma(1.0 / 6.0, q, s.mul(V::splat(1.0 / 12.0))),
+                fma(1.0 / 6.0, r.sub(p), u5),
+            ]
+        }
+    }
+}
+
+/// `L x L^T`
+#[inline(always)]
+unsafe fn both<V: Vector, L: Line<V, I, O>, const I: usize, const O: usize>(x: &[[V; I]; I]) -> [[V; O]; O] {
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        let mut half = [[V::splat(0.0); I]; O];
+        for j in 0..I {
+            let mut column = [V::splat(0.0); I];
+            for i in 0..I {
+                column[i] = x[i][j];
+            }
+            let column = L::apply(column);
+            for o in 0..O {
+                half[o][j] = column[o];
+            }
+        }
+        let mut y = [[V::splat(0.0); O]; O];
+        for (to, from) in y.iter_mut().zip(half) {
+            *to = L::apply(from);
+        }
+        y
+    }
+}
+
+/// Where tiles lie in a run of pictures, one behind the other. Strides count elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    /// Tiles side by side, and rows of them, in one picture.
+    across: usize,
+    down: usize,
+    /// From one row of pixels to the next, and from one picture to the next.
+    row: usize,
+    picture: usize,
+    /// Channels: from one pixel to the next.
+    c: usize,
+    /// Pixels of a picture that exist.
+    h: usize,
+    w: usize,
+}
+
+impl Grid {
+    /// The first pixel of a tile, and how many of its rows and columns exist.
+    #[inline(always)]
+    fn place(&self, tile: usize) -> (usize, usize, usize) {
+        let (line, tx) = (tile / self.across, tile % self.across);
+        let (picture, ty) = (line / self.down, line % self.down);
+        let at = picture * self.picture + OUT * ty * self.row + OUT * tx * self.c;
+        (at, (self.h - OUT * ty).min(OUT), (self.w - OUT * tx).min(OUT))
+    }
+}
+
+/// Squares of `I x I` pixels to planes.
+///
+/// # Safety
+/// The squares of the tiles `first..first + count` lie inside `x` whole; `to` holds 36 planes of `plane` elements; the channels
+/// are whole vectors; the instruction set exists.
+#[inline(always)]
+unsafe fn to_planes<V: Vector, L: Line<V, I, IN>, const I: usize>(
+    g: &Grid,
+    [first, count, plane]: [usize; 3],
+    x: *const f32,
+    to: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for t in 0..count {
+            let (at, _, _) = g.place(first + t);
+            for c in (0..g.c).step_by(V::LANES) {
+                let mut d = [[V::splat(0.0); I]; I];
+                for (i, line) in d.iter_mut().enumerate() {
+                    for (j, d) in line.iter_mut().enumerate() {
+                        *d = V::load(x.add(at + i * g.row + j * g.c + c));
+                    }
+                }
+                let v = both::<V, L, I, IN>(&d);
+                for (i, v) in v.as_flattened().iter().enumerate() {
+                    v.store(to.add(i * plane + t * g.c + c));
+                }
+            }
+        }
+    }
+}
+
+/// Transforms the inputs of `count` tiles, from a padded picture on: `x` points at the first tile's first input.
+///
+/// # Safety
+/// 6x6 pixels from each tile's first on lie inside `x`; `to` holds 36 planes; the channels are whole vectors; the
+/// instruction set exists.
+#[inline(always)]
+pub(crate) unsafe fn input<V: Vector>(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { to_planes::<V, Input, 6>(g, part, x, to) }
+}
+
+/// Transforms the output gradients of `count` tiles; pixels that do not exist are zeros in `x`.
+///
+/// # Safety
+/// As for [`input`], of 4x4 pixels.
+#[inline(always)]
+pub(crate) unsafe fn gradient<V: Vector>(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { to_planes::<V, Gradient, 4>(g, part, x, to) }
+}
+
+/// Transforms `count` tiles of results back, adds `bias` (null: nothing), and writes the pixels that exist.
+///
+/// # Safety
+/// `m` holds 36 planes, `bias` a value a channel, `y` the pictures; the channels are whole vectors; the instruction set
+/// exists.
+#[inline(always)]
+pub(crate) unsafe fn output<V: Vector>(
+    g: &Grid,
+    [first, count, plane]: [usize; 3],
+    m: *const f32,
+    bias: *const f32,
+    y: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for t in 0..count {
+            let (at, rows, columns) = g.place(first + t);
+            for c in (0..g.c).step_by(V::LANES) {
+                let b = if bias.is_null() { V::splat(0.0) } else { V::load(bias.add(c)) };
+                let mut d = [[V::splat(0.0); IN]; IN];
+                for (i, d) in d.as_flattened_mut().iter_mut().enumerate() {
+                    *d = V::load(m.add(i * plane + t * g.c + c));
+                }
+                let v = both::<V, Output, IN, OUT>(&d);
+                for (i, line) in v.iter().enumerate().take(rows) {
+                    for (j, v) in line.iter().enumerate().take(columns) {
+                        v.add(b).store(y.add(at + i * g.row + j * g.c + c));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Transforms weights: `n` elements a kernel cell, `[9][n]` to `[36][n]`.
+///
+/// # Safety
+/// Lengths as told, `n` whole vectors; the instruction set exists.
+#[inline(always)]
+pub(crate) unsafe fn filter<V: Vector>(n: usize, w: *const f32, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in (0..n).step_by(V::LANES) {
+            let mut g = [[V::splat(0.0); 3]; 3];
+            for (k, g) in g.as_flattened_mut().iter_mut().enumerate() {
+                *g = V::load(w.add(k * n + i));
+            }
+            for (k, u) in both::<V, Filter, 3, IN>(&g).as_flattened().iter().enumerate() {
+                u.store(to.add(k * n + i));
+            }
+        }
+    }
+}
+
+/// The gradient with respect to weights from that with respect to transformed ones: `[36][n]` to `[9][n]`.
+///
+/// # Safety
+/// As for [`filter`].
+#[inline(always)]
+pub(crate) unsafe fn filter_gradient<V: Vector>(n: usize, du: *const f32, dw: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in (0..n).step_by(V::LANES) {
+            let mut u = [[V::splat(0.0); IN]; IN];
+            for (k, u) in u.as_flattened_mut().iter_mut().enumerate() {
+                *u = V::load(du.add(k * n + i));
+            }
+            for (k, g) in both::<V, FilterGradient, IN, 3>(&u).as_flattened().iter().enumerate() {
+                g.store(dw.add(k * n + i));
+            }
+        }
+    }
+}
+
+/// How a convolution of 3x3, stride 1, padding 1 is cut into tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Winograd {
+    cin: usize,
+    cout: usize,
+    /// Tiles of the padded input, and of the output.
+    x: Grid,
+    y: Grid,
+    /// Tiles in one block.
+    block: usize,
+}
+
+impl Winograd {
+    /// A plan, where this way pays: `lanes` is the vectors' width.
+    pub(super) fn plan(g: &ConvShape, lanes: usize) -> Option<Self> {
+        let (cin, cout) = (g.x.c as usize, g.y.c as usize);
+        let (h, w) = (g.y.h as usize, g.y.w as usize);
+        let fits = g.window.kernel == [3, 3] && g.window.stride == [1, 1] && g.window.pad == [1; 4];
+        if !fits || !cin.is_multiple_of(lanes) || !cout.is_multiple_of(lanes) || h.min(w) < OUT {
+            return None;
+        }
+        let (across, down) = (w.div_ceil(OUT), h.div_ceil(OUT));
+        let row = (OUT * across + 2) * cin;
+        Some(Self {
+            cin,
+            cout,
+            x: Grid { across, down, row, picture: (OUT * down + 2) * row, c: cin, h, w },
+            y: Grid { across, down, row: w * cout, picture: h * w * cout, c: cout, h, w },
+            block: (BLOCK / (cin + cout)).max(8),
+        })
+    }
+
+    /// Padding of the copy of a picture that tiles are read from: rows above, columns left, rows below, columns right.
+    pub(super) fn pad(&self) -> [usize; 4] {
+        [1, 1, OUT * self.x.down + 1 - self.x.h, OUT * self.x.across + 1 - self.x.w]
+    }
+
+    /// Pictures that fill a block of tiles.
+    pub(super) fn pictures(&self) -> usize {
+        (self.block / (self.x.across * self.x.down)).max(1)
+    }
+
+    /// Elements of the transformed weights, `[36][cin][cout]`.
+    pub(super) fn weights(&self) -> usize {
+        PLANES * self.cin * self.cout
+    }
+
+    fn plane(&self, c: usize) -> usize {
+        self.block * c + GAP
+    }
+
+    /// Elements of scratch that [`Self::convolve`] and [`Self::weight_gradient`] take.
+    pub(super) fn work(&self) -> usize {
+        PLANES * (self.plane(self.cin) + self.plane(self.cout))
+    }
+
+    /// `n` pictures: padded copies `x`, transformed weights `u`, to `y`.
+    ///
+    /// # Safety
+    /// `x` holds `n` pictures padded by [`Self::pad`], `u` has [`Self::weights`] elements, `bias` is null or a value a channel,
+    /// `work` has [`Self::work`] elements, `y` takes `n` pictures; `table` is of an instruction set that exists.
+    pub(super) unsafe fn convolve(
+        &self,
+        table: &Table,
+        n: usize,
+        x: *const f32,
+        u: *const f32,
+        bias: *const f32,
+        work: *mut f32,
+        y: *mut f32,
+    ) {
+        let (from, to) = (self.plane(self.cin), self.plane(self.cout));
+        let tiles = n * self.x.across * self.x.down;
+        for first in (0..tiles).step_by(self.block) {
+            let count = self.block.min(tiles - first);
+            let product = Correlation {
+                kh: 1,
+                klen: self.cin,
+                x_row: 0,
+                x_step: from,
+                x_pix: self.cin,
+                cout: self.cout,
+                oh: PLANES,
+                ow: count,
+                y_row: to,
+                y_pix: self.cout,
+                w_step: self.cin * self.cout,
+            };
+            // SAFETY: tiles are those of `n` pictures; planes hold a block of tiles; the rest is the caller's promise.
+            unsafe {
+                let m = work.add(PLANES * from);
+                (table.winograd_input)(&self.x, [first, count, from], x, work);
+                (table.correlate)(&product, work, u, core::ptr::null(), m);
+                (table.winograd_output)(&self.y, [first, count, to], m, bias, y);
+            }
+        }
+    }
+
+    /// Adds the gradient with respect to the transformed weights, over `n` pictures, to `du` (`[36][cin][cout]`). `dy` points at
+    /// the first pixel of the first padded gradient, whose rows and pictures are `dy_row` and `dy_picture` elements apart.
+    ///
+    /// # Safety
+    /// `x` and `work` as for [`Self::convolve`]; whole tiles of `dy` can be read, zeros where there is no pixel.
+    pub(super) unsafe fn weight_gradient(
+        &self,
+        table: &Table,
+        n: usize,
+        x: *const f32,
+        (dy, dy_row, dy_picture): (*const f32, usize, usize),
+        work: *mut f32,
+        du: *mut f32,
+    ) {
+        let (from, to) = (self.plane(self.cin), self.plane(self.cout));
+        let tiles = n * self.x.across * self.x.down;
+        let y = Grid { row: dy_row, picture: dy_picture, ..self.y };
+        for first in (0..tiles).step_by(self.block) {
+            let count = self.block.min(tiles - first);
+            let product = Correlation {
+                kh: 1,
+                klen: self.cin,
+                x_row: 0,
+                x_step: 0,
+                x_pix: self.cin,
+                cout: self.cout,
+                oh: 1,
+                ow: count,
+                y_row: 0,
+                y_pix: self.cout,
+                w_step: 0,
+            };
+            // SAFETY: as in `convolve`.
+            unsafe {
+                let d = work.add(PLANES * from);
+                (table.winograd_input)(&self.x, [first, count, from], x, work);
+                (table.winograd_gradient)(&y, [first, count, to], dy, d);
+                for i in 0..PLANES {
+                    let du = du.add(i * self.cin * self.cout);
+                    (table.outer_product)(&product, work.add(i * from), d.add(i * to), du);
+                }
+            }
+        }
+    }
+}
