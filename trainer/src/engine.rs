@@ -42,6 +42,15 @@ pub struct Losses {
     pub tv: f32,
 }
 
+/// What a step tells.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepReport {
+    /// Mean losses of the batch.
+    pub losses: Losses,
+    /// Probability of each picture's given label, 0..=1, as the step saw it.
+    pub fit: Vec<f32>,
+}
+
 /// Everything a run needs to go on: named flat tensors.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
@@ -69,7 +78,7 @@ pub trait Engine {
     ///
     /// # Errors
     /// Where memory runs out or the device fails.
-    fn step(&mut self, pictures: Vec<f32>, labels: &[u32], rate: f64) -> Result<Losses, EngineError>;
+    fn step(&mut self, pictures: Vec<f32>, labels: &[u32], rate: f64) -> Result<StepReport, EngineError>;
 
     /// Logits (`[n][classes]`) in inference mode.
     ///

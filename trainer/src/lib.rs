@@ -23,6 +23,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod export;
+pub mod history;
 pub mod model;
 pub mod nn;
 pub mod perturb;

@@ -6,6 +6,7 @@
 //! holdout.npz              the clean holdout                    results.json               figures, stage by stage
 //! metrics.jsonl            a line an epoch                      report.html                 after `report`
 //! checkpoint.safetensors   to go on from
+//! fitting.npy              how well each picture was fitted, epoch by epoch
 //! ```
 
 use crate::attack::{Attack, Perturb, SuspectSet, Truth, build, poison, triggered};

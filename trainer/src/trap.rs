@@ -6,10 +6,11 @@
 use crate::augment;
 use crate::checkpoint::{self, write_whole};
 use crate::config::RunConfig;
-use crate::engine::{CpuEngine, Engine, Losses};
+use crate::engine::{CpuEngine, Engine, Losses, StepReport};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::export;
+use crate::history::History;
 use crate::model::TrapNet;
 use crate::run::{EpochLine, Prepared, Record, RunDir, StageResult};
 use dfdx::prelude::Cpu;
@@ -113,10 +114,13 @@ pub fn train(
     let fingerprint = fingerprint(&record);
     let point = dir.file("checkpoint.safetensors");
     let mut done = 0;
+    let fitting = dir.file("fitting.npy");
+    let mut history = History::new(pictures.len());
     if point.exists() {
         let (state, epochs) = checkpoint::read(&point, &fingerprint)?;
         engine.restore(&state).map_err(|e| Failure::file(&point, e))?;
         done = epochs;
+        history = History::read(&fitting, pictures.len(), done as usize)?;
     } else {
         dir.write_json("split.json", &data.split)?;
         data.truth.write(&dir.file("truth.json"))?;
@@ -128,13 +132,15 @@ pub fn train(
     let mut last = None;
     for epoch in done..c.epochs {
         let rate = c.rate * c.schedule.factor(epoch, c.epochs);
+        history.begin_epoch();
         let order = augment::order(c.seed, epoch, pictures.len());
         let (mut sum, mut steps) = ([0.0f64; 4], 0u32);
         let clock = Instant::now();
         for chosen in order.chunks_exact(c.batch) {
             let x = augment::batch(kernels, c, pictures, epoch, chosen);
             let labels: Vec<u32> = chosen.iter().map(|&i| pictures.labels[i as usize]).collect();
-            let losses = engine.step(x, &labels, rate)?;
+            let StepReport { losses, fit } = engine.step(x, &labels, rate)?;
+            history.record(chosen, &fit);
             if !losses.total.is_finite() {
                 return Err(Failure::Other(format!("training diverged in epoch {}: lower --lr", epoch + 1)));
             }
@@ -161,6 +167,7 @@ pub fn train(
         }
         lines.push(line);
         dir.write_metrics(&lines)?;
+        history.write(&fitting)?;
         checkpoint::write(&point, &engine.state(), epoch + 1, &fingerprint)?;
         tell(Event::Epoch(&line));
     }

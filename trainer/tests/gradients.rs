@@ -313,7 +313,7 @@ fn whole_network() {
             let values = state.tensors.get_mut(name).expect("present");
             values.iter_mut().zip(grad).for_each(|(v, &g)| *v += (by * f64::from(g) / norm) as f32);
             engine.restore(&state).expect("same shapes");
-            f64::from(engine.gradients(x.clone(), &labels).expect("gradients").0.total)
+            f64::from(engine.gradients(x.clone(), &labels).expect("gradients").0.losses.total)
         };
         // A bias in front of a batch norm has no gradient.
         if norm < 1e-4 {

@@ -1,6 +1,6 @@
 //! The CPU engine: dfdx's tape and optimisers, the runtime's kernels.
 
-use super::{Engine, EngineError, Losses, Objective, Optimizer, State};
+use super::{Engine, EngineError, Losses, Objective, Optimizer, State, StepReport};
 use crate::model::TrapNet;
 use crate::nn::{Batch, Buffers, Param, Visit, loss};
 use dfdx::optim::{AdamConfig, Momentum, SgdConfig, WeightDecay};
@@ -49,7 +49,7 @@ impl CpuEngine {
         &mut self,
         pictures: Vec<f32>,
         labels: &[u32],
-    ) -> Result<(Losses, Gradients<f32, Cpu>), EngineError> {
+    ) -> Result<(StepReport, Gradients<f32, Cpu>), EngineError> {
         let (n, len, classes) = (labels.len(), self.net.input.len(), self.net.classes);
         if pictures.len() != n * len || labels.iter().any(|&l| l as usize >= classes) {
             return Err(EngineError("a batch with labels or pictures of another shape".into()));
@@ -64,6 +64,7 @@ impl CpuEngine {
         let features = self.net.stem.forward(k, buffers, x.leaky_trace())?;
         let (features, tape) = features.split_tape();
         let logits = self.net.head.forward(k, buffers, features.clone().put_tape(tape))?;
+        let fit = labels.iter().zip(logits.as_vec().chunks_exact(classes)).map(|(&l, z)| probability(z, l)).collect();
         let ce = loss::cross_entropy(logits, targets)?;
         let mut losses = Losses { ce: ce.as_vec()[0], ..Losses::default() };
         let total = match (&mut self.net.decoder, copy) {
@@ -78,7 +79,7 @@ impl CpuEngine {
             _ => ce,
         };
         losses.total = total.as_vec()[0];
-        Ok((losses, total.try_backward()?))
+        Ok((StepReport { losses, fit }, total.try_backward()?))
     }
 }
 
@@ -103,6 +104,13 @@ impl CpuEngine {
         let mut grads = loss::cross_entropy(logits, targets)?.try_backward()?;
         Ok(std::mem::take(&mut **grads.get_or_alloc_mut(&x)?))
     }
+}
+
+/// The softmax of logits at one label.
+pub(crate) fn probability(logits: &[f32], label: u32) -> f32 {
+    let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = logits.iter().map(|z| (z - top).exp()).sum();
+    logits.get(label as usize).map_or(0.0, |z| (z - top).exp() / sum)
 }
 
 /// Updates every parameter from its gradient.
@@ -196,8 +204,8 @@ impl Visit for Transfer<'_> {
 }
 
 impl Engine for CpuEngine {
-    fn step(&mut self, pictures: Vec<f32>, labels: &[u32], rate: f64) -> Result<Losses, EngineError> {
-        let (losses, grads) = self.gradients(pictures, labels)?;
+    fn step(&mut self, pictures: Vec<f32>, labels: &[u32], rate: f64) -> Result<StepReport, EngineError> {
+        let (report, grads) = self.gradients(pictures, labels)?;
         self.steps += 1;
         let mut update = Update {
             optimizer: self.objective.optimizer,
@@ -212,7 +220,7 @@ impl Engine for CpuEngine {
         self.net.visit(&mut update);
         match update.failed {
             Some(e) => Err(e.into()),
-            None => Ok(losses),
+            None => Ok(report),
         }
     }
 
