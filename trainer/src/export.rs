@@ -5,10 +5,12 @@ use crate::error::Failure;
 use crate::model::TrapNet;
 use crate::nn::layer::{Conv, ConvNorm, Norm, Squash};
 use crate::nn::{Layer, Sequence};
+use stemguard_runtime::artifact::{HeadKind, head_params};
 use stemguard_runtime::kernels::ConvShape;
 use stemguard_runtime::layers::{SLOPE, norm};
 use stemguard_runtime::net::{Activation, Window};
 use stemguard_runtime::onnx::OnnxBuilder;
+use stemguard_runtime::session::NewHead;
 use stemguard_runtime::shape::Shape;
 
 /// `[ky][kx][cin][cout]` to `[cout][cin][ky][kx]`.
@@ -139,4 +141,26 @@ pub fn classifier(net: &TrapNet) -> Result<Vec<u8>, Failure> {
     b.rename(&logits, "logits");
     b.output("logits", &[net.classes]);
     finish(b)
+}
+
+/// A trained head as the runtime's residual head; `None` where it is of another build (splits other than 5, ResNet).
+pub fn residual_head(net: &TrapNet) -> Option<NewHead> {
+    let [Layer::Unit { norm1: Some(norm1), conv1, norm2, conv2, short: None, .. }, Layer::Tail { norm, weight, bias, .. }] =
+        &net.head.layers[..]
+    else {
+        return None;
+    };
+    let mut params = Vec::new();
+    for (norm, conv) in [(norm1, conv1), (norm2, conv2)] {
+        let (gamma, beta) = norm.values();
+        params.extend([gamma, beta, conv.weight_values(), conv.bias_values()].concat());
+    }
+    let (gamma, beta) = norm.values();
+    params.extend([gamma, beta, weight.as_vec(), bias.as_vec()].concat());
+    for n in [norm1, norm2, norm] {
+        params.extend([&n.mean[..], &n.var[..]].concat());
+    }
+    let classes = net.classes as u32;
+    let fits = params.len() == head_params(HeadKind::Residual, net.stem.output(), classes);
+    fits.then_some(NewHead { kind: HeadKind::Residual, classes, params })
 }

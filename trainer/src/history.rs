@@ -43,17 +43,30 @@ impl History {
         }
     }
 
+    /// The record of the first `pictures` pictures alone.
+    pub fn first(&self, pictures: usize) -> Self {
+        let keep = pictures.min(self.pictures);
+        let rows = self.rows.chunks_exact(self.pictures.max(1)).flat_map(|row| &row[..keep]).copied().collect();
+        Self { pictures: keep, rows }
+    }
+
     /// Epochs recorded.
     pub fn epochs(&self) -> usize {
         self.rows.len() / self.pictures.max(1)
     }
 
-    /// Mean probability of each picture over the first `epochs` epochs, 0..=1.
-    pub fn mean(&self, epochs: usize) -> Vec<f32> {
-        let epochs = epochs.min(self.epochs());
+    /// Pictures recorded.
+    pub fn pictures(&self) -> usize {
+        self.pictures
+    }
+
+    /// Mean probability of each picture over these epochs (from 0), 0..=1.
+    pub fn mean(&self, epochs: std::ops::Range<usize>) -> Vec<f32> {
         let mut mean = vec![0.0f32; self.pictures];
-        for row in self.rows.chunks_exact(self.pictures.max(1)).take(epochs) {
-            mean.iter_mut().zip(row).for_each(|(m, &p)| *m += f32::from(p) / 255.0 / epochs as f32);
+        let rows = self.rows.chunks_exact(self.pictures.max(1)).take(epochs.end).skip(epochs.start);
+        let count = rows.len() as f32;
+        for row in rows {
+            mean.iter_mut().zip(row).for_each(|(m, &p)| *m += f32::from(p) / 255.0 / count);
         }
         mean
     }
@@ -111,9 +124,9 @@ mod tests {
         h.write(&path).expect("written");
         assert_eq!(History::read(&path, 3, 2).expect("read"), h);
         assert_eq!(History::read(&path, 3, 1).expect("read"), first);
-        let mean = h.mean(2);
+        let mean = h.mean(0..2);
         assert!((mean[2] - 1.0).abs() < 1e-6 && (mean[1] - 0.1).abs() < 1e-6, "{mean:?}");
-        assert_eq!(h.mean(1)[1], 0.0);
+        assert_eq!(h.mean(0..1)[1], 0.0);
         for (pictures, epochs) in [(4, 1), (3, 3)] {
             let e = History::read(&path, pictures, epochs).expect_err("another shape").to_string();
             assert!(e.contains("fitting.npy") && e.contains("shape"), "{e}");

@@ -14,9 +14,11 @@
 #![forbid(unsafe_code)]
 
 pub mod attack;
+pub mod audit;
 pub mod augment;
 pub mod checkpoint;
 pub mod config;
+pub mod course;
 pub mod defend;
 pub mod demo;
 pub mod engine;
@@ -27,6 +29,7 @@ pub mod history;
 pub mod model;
 pub mod nn;
 pub mod perturb;
+pub mod purify;
 pub mod report;
 pub mod run;
 pub mod split;

@@ -12,6 +12,7 @@ use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::Optimizer;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::model::Architecture;
+use stemguard_trainer::purify::{Mode, Purification};
 
 /// How the command talks and works.
 #[derive(Args, Clone, Debug)]
@@ -275,5 +276,44 @@ impl ReplaceOptions {
                 ..preset
             },
         })
+    }
+}
+
+/// Names of what happens to the accused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeName {
+    /// Unlearn their given label.
+    Unlearn,
+    /// Leave them out.
+    Drop,
+    /// Give them the new head's label.
+    Relabel,
+}
+
+/// How a run is purified.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PurifyOptions {
+    /// What happens to the accused.
+    #[arg(long, value_enum, default_value = "unlearn")]
+    mode: ModeName,
+    /// Passes over the data of each round.
+    #[arg(long, default_value_t = Purification::default().epochs, value_name = "N")]
+    purify_epochs: u32,
+    /// Most rounds of training and auditing, 1..3.
+    #[arg(long, default_value_t = Purification::default().rounds, value_name = "N")]
+    rounds: u32,
+}
+
+impl PurifyOptions {
+    /// What the options spell out.
+    pub(crate) fn purification(&self) -> Result<Purification, Failure> {
+        let mode = match self.mode {
+            ModeName::Unlearn => Mode::Unlearn,
+            ModeName::Drop => Mode::Drop,
+            ModeName::Relabel => Mode::Relabel,
+        };
+        let p = Purification { mode, epochs: self.purify_epochs, rounds: self.rounds };
+        p.check().map_err(Failure::Input)?;
+        Ok(p)
     }
 }
