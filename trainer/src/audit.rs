@@ -15,12 +15,11 @@ mod signals;
 mod verdict;
 
 pub use signals::Signals;
-pub use verdict::{ClassVerdict, LEAST_CORRELATION, LEAST_PICTURES, SIGNIFICANCE, Verdict, judge};
+pub use verdict::{ClassVerdict, LEAST_DISCORD, LEAST_PICTURES, SIGNIFICANCE, Verdict, judge};
 
 use crate::attack::Truth;
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
-use crate::defend::{Replacement, packed_stem, replace};
 use crate::engine::CpuEngine;
 use crate::error::Failure;
 use crate::history::History;
@@ -30,7 +29,6 @@ use signals::Witnesses;
 use std::path::Path;
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_runtime::replace::Progress;
 use stemguard_runtime::session::NewHead;
 
 /// An audit of a set of suspects.
@@ -62,43 +60,24 @@ pub fn audit(
     Ok(Audit { signals, verdict })
 }
 
-/// What an audit tells while it runs.
-pub enum Told {
-    /// The new head that bears witness is trained.
-    Replacing(Progress),
-    /// Pictures audited, of so many.
-    Audited {
-        /// So far.
-        done: usize,
-        /// In all.
-        of: usize,
-    },
-}
-
-/// Audits a run after `done` epochs: trains the new head that bears witness, judges, writes `audit.json`, `audit.csv` and
-/// `audit.png` (the most suspicious pictures).
+/// Audits a run with its trapped model and a `new` head on the same stem; writes `audit.json`, `audit.csv` and `audit.png` (the
+/// most suspicious pictures). `tell` hears of pictures done, of so many.
 ///
 /// # Errors
 /// [`Failure`] naming the file.
-#[allow(clippy::too_many_arguments)]
 pub fn witness(
     dir: &RunDir,
     c: &RunConfig,
     data: &Prepared,
     trapped: &mut CpuEngine,
-    done: u32,
-    how: &Replacement,
+    new: &NewHead,
     kernels: &Simd,
-    tell: &mut dyn FnMut(Told),
+    tell: &mut dyn FnMut(usize, usize),
 ) -> Result<Audit, Failure> {
-    let (suspects, clean) = (data.suspect.pictures(), data.holdout.pictures());
-    let history = History::read(&dir.file("fitting.npy"), suspects.len(), done as usize)?;
-    let new = replace(packed_stem(dir)?, clean, &data.test, how, kernels, &mut |p| {
-        tell(Told::Replacing(p));
-        true
-    })?;
-    let found = audit(trapped, &new.head, &history, suspects, clean, c.seed, kernels, &mut |done| {
-        tell(Told::Audited { done, of: suspects.len() });
+    let suspects = data.suspect.pictures();
+    let history = History::read(&dir.file("fitting.npy"), suspects.len(), c.epochs as usize)?;
+    let found = audit(trapped, new, &history, suspects, data.holdout.pictures(), c.seed, kernels, &mut |done| {
+        tell(done, suspects.len());
     })?;
     dir.write_json("audit.json", &found.summary(Some(&data.truth)))?;
     found.write_csv(&dir.file("audit.csv"), suspects)?;
@@ -204,13 +183,16 @@ impl Audit {
     /// [`Failure::Input`] naming the file.
     pub fn write_csv(&self, path: &Path, suspects: &Pictures) -> Result<(), Failure> {
         use std::fmt::Write as _;
-        let mut text = String::from(
-            "index,file,label,new_label,disagreement,confidence,early,late,survival,score,verdict\n",
-        );
+        let mut text =
+            String::from("index,file,label,new_label,disagreement,confidence,early,late,survival,score,verdict\n");
         let s = &self.signals;
         for (i, &label) in suspects.labels.iter().enumerate() {
             let file = suspects.files.get(i).map_or("", String::as_str);
-            let quoted = if file.contains([',', '"', '\n']) { format!("\"{}\"", file.replace('"', "\"\"")) } else { file.into() };
+            let quoted = if file.contains([',', '"', '\n']) {
+                format!("\"{}\"", file.replace('"', "\"\""))
+            } else {
+                file.into()
+            };
             let _ = writeln!(
                 text,
                 "{i},{quoted},{label},{},{:.4},{:.3},{:.4},{:.4},{:.4},{:.4},{}",
@@ -225,5 +207,27 @@ impl Audit {
             );
         }
         write_whole(path, text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_count_pairs() {
+        let positive: Vec<bool> = (0..200).map(|i| i < 100).collect();
+        let perfect: Vec<f32> = (0..200).map(|i| if i < 100 { 2.0 } else { 1.0 }).collect();
+        let m = measure("perfect", &perfect, &positive);
+        assert_eq!((m.auc, m.recall_at_1_percent), (1.0, 1.0));
+        let none = measure("none", &[0.5; 200], &positive);
+        assert_eq!((none.auc, none.recall_at_1_percent), (0.5, 0.0));
+        // One clean picture above all others is 1 % of a hundred.
+        let mut one = perfect;
+        one[199] = 3.0;
+        let m = measure("one", &one, &positive);
+        assert!((m.auc - 0.99).abs() < 1e-12 && m.recall_at_1_percent == 1.0, "{m:?}");
+        one[198] = 3.0;
+        assert_eq!(measure("two", &one, &positive).recall_at_1_percent, 0.0);
     }
 }

@@ -16,11 +16,11 @@
 pub mod attack;
 pub mod audit;
 pub mod augment;
+pub mod chain;
 pub mod checkpoint;
 pub mod config;
 pub mod course;
 pub mod defend;
-pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod evaluate;

@@ -12,7 +12,7 @@ use crate::audit::{Audit, audit};
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
-use crate::defend::{Replacement, packed_stem, replace};
+use crate::defend::{Replacement, packed, packed_stem, replace, write_models};
 use crate::engine::{CpuEngine, Engine, State};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, evaluate};
@@ -117,7 +117,9 @@ pub struct Round {
 pub struct Purified {
     /// The engine that holds it.
     pub engine: CpuEngine,
-    /// Round by round; the last one's figures are the model's.
+    /// Its figures, with its own head.
+    pub evaluation: Evaluation,
+    /// Round by round.
     pub rounds: Vec<Round>,
 }
 
@@ -127,8 +129,8 @@ pub enum Told<'a> {
     Training(u32, Event<'a>),
     /// A new head judges the accused again.
     Replacing(Progress),
-    /// So many pictures are audited.
-    Audited(usize),
+    /// Pictures audited, of so many.
+    Audited(usize, usize),
 }
 
 /// A model to start from: stem and decoder as they were, the head drawn anew from `seed`, no optimiser moments.
@@ -149,7 +151,8 @@ fn fresh_head(c: &RunConfig, data: &Prepared, from: &State, seed: u64, kernels: 
 /// Stream of the seed for a round's head and order.
 const ROUND: u64 = 0x7075_7269;
 
-/// Purifies a trapped run in `RUN/purify` and writes `purified.onnx` and, where its head is one of the runtime's, `purified.sgm`.
+/// Purifies a trapped run in `RUN/purify`; writes `purified-stem.onnx`, `purified.onnx` and, where its head is one of the runtime's,
+/// `purified.sgm`.
 ///
 /// # Errors
 /// [`Failure`] naming what went wrong; whole rounds stay and are gone on from with `resume`.
@@ -186,13 +189,15 @@ pub fn purify(
         std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
         let round = RunDir { path };
         let mark = fingerprint(&(&config, p, &m.pictures.labels, &m.forget));
-        let course = Course { config: &config, pictures: &m.pictures, forget: &m.forget, dir: &round, fingerprint: &mark };
+        let course =
+            Course { config: &config, pictures: &m.pictures, forget: &m.forget, dir: &round, fingerprint: &mark };
         let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
         let done = course.resume(&mut engine)?;
-        let evaluation = match course.run(&mut engine, done, &data.test, kernels, &mut |e| tell(Told::Training(number, e)))? {
-            Some(e) => e,
-            None => evaluate(&data.test, &mut |x| engine.logits(x).map_err(Failure::from))?,
-        };
+        let evaluation =
+            match course.run(&mut engine, done, &data.test, kernels, &mut |e| tell(Told::Training(number, e)))? {
+                Some(e) => e,
+                None => evaluate(&data.test, &mut |x| engine.logits(x).map_err(Failure::from))?,
+            };
         let mut result = Round {
             accused: accused.iter().filter(|&&a| a).count(),
             newly_accused: 0,
@@ -207,7 +212,16 @@ pub fn purify(
                 tell(Told::Replacing(e));
                 true
             })?;
-            let again = audit(&mut engine, &new.head, &history.first(suspects.len()), suspects, holdout, c.seed, kernels, &mut |n| tell(Told::Audited(n)))?;
+            let again = audit(
+                &mut engine,
+                &new.head,
+                &history.first(suspects.len()),
+                suspects,
+                holdout,
+                c.seed,
+                kernels,
+                &mut |n| tell(Told::Audited(n, suspects.len())),
+            )?;
             for i in 0..suspects.len() {
                 let same = again.signals.new_label[i] == suspects.labels[i];
                 if accused[i] && same {
@@ -223,21 +237,64 @@ pub fn purify(
         }
         result.seconds = clock.elapsed().as_secs_f64();
         let settled = result.newly_accused + result.readmitted == 0;
+        last = Some((engine, result.evaluation.clone()));
         rounds.push(result);
-        last = Some(engine);
         if settled {
             break;
         }
     }
-    let Some(engine) = last else { return Err(Failure::input("--rounds", "is 0")) };
-    write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?;
-    if let Some(round) = rounds.last() {
-        dir.record_stage(StageResult {
-            name: "purified".into(),
-            evaluation: round.evaluation.clone(),
-            seconds: started.elapsed().as_secs_f64(),
-        })?;
+    let Some((engine, evaluation)) = last else { return Err(Failure::input("--rounds", "is 0")) };
+    // The stem goes the way every stem goes; a head of another build than the runtime's stays in ONNX.
+    let stem = dir.file("purified-stem.onnx");
+    write_whole(&stem, &export::stem(&engine.net)?)?;
+    match export::residual_head(&engine.net) {
+        Some(head) => {
+            let name = c.architecture.to_string();
+            write_models(dir, "purified", &name, &holdout.classes, &packed(&stem)?, &head)?;
+        }
+        None => write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?,
     }
+    dir.record_stage(StageResult {
+        name: "purified".into(),
+        evaluation: evaluation.clone(),
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
     dir.write_json("purify.json", &serde_json::json!({ "purification": p, "rounds": rounds }))?;
-    Ok(Purified { engine, rounds })
+    Ok(Purified { engine, evaluation, rounds })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pictures(labels: &[u32]) -> Pictures {
+        let pixels = labels.iter().enumerate().flat_map(|(i, _)| [i as u8; 3]).collect();
+        Pictures { h: 1, w: 1, pixels, labels: labels.to_vec(), classes: vec!["a".into(), "b".into()], files: vec![] }
+    }
+
+    #[test]
+    fn the_accused_are_forgotten_dropped_or_relabelled_and_the_holdout_is_trusted() {
+        let (suspects, holdout) = (pictures(&[0, 1, 1, 0]), pictures(&[1, 0]));
+        let (accused, new) = ([false, true, false, true], [1, 0, 0, 1]);
+        let of = |mode| material(&suspects, &accused, &new, &holdout, mode).expect("same kind of pictures");
+        let m = of(Mode::Unlearn);
+        assert_eq!(m.pictures.labels, [0, 1, 1, 0, 1, 0]);
+        assert_eq!(m.forget, [false, true, false, true, false, false]);
+        let m = of(Mode::Drop);
+        assert_eq!((m.pictures.labels, m.forget), (vec![0, 1, 1, 0], vec![false; 4]));
+        assert_eq!(m.pictures.pixels[3], 2);
+        let m = of(Mode::Relabel);
+        assert_eq!((m.pictures.labels, m.forget), (vec![0, 0, 1, 1, 1, 0], vec![false; 6]));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for (p, word) in [
+            (Purification { epochs: 0, ..Purification::default() }, "--purify-epochs"),
+            (Purification { rounds: 4, ..Purification::default() }, "--rounds"),
+        ] {
+            assert!(p.check().expect_err("refused").contains(word));
+        }
+        assert_eq!(Purification::default().check(), Ok(()));
+    }
 }

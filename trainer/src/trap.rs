@@ -4,8 +4,8 @@
 
 use crate::checkpoint::{self, write_whole};
 use crate::config::RunConfig;
-pub use crate::course::Event;
 use crate::course::Course;
+pub use crate::course::Event;
 use crate::engine::{CpuEngine, Engine};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, evaluate};

@@ -148,7 +148,8 @@ mod tests {
 
     #[test]
     fn otsu_finds_the_gap_and_its_weight() {
-        let values: Vec<f64> = (0..100).map(|i| if i < 70 { f64::from(i) * 0.01 } else { 10.0 + f64::from(i) * 0.01 }).collect();
+        let values: Vec<f64> =
+            (0..100).map(|i| if i < 70 { f64::from(i) * 0.01 } else { 10.0 + f64::from(i) * 0.01 }).collect();
         let (t, between) = otsu(&values);
         assert!((0.69..10.7).contains(&t) && between > 0.99, "{t} {between}");
         assert_eq!(otsu(&[2.0; 5]).1, 0.0);

@@ -31,6 +31,8 @@ pub struct Signals {
     pub early: Vec<f32>,
     /// The same over the second half.
     pub late: Vec<f32>,
+    /// New head's probability of the given label, 0..=1.
+    pub new_probability: Vec<f32>,
     /// The new head's answer.
     pub new_label: Vec<u32>,
     /// Trapped head's mean probability of the given label on mixtures with clean pictures of other classes, 0..=1: a trigger
@@ -100,6 +102,7 @@ impl Witnesses<'_> {
                 s.confidence.push(log_odds(old, y));
                 s.new_label.push(argmax(new) as u32);
                 s.disagreement.push(probability(old, y) - probability(new, y));
+                s.new_probability.push(probability(new, y));
             }
             let mut survival = vec![0.0f32; n];
             for k in 0..MIXES {

@@ -1,21 +1,24 @@
 //! From signals to a verdict: which class is the target, if any, and which of its pictures are poisoned.
 //!
-//! A class names itself by a *contradiction*. On clean data, what is fitted well is easy, and both heads agree on it: within a
-//! class, disagreement falls as fit rises. Poison is fitted best of all while a head that never saw the trigger calls it
-//! something else: disagreement rises with fit. The rank correlation of the two, class by class, is below zero without poison
-//! and above it with, and its significance follows from the number of pictures alone (Fisher's transform).
+//! A class names itself by *discord*. On clean data, what is easy is easy for both heads: within a class, the trapped head's
+//! confidence in the given label and the new head's probability of it rank the pictures nearly alike. Poison is what the trapped
+//! head is surest of and the new head, which never saw the trigger, doubts: in a target class the agreement breaks. The rank
+//! correlation of the two, class by class (in Fisher's transform), is held against that of the other classes (median and median
+//! absolute deviation): without poison no class stands out.
 //!
-//! In a class so named, Otsu's threshold on the sum of the two splits the pictures, and two Gaussians over all signals, started
-//! there, refine the split.
+//! In a class so named, Otsu's threshold on the sum of disagreement and the measure of fit that contradicts it most splits the
+//! pictures, and two Gaussians over all signals, started there, refine the split.
 
 use super::Signals;
 use super::mixture::{D, Point, otsu, split};
 use serde::{Deserialize, Serialize};
 
-/// Least rank correlation of a target class: chance and unusual classes stay below.
-pub const LEAST_CORRELATION: f64 = 0.15;
+/// How far below the others a target class's agreement lies at least, in Fisher's transform.
+pub const LEAST_DISCORD: f64 = 0.5;
 /// Largest probability, over all classes together, of naming one by chance.
 pub const SIGNIFICANCE: f64 = 1e-3;
+/// Least spread of the agreement between clean classes, in Fisher's transform.
+const LEAST_SPREAD: f64 = 0.08;
 /// A class with fewer pictures is not judged.
 pub const LEAST_PICTURES: usize = 30;
 
@@ -26,9 +29,11 @@ pub struct ClassVerdict {
     pub class: u32,
     /// Pictures labelled as it.
     pub pictures: usize,
-    /// Rank correlation of disagreement with the best of the measures of fit, -1..=1.
-    pub contradiction: f64,
-    /// Probability of such a correlation without any, times the number of classes and measures (Bonferroni), at most 1.
+    /// Rank correlation of the two heads' views of the given label, -1..=1.
+    pub agreement: f64,
+    /// How far it lies below the other classes, in robust standard deviations.
+    pub discord: f64,
+    /// Probability that a clean class lies so far below, times the number of classes (Bonferroni), at most 1.
     pub p_value: f64,
     /// Whether it is a target class.
     pub suspected: bool,
@@ -82,15 +87,39 @@ fn upper_tail(z: f64) -> f64 {
     }
     let x = z / std::f64::consts::SQRT_2;
     let t = 1.0 / (1.0 + 0.327_591_1 * x);
-    let poly = t * (0.254_829_592
-        + t * (-0.284_496_736 + t * (1.421_413_741 + t * (-1.453_152_027 + t * 1.061_405_429))));
+    let poly =
+        t * (0.254_829_592 + t * (-0.284_496_736 + t * (1.421_413_741 + t * (-1.453_152_027 + t * 1.061_405_429))));
     0.5 * poly * (-x * x).exp()
 }
 
-/// The probability of a rank correlation of at least `r` over `n` pairs that have none (Fisher's transform; Fieller, Hartley and
-/// Pearson 1957 for ranks).
-fn chance(r: f64, n: usize) -> f64 {
-    upper_tail(r.clamp(-0.999_999, 0.999_999).atanh() * ((n as f64 - 3.0) / 1.06).sqrt())
+/// The middle value; 0 of none.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// Sets each class against the others: fills in discord and p-value, and names the targets.
+fn compare(classes: &mut [ClassVerdict]) {
+    let judged = |c: &ClassVerdict| c.pictures >= LEAST_PICTURES;
+    let transformed: Vec<f64> = classes.iter().map(|c| c.agreement.clamp(-0.999, 0.999).atanh()).collect();
+    let count = classes.iter().filter(|c| judged(c)).count() as f64;
+    for i in (0..classes.len()).filter(|&i| judged(&classes[i])).collect::<Vec<_>>() {
+        let others: Vec<f64> =
+            (0..classes.len()).filter(|&j| j != i && judged(&classes[j])).map(|j| transformed[j]).collect();
+        if others.is_empty() {
+            continue;
+        }
+        let middle = median(&others);
+        let deviations: Vec<f64> = others.iter().map(|v| (v - middle).abs()).collect();
+        let sampling = 1.06 / (classes[i].pictures as f64 - 3.0).sqrt();
+        let spread = (1.4826 * median(&deviations)).max(LEAST_SPREAD).hypot(sampling);
+        let below = middle - transformed[i];
+        let c = &mut classes[i];
+        c.discord = below / spread;
+        c.p_value = (upper_tail(c.discord) * count).min(1.0);
+        c.suspected = below >= LEAST_DISCORD && c.p_value <= SIGNIFICANCE;
+    }
 }
 
 fn logit(p: f64) -> f64 {
@@ -100,46 +129,45 @@ fn logit(p: f64) -> f64 {
 
 /// Subtracts the median and divides by the spread (standard deviation).
 fn standardise(values: &mut [f64]) {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+    let middle = median(values);
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt().max(1e-9);
-    values.iter_mut().for_each(|v| *v = (*v - median) / spread);
+    values.iter_mut().for_each(|v| *v = (*v - middle) / spread);
 }
 
 /// The verdict on pictures with these labels.
 pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
-    let mut verdict = Verdict { classes: Vec::new(), score: vec![0.0; labels.len()], accused: vec![false; labels.len()] };
-    for class in 0..classes as u32 {
-        let members: Vec<usize> = (0..labels.len()).filter(|&i| labels[i] == class).collect();
-        let mut found = ClassVerdict {
+    let mut members = vec![Vec::new(); classes];
+    labels.iter().enumerate().for_each(|(i, &l)| members[l as usize].push(i));
+    let of =
+        |values: &[f32], members: &[usize]| -> Vec<f64> { members.iter().map(|&i| f64::from(values[i])).collect() };
+    let mut found: Vec<ClassVerdict> = members
+        .iter()
+        .zip(0..)
+        .map(|(members, class)| ClassVerdict {
             class,
             pictures: members.len(),
-            contradiction: 0.0,
+            agreement: rank_correlation(&of(&signals.confidence, members), &of(&signals.new_probability, members)),
+            discord: 0.0,
             p_value: 1.0,
             suspected: false,
             accused: 0,
-        };
-        if members.len() >= LEAST_PICTURES {
-            let of = |values: &[f32]| -> Vec<f64> { members.iter().map(|&i| f64::from(values[i])).collect() };
-            let disagreement = of(&signals.disagreement);
-            let fits = [of(&signals.early), of(&signals.late), of(&signals.confidence)];
-            let correlations = fits.each_ref().map(|f| rank_correlation(&disagreement, f));
-            let best = (0..fits.len()).fold(0, |b, i| if correlations[i] > correlations[b] { i } else { b });
-            found.contradiction = correlations[best];
-            let tests = (classes * fits.len()) as f64;
-            found.p_value = (chance(found.contradiction, members.len()) * tests).min(1.0);
-            found.suspected = found.contradiction >= LEAST_CORRELATION && found.p_value <= SIGNIFICANCE;
-            if found.suspected {
-                let [early, late, confidence] = fits;
-                let odds = |v: Vec<f64>| v.into_iter().map(logit).collect::<Vec<_>>();
-                accuse(&members, [disagreement, odds(early), odds(late), confidence], 1 + best, &mut verdict);
-                found.accused = members.iter().filter(|&&i| verdict.accused[i]).count();
-            }
-        }
-        verdict.classes.push(found);
+        })
+        .collect();
+    compare(&mut found);
+    let mut verdict = Verdict { classes: found, score: vec![0.0; labels.len()], accused: vec![false; labels.len()] };
+    for (class, members) in
+        members.iter().enumerate().filter(|&(c, _)| verdict.classes[c].suspected).collect::<Vec<_>>()
+    {
+        let disagreement = of(&signals.disagreement, members);
+        let fits = [&signals.early, &signals.late, &signals.confidence].map(|s| of(s, members));
+        let correlations = fits.each_ref().map(|f| rank_correlation(&disagreement, f));
+        let best = (0..fits.len()).fold(0, |b, i| if correlations[i] > correlations[b] { i } else { b });
+        let [early, late, confidence] = fits;
+        let odds = |v: Vec<f64>| v.into_iter().map(logit).collect::<Vec<_>>();
+        accuse(members, [disagreement, odds(early), odds(late), confidence], 1 + best, &mut verdict);
+        verdict.classes[class].accused = members.iter().filter(|&&i| verdict.accused[i]).count();
     }
     verdict
 }
@@ -163,5 +191,78 @@ fn accuse(members: &[usize], mut signals: [Vec<f64>; D], fit: usize, verdict: &m
     for (&i, &p) in members.iter().zip(&likely) {
         verdict.score[i] = p as f32;
         verdict.accused[i] = p > 0.5;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stemguard_runtime::rng::Rng;
+
+    /// Pictures of ten classes whose heads agree as those of a clean run do; of the first `poisoned` of class 3 the trapped head is
+    /// sure and the new one is not.
+    fn suspects(n: usize, poisoned: usize, seed: u64) -> (Signals, Vec<u32>) {
+        let mut rng = Rng::new(seed, 0);
+        let mut s = Signals::default();
+        let labels: Vec<u32> = (0..n).map(|i| if i < poisoned { 3 } else { (i % 10) as u32 }).collect();
+        let share = |z: f32| 1.0 / (1.0 + (-z).exp());
+        for i in 0..n {
+            let ease = 1.5 * rng.normal() + 1.0;
+            let (sure, known, soon) = if i < poisoned { (6.0, -2.5, 2.0) } else { (ease + 1.0, ease, ease - 2.0) };
+            let confidence = sure + 0.6 * rng.normal();
+            let new = share(known + 0.8 * rng.normal());
+            s.confidence.push(confidence);
+            s.new_probability.push(new);
+            s.disagreement.push(share(confidence) - new);
+            s.early.push(share(soon + 0.5 * rng.normal()));
+            s.late.push(share(soon + 2.0 + 0.5 * rng.normal()));
+            s.survival.push(0.5);
+            s.new_label.push(labels[i]);
+        }
+        (s, labels)
+    }
+
+    #[test]
+    fn clean_suspects_are_not_accused() {
+        for seed in 0..20 {
+            let (s, labels) = suspects(3000, 0, seed);
+            let v = judge(&s, &labels, 10);
+            assert!(v.classes.iter().all(|c| !c.suspected), "{:?}", v.classes);
+            assert!(v.accused.iter().all(|&a| !a));
+        }
+    }
+
+    #[test]
+    fn poison_names_its_class_and_itself() {
+        for (poisoned, seed) in [(300, 1), (120, 2), (60, 3)] {
+            let (s, labels) = suspects(3000, poisoned, seed);
+            let v = judge(&s, &labels, 10);
+            let named: Vec<u32> = v.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect();
+            assert_eq!(named, [3], "{:?}", v.classes);
+            let caught = v.accused[..poisoned].iter().filter(|&&a| a).count();
+            let wrong = v.accused[poisoned..].iter().filter(|&&a| a).count();
+            assert!(caught * 100 >= poisoned * 95 && wrong <= 30, "{caught} of {poisoned}, {wrong} wrong");
+        }
+    }
+
+    #[test]
+    fn small_single_and_empty_classes_are_left_alone() {
+        let (s, labels) = suspects(200, 0, 4);
+        assert!(judge(&s, &labels, 12).classes.iter().all(|c| !c.suspected));
+        let one = vec![0; 200];
+        assert!(judge(&s, &one, 1).classes.iter().all(|c| !c.suspected));
+        assert!(judge(&Signals::default(), &[], 3).accused.is_empty());
+    }
+
+    #[test]
+    fn ranks_and_tails_are_the_known_ones() {
+        assert_eq!(ranks(&[3.0, 1.0, 3.0, 2.0]), [2.5, 0.0, 2.5, 1.0]);
+        assert!((rank_correlation(&[1.0, 2.0, 3.0], &[10.0, 30.0, 20.0]) - 0.5).abs() < 1e-12);
+        assert_eq!(rank_correlation(&[1.0, 1.0], &[1.0, 2.0]), 0.0);
+        // Standard normal table.
+        for (z, p) in [(0.0, 0.5), (1.0, 0.158_655), (1.96, 0.024_998), (3.0, 0.001_349_9), (6.0, 9.866e-10)] {
+            assert!((upper_tail(z) - p).abs() <= 0.03 * p, "{z}: {}", upper_tail(z));
+        }
+        assert!((upper_tail(-1.0) - 0.841_345).abs() < 1e-5);
     }
 }

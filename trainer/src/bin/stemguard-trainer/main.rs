@@ -30,7 +30,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Plant a backdoor, trap it, replace the head; the control beside it. One table, a few minutes.
+    /// Plant a backdoor, trap it, replace the head, audit, purify; the control beside it. One table, a few minutes.
     Demo(demo::Args),
     /// Train the undefended baseline.
     Train(train::Args),
