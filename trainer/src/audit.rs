@@ -15,7 +15,7 @@ mod signals;
 mod verdict;
 
 pub use signals::Signals;
-pub use verdict::{ClassVerdict, LEAST_DISCORD, LEAST_PICTURES, SIGNIFICANCE, Verdict, judge};
+pub use verdict::{ClassVerdict, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, SIGNIFICANCE, Verdict, judge};
 
 use crate::attack::Truth;
 use crate::checkpoint::write_whole;
@@ -164,6 +164,7 @@ impl Audit {
                 ("confidence", &s.confidence),
                 ("early", &s.early),
                 ("late", &s.late),
+                ("swing", &s.swing),
                 ("survival", &s.survival),
                 ("verdict", &self.verdict.score),
             ];
@@ -183,8 +184,9 @@ impl Audit {
     /// [`Failure::Input`] naming the file.
     pub fn write_csv(&self, path: &Path, suspects: &Pictures) -> Result<(), Failure> {
         use std::fmt::Write as _;
-        let mut text =
-            String::from("index,file,label,new_label,disagreement,confidence,early,late,survival,score,verdict\n");
+        let mut text = String::from(
+            "index,file,label,new_label,disagreement,confidence,early,late,swing,survival,score,verdict\n",
+        );
         let s = &self.signals;
         for (i, &label) in suspects.labels.iter().enumerate() {
             let file = suspects.files.get(i).map_or("", String::as_str);
@@ -195,12 +197,13 @@ impl Audit {
             };
             let _ = writeln!(
                 text,
-                "{i},{quoted},{label},{},{:.4},{:.3},{:.4},{:.4},{:.4},{:.4},{}",
+                "{i},{quoted},{label},{},{:.4},{:.3},{:.3},{:.3},{:.3},{:.4},{:.4},{}",
                 s.new_label[i],
                 s.disagreement[i],
                 s.confidence[i],
                 s.early[i],
                 s.late[i],
+                s.swing[i],
                 s.survival[i],
                 self.verdict.score[i],
                 if self.verdict.accused[i] { "accused" } else { "kept" }

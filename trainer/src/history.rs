@@ -16,6 +16,12 @@ pub struct History {
     rows: Vec<u8>,
 }
 
+/// The log-odds of a recorded probability, no closer to 0 and 1 than a byte tells.
+fn log_odds(p: u8) -> f32 {
+    let p = (f32::from(p) / 255.0).clamp(0.004, 0.996);
+    (p / (1.0 - p)).ln()
+}
+
 impl History {
     /// An empty record over so many pictures.
     pub fn new(pictures: usize) -> Self {
@@ -60,15 +66,21 @@ impl History {
         self.pictures
     }
 
-    /// Mean probability of each picture over these epochs (from 0), 0..=1.
-    pub fn mean(&self, epochs: std::ops::Range<usize>) -> Vec<f32> {
-        let mut mean = vec![0.0f32; self.pictures];
+    /// Mean and standard deviation over these epochs (from 0) of the log-odds of each picture's label: what dataset cartography
+    /// (arXiv 2009.10795) calls confidence and variability.
+    pub fn log_odds(&self, epochs: std::ops::Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let (mut mean, mut square) = (vec![0.0f32; self.pictures], vec![0.0f32; self.pictures]);
         let rows = self.rows.chunks_exact(self.pictures.max(1)).take(epochs.end).skip(epochs.start);
-        let count = rows.len() as f32;
+        let count = rows.len().max(1) as f32;
         for row in rows {
-            mean.iter_mut().zip(row).for_each(|(m, &p)| *m += f32::from(p) / 255.0 / count);
+            for ((m, s), &p) in mean.iter_mut().zip(&mut square).zip(row) {
+                let odds = log_odds(p);
+                *m += odds / count;
+                *s += odds * odds / count;
+            }
         }
-        mean
+        square.iter_mut().zip(&mean).for_each(|(s, m)| *s = (*s - m * m).max(0.0).sqrt());
+        (mean, square)
     }
 
     /// Reads a record of at least `epochs` epochs over `pictures` pictures and keeps the first `epochs`.
@@ -120,9 +132,15 @@ mod tests {
         h.write(&path).expect("written");
         assert_eq!(History::read(&path, 3, 2).expect("read"), h);
         assert_eq!(History::read(&path, 3, 1).expect("read"), first);
-        let mean = h.mean(0..2);
-        assert!((mean[2] - 1.0).abs() < 1e-6 && (mean[1] - 0.1).abs() < 1e-6, "{mean:?}");
-        assert_eq!(h.mean(0..1)[1], 0.0);
+        let (mean, swing) = h.log_odds(0..2);
+        assert!((mean[2] - 249.0f32.ln()).abs() < 1e-3 && swing[2] < 1e-2, "{mean:?} {swing:?}");
+        // Probability 0, then 0.2.
+        let (a, b) = (-(249.0f32.ln()), 0.25f32.ln());
+        assert!(
+            (mean[1] - (a + b) / 2.0).abs() < 1e-3 && (swing[1] - (b - a) / 2.0).abs() < 1e-3,
+            "{mean:?} {swing:?}"
+        );
+        assert_eq!(h.log_odds(0..1).1, [0.0; 3]);
         for (pictures, epochs) in [(4, 1), (3, 3)] {
             let e = History::read(&path, pictures, epochs).expect_err("another shape").to_string();
             assert!(e.contains("fitting.npy") && e.contains("shape"), "{e}");

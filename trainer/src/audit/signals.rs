@@ -16,7 +16,7 @@ use stemguard_runtime::session::NewHead;
 /// Pictures scored together.
 const BATCH: usize = 250;
 /// Clean pictures that each suspect one is mixed with.
-const MIXES: usize = 4;
+const MIXES: usize = 2;
 /// Stream of the seed for the choice of them.
 const MIX: u64 = 0x6d69_7865;
 
@@ -27,10 +27,12 @@ pub struct Signals {
     pub confidence: Vec<f32>,
     /// Trapped minus new head's probability of the given label, -1..=1: the new head never saw the trigger.
     pub disagreement: Vec<f32>,
-    /// Mean probability of the given label over the first half of the epochs, 0..=1, as training saw it: how soon it was fitted.
+    /// Mean log-odds of the given label over the first half of the epochs, as training saw it: how soon it was fitted.
     pub early: Vec<f32>,
     /// The same over the second half.
     pub late: Vec<f32>,
+    /// Standard deviation of the log-odds over all epochs: high where augmentation hides a trigger now and then.
+    pub swing: Vec<f32>,
     /// New head's probability of the given label, 0..=1.
     pub new_probability: Vec<f32>,
     /// The new head's answer.
@@ -85,10 +87,11 @@ impl Witnesses<'_> {
         if history.epochs() == 0 || history.pictures() != pictures.len() {
             return Err(Failure::input("fitting.npy", "is not of the pictures audited"));
         }
-        let half = history.epochs().div_ceil(2);
+        let (half, all) = (history.epochs() / 2, history.epochs());
         let mut s = Signals {
-            early: history.mean(0..half),
-            late: history.mean(half.min(history.epochs() - 1)..history.epochs()),
+            early: history.log_odds(0..half.max(1)).0,
+            late: history.log_odds(half..all).0,
+            swing: history.log_odds(0..all).1,
             ..Signals::default()
         };
         for first in (0..pictures.len()).step_by(BATCH) {

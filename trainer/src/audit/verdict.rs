@@ -1,13 +1,17 @@
 //! From signals to a verdict: which class is the target, if any, and which of its pictures are poisoned.
 //!
-//! A class names itself by *discord*. On clean data, what is easy is easy for both heads: within a class, the trapped head's
-//! confidence in the given label and the new head's probability of it rank the pictures nearly alike. Poison is what the trapped
-//! head is surest of and the new head, which never saw the trigger, doubts: in a target class the agreement breaks. The rank
-//! correlation of the two, class by class (in Fisher's transform), is held against that of the other classes (median and median
-//! absolute deviation): without poison no class stands out.
+//! A class names itself in two ways, each held against the other classes (median and median absolute deviation), so that without
+//! poison none stands out:
 //!
-//! In a class so named, Otsu's threshold on the sum of disagreement and the measure of fit that contradicts it most splits the
-//! pictures, and two Gaussians over all signals, started there, refine the split.
+//! - *discord*: on clean data, what is easy is easy for both heads; within a class the trapped head's confidence in the given label
+//!   and the new head's probability of it rank the pictures nearly alike. Poison is what the trapped head is surest of and the new
+//!   head, which never saw the trigger, doubts: in a target class the agreement breaks;
+//! - *split*: within a clean class, how early, how well and how steadily pictures are fitted is spread around one middle. Poison is
+//!   fitted in its own way: the class falls into two groups, and more of the variance lies between them (Otsu's measure).
+//!   This holds even where the new head agrees with the poison because the backdoor sits in the stem.
+//!
+//! In a class so named, Otsu's threshold on the signals that named it, weighted by how much they stand out, splits the pictures;
+//! two Gaussians over all signals, started there, refine the split.
 
 use super::Signals;
 use super::mixture::{D, Point, otsu, split};
@@ -17,8 +21,12 @@ use serde::{Deserialize, Serialize};
 pub const LEAST_DISCORD: f64 = 0.5;
 /// Largest probability, over all classes together, of naming one by chance.
 pub const SIGNIFICANCE: f64 = 1e-3;
-/// Least spread of the agreement between clean classes, in Fisher's transform.
-const LEAST_SPREAD: f64 = 0.08;
+/// How much more of a target class's variance lies between two groups at least, as a share.
+pub const LEAST_SPLIT: f64 = 0.05;
+/// Least spread between clean classes of the agreement, in Fisher's transform, and of the split.
+const LEAST_SPREAD: [f64; 2] = [0.08, 0.012];
+/// Signals weigh in where they stand out by this many robust standard deviations.
+const LEAST_WEIGHT: f64 = 4.0;
 /// A class with fewer pictures is not judged.
 pub const LEAST_PICTURES: usize = 30;
 
@@ -31,9 +39,12 @@ pub struct ClassVerdict {
     pub pictures: usize,
     /// Rank correlation of the two heads' views of the given label, -1..=1.
     pub agreement: f64,
-    /// How far it lies below the other classes, in robust standard deviations.
+    /// How far it lies below that of the other classes, in robust standard deviations.
     pub discord: f64,
-    /// Probability that a clean class lies so far below, times the number of classes (Bonferroni), at most 1.
+    /// How far the share of variance between two groups lies above that of the other classes, in robust standard deviations, for
+    /// confidence, early, late and swing.
+    pub split: [f64; 4],
+    /// Probability that a clean class stands out so far, times the number of classes and tests (Bonferroni), at most 1.
     pub p_value: f64,
     /// Whether it is a target class.
     pub suspected: bool,
@@ -99,32 +110,59 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// Sets each class against the others: fills in discord and p-value, and names the targets.
-fn compare(classes: &mut [ClassVerdict]) {
-    let judged = |c: &ClassVerdict| c.pictures >= LEAST_PICTURES;
-    let transformed: Vec<f64> = classes.iter().map(|c| c.agreement.clamp(-0.999, 0.999).atanh()).collect();
-    let count = classes.iter().filter(|c| judged(c)).count() as f64;
-    for i in (0..classes.len()).filter(|&i| judged(&classes[i])).collect::<Vec<_>>() {
-        let others: Vec<f64> =
-            (0..classes.len()).filter(|&j| j != i && judged(&classes[j])).map(|j| transformed[j]).collect();
-        if others.is_empty() {
-            continue;
-        }
+/// By how much each value stands out above the others', and how far in robust standard deviations; `sampling` is each value's own
+/// uncertainty. Values that are `None` do not take part.
+fn stand_out(values: &[Option<f64>], least_spread: f64, sampling: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
+    let one = |i: usize| {
+        let others: Vec<f64> = (0..values.len()).filter(|&j| j != i).filter_map(|j| values[j]).collect();
+        let value = values[i].filter(|_| !others.is_empty())?;
         let middle = median(&others);
         let deviations: Vec<f64> = others.iter().map(|v| (v - middle).abs()).collect();
-        let sampling = 1.06 / (classes[i].pictures as f64 - 3.0).sqrt();
-        let spread = (1.4826 * median(&deviations)).max(LEAST_SPREAD).hypot(sampling);
-        let below = middle - transformed[i];
-        let c = &mut classes[i];
-        c.discord = below / spread;
-        c.p_value = (upper_tail(c.discord) * count).min(1.0);
-        c.suspected = below >= LEAST_DISCORD && c.p_value <= SIGNIFICANCE;
-    }
+        let spread = (1.4826 * median(&deviations)).max(least_spread).hypot(sampling(i));
+        Some((value - middle, (value - middle) / spread))
+    };
+    (0..values.len()).map(|i| one(i).unwrap_or((0.0, 0.0))).collect()
 }
 
-fn logit(p: f64) -> f64 {
-    let p = p.clamp(0.004, 0.996);
-    (p / (1.0 - p)).ln()
+/// The members' values.
+fn of(values: &[f32], members: &[usize]) -> Vec<f64> {
+    members.iter().map(|&i| f64::from(values[i])).collect()
+}
+
+/// Every class against the others.
+fn compare(signals: &Signals, members: &[Vec<usize>]) -> Vec<ClassVerdict> {
+    let size = |c: usize| members[c].len() as f64;
+    let judged = |members: &Vec<usize>| members.len() >= LEAST_PICTURES;
+    let agreement: Vec<f64> = members
+        .iter()
+        .map(|m| rank_correlation(&of(&signals.confidence, m), &of(&signals.new_probability, m)))
+        .collect();
+    let below: Vec<Option<f64>> =
+        members.iter().zip(&agreement).map(|(m, a)| judged(m).then(|| -a.clamp(-0.999, 0.999).atanh())).collect();
+    // The uncertainty of a rank correlation (Fieller, Hartley and Pearson 1957), and, by simulation, of Otsu's share.
+    let discord = stand_out(&below, LEAST_SPREAD[0], |c| 1.06 / (size(c) - 3.0).max(1.0).sqrt());
+    let fits = [&signals.confidence, &signals.early, &signals.late, &signals.swing];
+    let splits = fits.map(|s| {
+        let share: Vec<Option<f64>> = members.iter().map(|m| judged(m).then(|| otsu(&of(s, m)).1)).collect();
+        stand_out(&share, LEAST_SPREAD[1], |c| 0.25 / size(c).max(1.0).sqrt())
+    });
+    let tests = members.iter().filter(|m| judged(m)).count() as f64 * (1 + fits.len()) as f64;
+    let class = |c: usize| {
+        let named = std::iter::once((discord[c], LEAST_DISCORD)).chain(splits.each_ref().map(|s| (s[c], LEAST_SPLIT)));
+        let best = named.filter(|((by, _), least)| by >= least).map(|((_, z), _)| z).fold(0.0, f64::max);
+        let p_value = if best > 0.0 { (upper_tail(best) * tests).min(1.0) } else { 1.0 };
+        ClassVerdict {
+            class: c as u32,
+            pictures: members[c].len(),
+            agreement: agreement[c],
+            discord: discord[c].1,
+            split: splits.each_ref().map(|s| s[c].1),
+            p_value,
+            suspected: p_value <= SIGNIFICANCE,
+            accused: 0,
+        }
+    };
+    (0..members.len()).map(class).collect()
 }
 
 /// Subtracts the median and divides by the spread (standard deviation).
@@ -140,34 +178,23 @@ fn standardise(values: &mut [f64]) {
 pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
     let mut members = vec![Vec::new(); classes];
     labels.iter().enumerate().for_each(|(i, &l)| members[l as usize].push(i));
-    let of =
-        |values: &[f32], members: &[usize]| -> Vec<f64> { members.iter().map(|&i| f64::from(values[i])).collect() };
-    let mut found: Vec<ClassVerdict> = members
-        .iter()
-        .zip(0..)
-        .map(|(members, class)| ClassVerdict {
-            class,
-            pictures: members.len(),
-            agreement: rank_correlation(&of(&signals.confidence, members), &of(&signals.new_probability, members)),
-            discord: 0.0,
-            p_value: 1.0,
-            suspected: false,
-            accused: 0,
-        })
-        .collect();
-    compare(&mut found);
-    let mut verdict = Verdict { classes: found, score: vec![0.0; labels.len()], accused: vec![false; labels.len()] };
-    for (class, members) in
-        members.iter().enumerate().filter(|&(c, _)| verdict.classes[c].suspected).collect::<Vec<_>>()
-    {
-        let disagreement = of(&signals.disagreement, members);
-        let fits = [&signals.early, &signals.late, &signals.confidence].map(|s| of(s, members));
-        let correlations = fits.each_ref().map(|f| rank_correlation(&disagreement, f));
-        let best = (0..fits.len()).fold(0, |b, i| if correlations[i] > correlations[b] { i } else { b });
-        let [early, late, confidence] = fits;
-        let odds = |v: Vec<f64>| v.into_iter().map(logit).collect::<Vec<_>>();
-        accuse(members, [disagreement, odds(early), odds(late), confidence], 1 + best, &mut verdict);
-        verdict.classes[class].accused = members.iter().filter(|&&i| verdict.accused[i]).count();
+    let mut verdict = Verdict {
+        classes: compare(signals, &members),
+        score: vec![0.0; labels.len()],
+        accused: vec![false; labels.len()],
+    };
+    for (c, members) in members.iter().enumerate() {
+        let found = &verdict.classes[c];
+        if !found.suspected {
+            continue;
+        }
+        let weights: [f64; D] = std::array::from_fn(|d| if d == 0 { found.discord } else { found.split[d - 1] });
+        let likely = accuse(members, signals, weights.map(|w| if w >= LEAST_WEIGHT { w } else { 0.0 }));
+        for (&i, &p) in members.iter().zip(&likely) {
+            verdict.score[i] = p as f32;
+            verdict.accused[i] = p > 0.5;
+        }
+        verdict.classes[c].accused = likely.iter().filter(|&&p| p > 0.5).count();
     }
     verdict
 }
@@ -176,22 +203,20 @@ pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
 /// something else, and the start stands.
 const LEAST_OVERLAP: f64 = 0.5;
 
-/// Splits a suspected class and accuses what is both fitted well, by signal number `fit`, and contradicted, by signal 0.
-fn accuse(members: &[usize], mut signals: [Vec<f64>; D], fit: usize, verdict: &mut Verdict) {
-    signals.iter_mut().for_each(|s| standardise(s));
-    let sum: Vec<f64> = signals[0].iter().zip(&signals[fit]).map(|(a, b)| a + b).collect();
+/// How likely each member of a suspected class is poisoned. `weights` belong to disagreement, confidence, early, late and swing.
+fn accuse(members: &[usize], signals: &Signals, weights: [f64; D]) -> Vec<f64> {
+    let s = signals;
+    let mut all = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing].map(|s| of(s, members));
+    all.iter_mut().for_each(|s| standardise(s));
+    let points: Vec<Point> = (0..members.len()).map(|i| std::array::from_fn(|d| all[d][i])).collect();
+    let sum: Vec<f64> = points.iter().map(|p| p.iter().zip(&weights).map(|(p, w)| p * w).sum()).collect();
     let (threshold, _) = otsu(&sum);
     let start: Vec<bool> = sum.iter().map(|&v| v > threshold).collect();
-    let points: Vec<Point> = (0..members.len()).map(|i| std::array::from_fn(|d| signals[d][i])).collect();
     let refined = split(&points, &start).filter(|likely| {
         let count = |f: fn(bool, bool) -> bool| start.iter().zip(likely).filter(|&(&s, &p)| f(s, p > 0.5)).count();
         count(|s, p| s && p) as f64 >= LEAST_OVERLAP * count(|s, p| s || p) as f64
     });
-    let likely = refined.unwrap_or_else(|| start.iter().map(|&s| f64::from(u8::from(s))).collect());
-    for (&i, &p) in members.iter().zip(&likely) {
-        verdict.score[i] = p as f32;
-        verdict.accused[i] = p > 0.5;
-    }
+    refined.unwrap_or_else(|| start.iter().map(|&s| f64::from(u8::from(s))).collect())
 }
 
 #[cfg(test)]
@@ -214,8 +239,9 @@ mod tests {
             s.confidence.push(confidence);
             s.new_probability.push(new);
             s.disagreement.push(share(confidence) - new);
-            s.early.push(share(soon + 0.5 * rng.normal()));
-            s.late.push(share(soon + 2.0 + 0.5 * rng.normal()));
+            s.early.push(soon + 0.5 * rng.normal());
+            s.late.push(soon + 2.0 + 0.5 * rng.normal());
+            s.swing.push(1.0 + 0.3 * rng.normal());
             s.survival.push(0.5);
             s.new_label.push(labels[i]);
         }
