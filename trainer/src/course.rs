@@ -43,6 +43,18 @@ pub struct Course<'a> {
     pub fingerprint: &'a str,
 }
 
+/// Whether there is enough to train on.
+///
+/// # Errors
+/// [`Failure::Input`] where the pictures do not fill a batch.
+pub fn check(c: &RunConfig, pictures: &Pictures) -> Result<(), Failure> {
+    if pictures.len() < c.batch {
+        let why = format!("{} pictures are fewer than one batch of {}", pictures.len(), c.batch);
+        return Err(Failure::input("--batch", why));
+    }
+    Ok(())
+}
+
 impl Course<'_> {
     /// Epochs that the directory's checkpoint has behind it, none without one; brings the engine there.
     ///
@@ -71,10 +83,7 @@ impl Course<'_> {
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<Option<Evaluation>, Failure> {
         let (c, pictures) = (self.config, self.pictures);
-        if pictures.len() < c.batch {
-            let why = format!("{} pictures are fewer than one batch of {}", pictures.len(), c.batch);
-            return Err(Failure::input("--batch", why));
-        }
+        check(c, pictures)?;
         let fitting = self.dir.file("fitting.npy");
         let mut history = match done {
             0 => History::new(pictures.len()),

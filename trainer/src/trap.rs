@@ -4,7 +4,7 @@
 
 use crate::checkpoint::{self, write_whole};
 use crate::config::RunConfig;
-use crate::course::Course;
+use crate::course::{self, Course};
 pub use crate::course::Event;
 use crate::engine::{CpuEngine, Engine};
 use crate::error::Failure;
@@ -79,6 +79,7 @@ pub fn train(
 ) -> Result<Trained, Failure> {
     c.check().map_err(Failure::Input)?;
     let pictures = data.suspect.pictures();
+    course::check(c, pictures)?;
     let record = Record {
         config: c.clone(),
         counts: data.counts(),
