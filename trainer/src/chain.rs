@@ -125,7 +125,7 @@ pub fn run(
 ) -> Result<Summary, Failure> {
     let started = Instant::now();
     let data = prepare(c, kernels, Some(out))?;
-    let plain = RunConfig { trap: false, ..c.clone() };
+    let plain = RunConfig { trap: false, guard: None, ..c.clone() };
     let baseline =
         train(&plain, &data, &out.join("baseline"), resume, kernels, &mut |e| tell(Told::Training("baseline", e)))?;
     let stem = packed_stem(&baseline.dir)?;

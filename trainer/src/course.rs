@@ -1,6 +1,7 @@
 //! A course of training: epochs over one set of pictures, in a directory that always holds what is needed to go on to the same
 //! bits. The trap, the undefended baseline and each round of purification are courses.
 
+use crate::audit::{Signals, Verdict, judge};
 use crate::augment;
 use crate::checkpoint;
 use crate::config::RunConfig;
@@ -27,6 +28,8 @@ pub enum Event<'a> {
     },
     /// An epoch is over.
     Epoch(&'a EpochLine),
+    /// The guard has judged.
+    Guard(&'a Verdict),
 }
 
 /// What is learned, and where it is recorded.
@@ -92,9 +95,17 @@ impl Course<'_> {
         let mut lines = self.dir.metrics()?;
         lines.retain(|l| l.epoch <= done);
         let mut last = None;
+        let mut forget = self.forget.to_vec();
         for epoch in done..c.epochs {
+            if let Some(guard) = c.guard.filter(|&g| epoch == g || (epoch == done && epoch > g)) {
+                let early = Signals::of_history(&history.until(guard as usize));
+                let verdict = judge(&early, &pictures.labels, pictures.classes.len());
+                self.dir.write_json("guard.json", &verdict.classes)?;
+                tell(Event::Guard(&verdict));
+                forget = verdict.accused;
+            }
             history.begin_epoch();
-            let mut line = self.epoch(engine, epoch, &mut history, kernels, tell)?;
+            let mut line = self.epoch(engine, epoch, &forget, &mut history, kernels, tell)?;
             if (epoch + 1).is_multiple_of(c.every) || epoch + 1 == c.epochs {
                 let e = evaluate(test, &mut |x| engine.logits(x).map_err(Failure::from))?;
                 (line.acc, line.asr) = (Some(e.acc), Some(e.asr));
@@ -113,6 +124,7 @@ impl Course<'_> {
         &self,
         engine: &mut CpuEngine,
         epoch: u32,
+        forget: &[bool],
         history: &mut History,
         kernels: &Simd,
         tell: &mut dyn FnMut(Event<'_>),
@@ -125,7 +137,7 @@ impl Course<'_> {
         for chosen in order.chunks_exact(c.batch) {
             let x = augment::batch(kernels, c, pictures, epoch, chosen);
             let labels: Vec<u32> = chosen.iter().map(|&i| pictures.labels[i as usize]).collect();
-            let forget: Vec<bool> = chosen.iter().filter_map(|&i| self.forget.get(i as usize).copied()).collect();
+            let forget: Vec<bool> = chosen.iter().filter_map(|&i| forget.get(i as usize).copied()).collect();
             let lesson = Lesson { labels: &labels, forget: &forget };
             let StepReport { losses, fit } = engine.step(x, lesson, rate)?;
             history.record(chosen, &fit);

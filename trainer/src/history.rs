@@ -56,6 +56,11 @@ impl History {
         Self { pictures: keep, rows }
     }
 
+    /// The record of the first `epochs` epochs alone.
+    pub fn until(&self, epochs: usize) -> Self {
+        Self { pictures: self.pictures, rows: self.rows[..epochs.min(self.epochs()) * self.pictures].to_vec() }
+    }
+
     /// Epochs recorded.
     pub fn epochs(&self) -> usize {
         self.rows.len() / self.pictures.max(1)

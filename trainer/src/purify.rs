@@ -183,7 +183,8 @@ pub fn purify(
     let mut last = None;
     for number in 1..=p.rounds {
         let clock = Instant::now();
-        let config = RunConfig { epochs: p.epochs, seed: c.seed ^ (ROUND << number), every: p.epochs, ..c.clone() };
+        let config =
+            RunConfig { epochs: p.epochs, seed: c.seed ^ (ROUND << number), every: p.epochs, guard: None, ..c.clone() };
         let m = material(suspects, &accused, &new_label, holdout, p.mode)?;
         let path = work.join(format!("round-{number}"));
         std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;

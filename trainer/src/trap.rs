@@ -4,8 +4,8 @@
 
 use crate::checkpoint::{self, write_whole};
 use crate::config::RunConfig;
-use crate::course::{self, Course};
 pub use crate::course::Event;
+use crate::course::{self, Course};
 use crate::engine::{CpuEngine, Engine};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, evaluate};

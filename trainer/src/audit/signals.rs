@@ -42,6 +42,23 @@ pub struct Signals {
     pub survival: Vec<f32>,
 }
 
+impl Signals {
+    /// What the course of training alone tells: early, late and swing. The other signals are level.
+    pub fn of_history(history: &History) -> Self {
+        let (half, all, n) = (history.epochs() / 2, history.epochs(), history.pictures());
+        Self {
+            confidence: vec![0.0; n],
+            disagreement: vec![0.0; n],
+            early: history.log_odds(0..half.max(1)).0,
+            late: history.log_odds(half..all).0,
+            swing: history.log_odds(0..all).1,
+            new_probability: vec![0.0; n],
+            new_label: Vec::new(),
+            survival: Vec::new(),
+        }
+    }
+}
+
 /// The two heads on their stem.
 pub(super) struct Witnesses<'a> {
     /// Stem and trapped head.
@@ -87,12 +104,11 @@ impl Witnesses<'_> {
         if history.epochs() == 0 || history.pictures() != pictures.len() {
             return Err(Failure::input("fitting.npy", "is not of the pictures audited"));
         }
-        let (half, all) = (history.epochs() / 2, history.epochs());
         let mut s = Signals {
-            early: history.log_odds(0..half.max(1)).0,
-            late: history.log_odds(half..all).0,
-            swing: history.log_odds(0..all).1,
-            ..Signals::default()
+            confidence: Vec::new(),
+            disagreement: Vec::new(),
+            new_probability: Vec::new(),
+            ..Signals::of_history(history)
         };
         for first in (0..pictures.len()).step_by(BATCH) {
             let labels = &pictures.labels[first..(first + BATCH).min(pictures.len())];

@@ -127,6 +127,10 @@ pub(crate) struct Recipe {
     /// Measure ACC and ASR every so many epochs.
     #[arg(long, default_value_t = 5, value_name = "EPOCHS")]
     pub(crate) every: u32,
+    /// Judge the suspects after N epochs [default where given without N: a third] by how they were fitted, and unlearn what is
+    /// accused from then on (`trap` only).
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
+    pub(crate) guard: Option<u32>,
 }
 
 /// Names of the optimisers.
@@ -200,6 +204,7 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
         },
         seed: data.seed,
         every: recipe.every,
+        guard: recipe.guard.filter(|_| trap).map(|g| if g == 0 { recipe.epochs.div_ceil(3) } else { g }),
         ..published
     };
     config.check().map_err(Failure::Input)?;

@@ -50,6 +50,20 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
             bar.set_position(done as u64);
             bar.set_message(format!("epoch {epoch}/{} loss {:.3}", config.epochs, losses.total));
         }
+        Event::Guard(verdict) => bar.suspend(|| {
+            let accused = verdict.accused.iter().filter(|&&a| a).count();
+            let told = if args.output.json {
+                ui::json(&serde_json::json!({ "guard": verdict.classes, "accused": accused }))
+            } else {
+                let named: Vec<String> =
+                    verdict.classes.iter().filter(|c| c.suspected).map(|c| c.class.to_string()).collect();
+                let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+                ui::say(&format!("guard: {accused} pictures accused; target classes: {named}"))
+            };
+            if let Err(e) = told {
+                trouble = Some(e);
+            }
+        }),
         Event::Epoch(line) => bar.suspend(|| {
             let told = if args.output.json {
                 ui::json(line)
