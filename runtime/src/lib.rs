@@ -41,3 +41,4 @@ pub mod net;
 pub mod replace;
 pub mod rng;
 pub mod shape;
+pub mod slots;

@@ -93,11 +93,9 @@ fn the_golden_bytes_read_back() {
     assert_eq!(to_vec(&artifact.parts()).unwrap(), &bytes[..]);
 }
 
-/// The annotated dump of the specification: an offset, the bytes, two spaces, words.
-#[test]
-fn the_specification_shows_the_golden_bytes() {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../spec/artifact.md")).unwrap();
-    let dump = text.split("```golden").nth(1).unwrap().split("```").next().unwrap();
+/// The bytes of an annotated dump in a specification: an offset, the bytes, two spaces, words.
+pub(crate) fn golden_dump(text: &str, name: &str) -> Vec<u8> {
+    let dump = text.split(&std::format!("```{name}\n")).nth(1).unwrap().split("```").next().unwrap();
     let mut bytes = Vec::new();
     for line in dump.lines().filter(|line| !line.is_empty()) {
         let (offset, rest) = line.split_once("  ").unwrap();
@@ -105,7 +103,17 @@ fn the_specification_shows_the_golden_bytes() {
         let row = rest.split("  ").next().unwrap();
         bytes.extend(row.split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()));
     }
-    assert_eq!(bytes, &golden()[..]);
+    bytes
+}
+
+/// The text of `spec/artifact.md`.
+pub(crate) fn specification() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../spec/artifact.md")).unwrap()
+}
+
+#[test]
+fn the_specification_shows_the_golden_bytes() {
+    assert_eq!(golden_dump(&specification(), "golden"), &golden()[..]);
 }
 
 #[test]
