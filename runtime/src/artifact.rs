@@ -11,10 +11,12 @@
 //!         CRC-32 (ISO-HDLC) of all bytes before it, u32
 //! ```
 //!
-//! Integers are little-endian. `spec/artifact.md` tells every byte.
+//! Integers are little-endian. `spec/artifact.md` tells every byte. A signature lies behind the last of them (`sign`).
 
 #[cfg(feature = "std")]
 mod aligned;
+#[cfg(feature = "sign")]
+pub mod sign;
 #[cfg(all(test, feature = "std"))]
 pub(crate) mod tests;
 mod write;

@@ -5,11 +5,10 @@ mod cuts;
 pub(crate) mod flash;
 
 use super::*;
+use crate::artifact::tests::{golden_dump, hex_rows};
 use crate::artifact::{HeadSpec, head_params};
 use crate::rng::Rng;
 use flash::Flash;
-use std::format;
-use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
@@ -129,7 +128,7 @@ fn confirmed_updates_wear_both_slots_alike_and_each_update_erases_one() {
 #[test]
 fn heads_of_another_stem_are_left_alone_until_their_slot_is_needed() {
     let mut store = open(Plain::new(sectors::<Plain>(), false, 0));
-    let mut confirmed = |store: &mut HeadStore<Plain>, n| {
+    let confirmed = |store: &mut HeadStore<Plain>, n| {
         try_out(store, n);
         store.confirm().unwrap()
     };
@@ -267,8 +266,6 @@ fn the_specification_shows_the_bytes_of_a_record() {
     store.boot().unwrap();
     store.confirm().unwrap();
     let bytes = &store.flash.0.bytes[..record_len(7, 4)];
-    let hex: Vec<String> =
-        bytes.chunks(16).map(|row| row.iter().map(|byte| format!("{byte:02x} ")).collect()).collect();
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../spec/flash.md")).unwrap();
-    assert_eq!(crate::artifact::tests::golden_dump(&text, "golden"), bytes, "\n{}", hex.join("\n"));
+    assert_eq!(golden_dump(&text, "golden"), bytes, "{}", hex_rows(bytes));
 }

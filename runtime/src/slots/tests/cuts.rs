@@ -104,7 +104,7 @@ fn all<const R: usize, const W: usize, const E: usize>(ecc: bool) {
             tried += cuts;
         }
     }
-    let geometry = format!("words of {W} bytes, sectors of {E}, ecc {ecc}");
+    let geometry = std::format!("words of {W} bytes, sectors of {E}, ecc {ecc}");
     assert!(tried >= 9 * 8 * 4, "{geometry}: only {tried} cut points");
     assert_eq!(survived, tried, "{geometry}: {survived} of {tried} cut points survived");
     std::println!("{geometry}: {survived} of {tried} cut points survived");
