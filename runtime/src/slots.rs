@@ -10,6 +10,38 @@
 //! after that rejects it. Each step is one write of one word that was erased, so flash with an error-correcting code, where a
 //! word can be written only once, will do. An update erases one slot, and confirmed updates alternate between the two.
 //!
+//! ```
+//! use embedded_storage::nor_flash::NorFlash;
+//! use stemguard_runtime::replace::trial::Verdict;
+//! use stemguard_runtime::slots::{Boot, HeadStore, StoreError};
+//!
+//! /// Loads the head to run; false for the artifact's own. `params` and `spare` hold one head each.
+//! fn boot<F: NorFlash>(
+//!     store: &mut HeadStore<F>,
+//!     params: &mut [f32],
+//!     spare: &mut [f32],
+//!     self_test: impl Fn(&[f32], Option<&[f32]>) -> Verdict,
+//! ) -> Result<bool, StoreError> {
+//!     match store.boot()? {
+//!         Boot::Factory => Ok(false),
+//!         Boot::Confirmed(head) => store.load(&head, params).map(|()| true),
+//!         Boot::Trial { new, old } => {
+//!             store.load(&new, params)?;
+//!             if let Some(old) = old {
+//!                 store.load(&old, spare)?;
+//!             }
+//!             match self_test(params, old.map(|_| &*spare)) {
+//!                 Verdict::Confirm => store.confirm().map(|_| true),
+//!                 Verdict::Reject => {
+//!                     params.copy_from_slice(spare);
+//!                     Ok(store.reject()?.is_some())
+//!                 }
+//!             }
+//!         }
+//!     }
+//! }
+//! ```
+//!
 //! A record is bound to its stem by the SHA-256 of the stem's artifact: heads of another stem are never handed out.
 //! [`Counter`] keeps the lowest model version that a device still accepts. `spec/flash.md` tells every byte.
 

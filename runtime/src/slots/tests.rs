@@ -7,8 +7,10 @@ pub(crate) mod flash;
 use super::*;
 use crate::artifact::tests::{golden_dump, hex_rows};
 use crate::artifact::{HeadSpec, head_params};
+use crate::net::tests::cases;
 use crate::rng::Rng;
 use flash::Flash;
+use proptest::prelude::*;
 use std::vec;
 use std::vec::Vec;
 
@@ -254,6 +256,72 @@ fn every_flipped_bit_of_a_record_is_caught() {
     let mut flash = store.release();
     flash.bytes[at + 80..end].copy_from_slice(&[&values[..], &crc.finalize().to_le_bytes()].concat());
     assert_eq!(open(flash).boot(), Ok(Boot::Factory));
+}
+
+/// A head of any kind and size, in pieces of any length.
+fn comes_back<F: NorFlash>(flash: F, kind: HeadKind, features: Shape, classes: u32, values: &[f32], piece: usize) {
+    let stem = StemId { digest: [9; 32], features };
+    let len = slot_len(values.len(), F::WRITE_SIZE, F::ERASE_SIZE) as u32;
+    let layout = Layout { slots: [len, 0], len };
+    let mut store = HeadStore::new_checked(flash, layout, stem).unwrap();
+    let mut writer = store.begin(kind, classes).unwrap();
+    values.chunks(piece).for_each(|piece| writer.push(piece).unwrap());
+    let head = writer.finish().unwrap();
+    assert_eq!(store.boot(), Ok(Boot::Trial { new: head, old: None }));
+    assert_eq!((load(&mut store, head), head.spec().classes, head.params_at() % 16), (values.to_vec(), classes, 0));
+}
+
+proptest! {
+    #![proptest_config(cases(200))]
+
+    #[test]
+    fn whatever_is_stored_comes_back(
+        seed: u64,
+        residual: bool,
+        (h, w, c) in (1u32..5, 1u32..5, 1u32..6),
+        classes in 1u32..30,
+        piece in 1usize..300,
+    ) {
+        let (kind, features) = ([HeadKind::Linear, HeadKind::Residual][usize::from(residual)], Shape::new(h, w, c));
+        let mut rng = Rng::new(seed, 0);
+        // Any finite bits.
+        let finite = |bits: u32| f32::from_bits(if bits & 0x7f80_0000 == 0x7f80_0000 { bits ^ 0x4000_0000 } else { bits });
+        let values: Vec<f32> = (0..head_params(kind, features, classes)).map(|_| finite(rng.bits())).collect();
+        comes_back(Flash::<1, 1, 256>::new(40, false, 0), kind, features, classes, &values, piece);
+        comes_back(Flash::<4, 8, 4096>::new(4, true, 0), kind, features, classes, &values, piece);
+        comes_back(Flash::<1, 256, 512>::new(24, true, 0), kind, features, classes, &values, piece);
+    }
+
+    /// A header that lies under a good checksum gives a head that can be loaded, or none.
+    #[test]
+    fn a_lying_header_is_refused_or_loads(
+        changes in prop::collection::vec((0usize..64, any::<u8>()), 1..6),
+        marks in prop::collection::vec(prop::sample::select(vec![0x00u8, 0xff, 0x5a]), 12),
+    ) {
+        let mut store = open(Plain::new(3, false, 0));
+        try_out(&mut store, 1);
+        let mut flash = store.release();
+        let slot = &mut flash.bytes[4096..8192];
+        changes.iter().for_each(|&(at, byte)| slot[at] = byte);
+        slot[64..76].copy_from_slice(&marks);
+        let count = u32::from_le_bytes([slot[28], slot[29], slot[30], slot[31]]) as usize;
+        let end = 80usize.saturating_add(count.saturating_mul(4));
+        if end + 4 <= slot.len() {
+            let mut crc = crate::artifact::CRC.digest();
+            crc.update(&slot[..64]);
+            crc.update(&slot[80..end]);
+            let crc = crc.finalize();
+            slot[end..end + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+        let mut store = open(flash);
+        match store.boot().unwrap() {
+            Boot::Factory => {}
+            Boot::Confirmed(head) | Boot::Trial { new: head, .. } => {
+                prop_assert_eq!(head.spec().features, stem().features);
+                prop_assert!(load(&mut store, head).iter().all(|v| v.is_finite()));
+            }
+        }
+    }
 }
 
 /// The dump of `spec/flash.md`: an offset, the bytes, two spaces, words.
