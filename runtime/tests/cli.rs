@@ -15,5 +15,7 @@ mod good;
 #[cfg(not(any(feature = "onnx", feature = "data")))]
 #[path = "cli/lean.rs"]
 mod lean;
+#[path = "cli/sign.rs"]
+mod sign;
 #[path = "cli/support.rs"]
 mod support;
