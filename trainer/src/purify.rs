@@ -138,10 +138,9 @@ fn fresh_head(c: &RunConfig, data: &Prepared, from: &State, seed: u64, kernels: 
     let mut engine = engine(&RunConfig { seed, ..c.clone() }, data, kernels)?;
     let mut state = engine.state();
     for (name, values) in &mut state.tensors {
-        if name.starts_with("stem.") || name.starts_with("decoder.") {
-            if let Some(old) = from.tensors.get(name) {
-                values.clone_from(old);
-            }
+        let kept = name.starts_with("stem.") || name.starts_with("decoder.");
+        if let Some(old) = from.tensors.get(name).filter(|_| kept) {
+            values.clone_from(old);
         }
     }
     engine.restore(&state)?;
@@ -223,13 +222,13 @@ pub fn purify(
                 kernels,
                 &mut |n| tell(Told::Audited(n, suspects.len())),
             )?;
-            for i in 0..suspects.len() {
+            for (i, accused) in accused.iter_mut().enumerate() {
                 let same = again.signals.new_label[i] == suspects.labels[i];
-                if accused[i] && same {
-                    accused[i] = false;
+                if *accused && same {
+                    *accused = false;
                     result.readmitted += 1;
-                } else if !accused[i] && again.verdict.accused[i] {
-                    accused[i] = true;
+                } else if !*accused && again.verdict.accused[i] {
+                    *accused = true;
                     result.newly_accused += 1;
                 }
             }

@@ -19,8 +19,8 @@ const BINS: usize = 200;
 pub(super) fn otsu(values: &[f64]) -> (f64, f64) {
     let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(l, h), &v| (l.min(v), h.max(v)));
     let width = (high - low) / BINS as f64;
-    // Written so that NaN ends here too.
-    if !(width > 0.0) {
+    // Without spread, or with NaN.
+    if width.is_nan() || width <= 0.0 {
         return (high, 0.0);
     }
     let mut bins = [(0.0f64, 0.0f64); BINS];
@@ -62,7 +62,7 @@ fn cholesky(m: &Matrix) -> Option<Matrix> {
             let sum: f64 = (0..j).map(|k| l[i][k] * l[j][k]).sum();
             l[i][j] = if i == j { (m[i][i] - sum).sqrt() } else { (m[i][j] - sum) / l[j][j] };
         }
-        if !(l[i][i] > 0.0) {
+        if l[i][i].is_nan() || l[i][i] <= 0.0 {
             return None;
         }
     }

@@ -231,7 +231,7 @@ mod tests {
         let mut s = Signals::default();
         let labels: Vec<u32> = (0..n).map(|i| if i < poisoned { 3 } else { (i % 10) as u32 }).collect();
         let share = |z: f32| 1.0 / (1.0 + (-z).exp());
-        for i in 0..n {
+        for (i, &label) in labels.iter().enumerate() {
             let ease = 1.5 * rng.normal() + 1.0;
             let (sure, known, soon) = if i < poisoned { (6.0, -2.5, 2.0) } else { (ease + 1.0, ease, ease - 2.0) };
             let confidence = sure + 0.6 * rng.normal();
@@ -243,7 +243,7 @@ mod tests {
             s.late.push(soon + 2.0 + 0.5 * rng.normal());
             s.swing.push(1.0 + 0.3 * rng.normal());
             s.survival.push(0.5);
-            s.new_label.push(labels[i]);
+            s.new_label.push(label);
         }
         (s, labels)
     }
