@@ -23,10 +23,13 @@ pub(crate) mod image;
 pub mod isa;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
-pub mod simd;
+pub mod picture;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
-pub mod picture;
+pub(crate) mod pixelwise;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
+pub mod simd;
 #[cfg(feature = "std")]
 mod simd_join;
 #[cfg(feature = "std")]
