@@ -31,6 +31,9 @@ pub(crate) mod pixelwise;
 #[allow(unsafe_code)]
 pub mod simd;
 #[cfg(feature = "std")]
+#[allow(unsafe_code)]
+mod simd_gradient;
+#[cfg(feature = "std")]
 mod simd_join;
 #[cfg(feature = "std")]
 mod transposed;
