@@ -13,7 +13,7 @@ use std::vec;
 /// Rounding differs with the order of the sums: relative to the largest value of the result.
 const TOLERANCE: f64 = 2e-5;
 
-fn noise(len: usize, seed: u64) -> Vec<f32> {
+pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut rng = rand_pcg::Pcg32::new(seed, 7);
     (0..len).map(|_| rng.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
 }
@@ -28,7 +28,7 @@ fn close<T: Copy + Into<f64>>(what: &str, a: &[T], b: &[T]) {
     }
 }
 
-fn shape(x: [u32; 3], cout: u32, kernel: [u32; 2], stride: [u32; 2], pad: [u32; 4]) -> ConvShape {
+pub(super) fn shape(x: [u32; 3], cout: u32, kernel: [u32; 2], stride: [u32; 2], pad: [u32; 4]) -> ConvShape {
     let side = |i: usize| (x[i] + pad[i] + pad[i + 2] - kernel[i]) / stride[i] + 1;
     ConvShape {
         x: Shape::new(x[0], x[1], x[2]),
