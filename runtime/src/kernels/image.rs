@@ -6,6 +6,9 @@
 //! respect to the data is a correlation too, one for each phase of the stride; the gradient with respect to the weights
 //! is an outer product of the same contiguous runs with the output gradient. A depthwise convolution has a kernel of its own,
 //! vectorised over the channels that go straight through.
+//!
+//! A correlation reads its weights by blocks of columns ([`column_blocks`]): out of a wide matrix each row of a block would come
+//! from another page, and where `cout` is a round number all rows from a few sets of the cache.
 
 use super::vector::{Vector, by_channel, load, store};
 
@@ -35,6 +38,32 @@ pub(crate) struct Correlation {
     pub(crate) w_step: usize,
 }
 
+/// Columns of the block that starts at column `o` of `cout`: two vectors, one, or what is left.
+fn block(lanes: usize, cout: usize, o: usize) -> usize {
+    let left = cout - o;
+    if left >= 2 * lanes { 2 * lanes } else { left.min(lanes) }
+}
+
+/// Whether a matrix of `cout` columns is one block: [`column_blocks`] would not change it.
+pub(super) fn is_one_block(lanes: usize, cout: usize) -> bool {
+    block(lanes, cout, 0) == cout
+}
+
+/// Copies matrices, each `[rows][cout]`, block by block of columns, each `[rows][columns of the block]`: the order in which
+/// [`correlate`] reads weights with vectors of `lanes`. The block that starts at column `o` starts at element `o * rows`.
+pub(super) fn column_blocks(lanes: usize, rows: usize, cout: usize, from: &[f32], to: &mut [f32]) {
+    for (from, to) in from.chunks_exact(rows * cout).zip(to.chunks_exact_mut(rows * cout)) {
+        let mut o = 0;
+        while o < cout {
+            let width = block(lanes, cout, o);
+            for (from, to) in from.chunks_exact(cout).zip(to[o * rows..].chunks_exact_mut(width)) {
+                to.copy_from_slice(&from[o..o + width]);
+            }
+            o += width;
+        }
+    }
+}
+
 /// `P` pixels times `N` vectors of output channels, held in registers.
 #[inline(always)]
 unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const PART: bool>(
@@ -49,6 +78,7 @@ unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const 
     // SAFETY: the caller of `correlate` vouches for every element the strides of `c` reach; a partial tile touches
     // only the first `part` channels.
     unsafe {
+        let width = if PART { part } else { N * V::LANES };
         let mut start = [V::splat(0.0); N];
         if !bias.is_null() {
             for (n, s) in start.iter_mut().enumerate() {
@@ -58,7 +88,7 @@ unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const 
         let mut acc = [start; P];
         for ky in 0..c.kh {
             let mut xr = x.add(ky * c.x_row);
-            let mut wr = w.add(ky * c.klen * c.cout);
+            let mut wr = w.add(ky * c.klen * width);
             for _ in 0..c.klen {
                 let mut wv = [V::splat(0.0); N];
                 for (n, v) in wv.iter_mut().enumerate() {
@@ -71,7 +101,7 @@ unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const 
                     }
                 }
                 xr = xr.add(1);
-                wr = wr.add(c.cout);
+                wr = wr.add(width);
             }
         }
         for (p, row) in acc.iter().enumerate() {
@@ -117,8 +147,8 @@ unsafe fn row<V: Vector, const X: usize, const P: usize, const N: usize, const P
 /// The whole correlation of one picture. `P1` pixels go with one vector of channels, `P2` with two.
 ///
 /// # Safety
-/// `x`, `w` (`[kh * klen][cout]`), `bias` (null or `[cout]`) and `y` are valid for everything `c` reaches; `y` does not
-/// overlap the others; the instruction set of `V` exists.
+/// `x`, `w` (`[kh * klen][cout]` in [`column_blocks`]), `bias` (null or `[cout]`) and `y` are valid for everything `c` reaches;
+/// `y` does not overlap the others; the instruction set of `V` exists.
 #[inline(always)]
 pub(crate) unsafe fn correlate<V: Vector, const P1: usize, const P2: usize>(
     c: &Correlation,
@@ -155,6 +185,7 @@ unsafe fn correlate_step<V: Vector, const X: usize, const P1: usize, const P2: u
     y: *mut f32,
 ) {
     let at = |o: usize| if bias.is_null() { bias } else { bias.wrapping_add(o) };
+    let rows = c.kh * c.klen;
     let mut o = 0;
     // SAFETY: `o` plus the channels of a block stays within `cout`; the rest is the caller's promise.
     unsafe {
@@ -163,7 +194,7 @@ unsafe fn correlate_step<V: Vector, const X: usize, const P1: usize, const P2: u
                 row::<V, X, P2, 2, false>(
                     c,
                     x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o),
+                    w.add(oy * c.w_step + o * rows),
                     at(o),
                     y.add(oy * c.y_row + o),
                     0,
@@ -176,7 +207,7 @@ unsafe fn correlate_step<V: Vector, const X: usize, const P1: usize, const P2: u
                 row::<V, X, P1, 1, false>(
                     c,
                     x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o),
+                    w.add(oy * c.w_step + o * rows),
                     at(o),
                     y.add(oy * c.y_row + o),
                     0,
@@ -190,7 +221,7 @@ unsafe fn correlate_step<V: Vector, const X: usize, const P1: usize, const P2: u
                 row::<V, X, P1, 1, true>(
                     c,
                     x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o),
+                    w.add(oy * c.w_step + o * rows),
                     at(o),
                     y.add(oy * c.y_row + o),
                     part,
@@ -308,7 +339,7 @@ pub(crate) unsafe fn outer_product<V: Vector, const P1: usize, const P2: usize>(
 /// `w_pix` that between kernel columns).
 ///
 /// # Safety
-/// As for [`correlate`].
+/// As for [`correlate`], with `w` as it is.
 #[inline(always)]
 pub(crate) unsafe fn depthwise<V: Vector>(
     c: &Correlation,

@@ -8,6 +8,7 @@
 //! their own, `simd_gradient`, and so have joins and max pooling, `simd_join`.
 
 use super::buffer::{Aligned, scratch};
+use super::image::{column_blocks, is_one_block};
 use super::isa::{Isa, Table, table};
 use super::transposed::{Pad, Transposed, forward_correlation, pad_rows, padded_len, window_pad};
 use super::winograd::Winograd;
@@ -129,7 +130,7 @@ impl Simd {
     /// One picture's data gradient, from a padded copy of its output gradient.
     ///
     /// # Safety
-    /// `w` are the weights of `back` or a copy; `from` is padded as `back` asks; `bias` is null or a value a channel; `y` is
+    /// `w` are from [`Self::pack_phases`]; `from` is padded as `back` asks; `bias` is null or a value a channel; `y` is
     /// one picture.
     pub(super) unsafe fn transpose(
         &self,
@@ -149,14 +150,34 @@ impl Simd {
         }
     }
 
-    /// A copy of a convolution's weights on cache lines, transformed where `tiled` says so.
-    pub(super) fn pack(&self, tiled: Option<&Winograd>, w: &[f32]) -> Aligned {
+    /// A convolution's weights for `cout` channels as [`super::image::correlate`] reads them, on cache lines: one matrix, or, for
+    /// `tiled`, one for each of 9 cells, transformed to 36.
+    pub(super) fn pack(&self, tiled: Option<&Winograd>, cout: usize, w: &[f32]) -> Aligned {
+        let lanes = self.isa.lanes();
         let mut packed = Aligned::zeroed(tiled.map_or(w.len(), Winograd::weights));
         let to = packed.get_mut();
-        match tiled {
-            None => to.copy_from_slice(w),
+        if tiled.is_none() {
+            column_blocks(lanes, w.len() / cout, cout, w, to);
+            return packed;
+        }
+        let (n, one) = (w.len() / 9, is_one_block(lanes, cout));
+        scratch([if one { 0 } else { w.len() }, 0, 0, 0], |[blocks, ..]| {
+            column_blocks(lanes, n / cout, cout, w, blocks);
+            let from = if one { w } else { blocks };
             // SAFETY: the plan has 36 cells where `w` has 9, and its channels are whole vectors.
-            Some(_) => unsafe { (self.table.winograd_filter)(w.len() / 9, w.as_ptr(), to.as_mut_ptr()) },
+            unsafe { (self.table.winograd_filter)(n, from.as_ptr(), to.as_mut_ptr()) };
+        });
+        packed
+    }
+
+    /// The same of a data gradient that is not tiled: a matrix for each phase of the stride.
+    pub(super) fn pack_phases(&self, back: &Transposed) -> Aligned {
+        let mut packed = Aligned::zeroed(back.weights.get().len());
+        for (c, _, at, _) in &back.parts {
+            let rows = c.kh * c.klen;
+            let span = *at..at + rows * c.cout;
+            let from = &back.weights.get()[span.clone()];
+            column_blocks(self.isa.lanes(), rows, c.cout, from, &mut packed.get_mut()[span]);
         }
         packed
     }
@@ -190,7 +211,7 @@ impl Kernels for Simd {
         check_prologue(pre, cin);
         assert!(w.len() == g.weights() && bias.is_none_or(|b| b.len() == cout), "weights of another shape");
         let tiled = Winograd::plan(g, self.isa.lanes());
-        let packed = self.pack(tiled.as_ref(), w);
+        let packed = self.pack(tiled.as_ref(), cout, w);
         let w = packed.get();
         let (c, pad) = (forward_correlation(g), tiled.map_or_else(|| window_pad(&g.window), |t| t.pad()));
         let direct = pre.is_none() && pad == [0; 4];
@@ -258,6 +279,7 @@ impl Kernels for Simd {
         let (x, y) = (&x[..n * yl], &mut y[..n * xl]);
         assert!(w.len() == g.weights() && bias.len() == cin, "weights of another shape");
         let back = Transposed::new(g, w);
+        let w = self.pack_phases(&back);
         let chunk = Self::chunk(n, 0);
         self.for_each(y.chunks_mut(chunk * xl).enumerate().collect(), |(part, y)| {
             scratch([padded_len(&g.y, back.pad), 0, 0, 0], |[to, ..]| {
@@ -267,7 +289,7 @@ impl Kernels for Simd {
                         y.chunks_exact_mut(cin).for_each(|y| y.copy_from_slice(bias));
                     }
                     // SAFETY: `to` is the padded copy that `back` asks for; `bias` has a value a channel.
-                    unsafe { self.transpose(&back, back.weights.get().as_ptr(), to.as_ptr(), bias.as_ptr(), y) };
+                    unsafe { self.transpose(&back, w.get().as_ptr(), to.as_ptr(), bias.as_ptr(), y) };
                 }
             });
         });

@@ -36,7 +36,7 @@ struct Backward<'a> {
     back: Transposed,
     /// The tiles of the weight gradient and of the data gradient, where they pay.
     tiled: Option<(Winograd, Winograd)>,
-    /// Weights of the data gradient, transformed for its tiles.
+    /// Packed weights of the data gradient.
     weights: Aligned,
     /// Padding of the copies of inputs and of output gradients.
     x_pad: Pad,
@@ -200,7 +200,10 @@ pub(super) fn conv_backward(
     let back = Transposed::new(g, w);
     let plan = |g: &ConvShape| Winograd::plan(g, k.isa().lanes());
     let tiled = plan(g).zip(plan(&ConvShape { x: g.y, y: g.x, ..*g }));
-    let weights = k.pack(tiled.as_ref().map(|(_, t)| t), back.weights.get());
+    let weights = match &tiled {
+        None => k.pack_phases(&back),
+        Some((_, t)) => k.pack(Some(t), cin, back.weights.get()),
+    };
     let (x_pad, dy_pad) = tiled.map_or((window_pad(&g.window), back.pad), |(t, b)| (t.pad(), b.pad()));
     let (chunk, small) = (Simd::chunk(n, w.len()), 2 * cin + cout);
     let group = tiled.map_or(1, |(t, b)| t.pictures().min(b.pictures())).min(chunk);
@@ -240,6 +243,7 @@ pub(super) fn deconv_backward(
     let (x, dy) = (&x[..n * yl], &dy[..n * xl]);
     assert!(w.len() == g.weights() && dw.len() == w.len() && db.len() == cin, "weights of another shape");
     let (c, pad) = (forward_correlation(g), window_pad(&g.window));
+    let packed = k.pack(None, c.cout, w);
     let chunk = Simd::chunk(n, w.len());
     let mut dw_parts = vec![0.0f32; n.div_ceil(chunk) * w.len()];
     let mut sum_parts = vec![0.0f64; n.div_ceil(chunk) * 2 * cin];
@@ -260,7 +264,7 @@ pub(super) fn deconv_backward(
                 if let Some(dx) = dx.as_deref_mut() {
                     let dx = &mut dx[(b - part * chunk) * yl..][..yl];
                     // SAFETY: as for a forward convolution.
-                    unsafe { (k.table.correlate)(&c, to.as_ptr(), w.as_ptr(), null(), dx.as_mut_ptr()) };
+                    unsafe { (k.table.correlate)(&c, to.as_ptr(), packed.get().as_ptr(), null(), dx.as_mut_ptr()) };
                 }
             }
         });

@@ -333,7 +333,7 @@ impl Winograd {
         (self.block / (self.x.across * self.x.down)).max(1)
     }
 
-    /// Elements of the transformed weights, `[36][cin][cout]`.
+    /// Elements of the transformed weights, `[36][cin][cout]`, each matrix in blocks of columns where [`Self::convolve`] reads it.
     pub(super) fn weights(&self) -> usize {
         PLANES * self.cin * self.cout
     }
@@ -347,7 +347,7 @@ impl Winograd {
         PLANES * (self.plane(self.cin) + self.plane(self.cout))
     }
 
-    /// `n` pictures: padded copies `x`, transformed weights `u`, to `y`.
+    /// `n` pictures: padded copies `x`, packed and transformed weights `u`, to `y`.
     ///
     /// # Safety
     /// `x` holds `n` pictures padded by [`Self::pad`], `u` has [`Self::weights`] elements, `bias` is null or a value a channel,

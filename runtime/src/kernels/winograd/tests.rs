@@ -4,6 +4,7 @@ use super::{Grid, IN, OUT, PLANES, Winograd};
 use crate::kernels::ConvShape;
 use crate::kernels::buffer::Aligned;
 use crate::kernels::isa::{Isa, Table, table};
+use crate::kernels::simd::Simd;
 use crate::kernels::tests::{noise, shape};
 use crate::kernels::transposed::{pad_rows, padded_len};
 use core::ptr::null;
@@ -160,9 +161,8 @@ fn tile_transforms_agree_with_the_matrices() {
             let (picture, top, left) = (tile / 4, tile % 4 / 2 * OUT, tile % 2 * OUT);
             for ch in 0..c {
                 let of = |g: &Grid| picture * g.picture + top * g.row + left * c + ch;
-                let planes = |p: &[f32]| -> Vec<f32> {
-                    (0..PLANES).map(|k| p[k * plane + (tile - first) * c + ch]).collect()
-                };
+                let planes =
+                    |p: &[f32]| -> Vec<f32> { (0..PLANES).map(|k| p[k * plane + (tile - first) * c + ch]).collect() };
                 let want = both(&input(), &square(&x[of(&padded)..], IN, padded.row, c)).concat();
                 small(&format!("{name} input"), TRANSFORM, &planes(&v), &want);
                 let want = both(&transposed(&output()), &square(&dy[of(&gradient)..], OUT, gradient.row, c)).concat();
@@ -232,14 +232,14 @@ fn padded(s: &crate::shape::Shape, pad: [usize; 4], n: usize, x: &[f32]) -> Alig
 }
 
 /// [`Winograd::convolve`] of `n` pictures.
-fn tiled(t: &Winograd, table: &Table, g: &ConvShape, n: usize, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f32> {
-    let (mut u, mut work) = (vec![f32::NAN; t.weights()], vec![f32::NAN; t.work()]);
+fn tiled(t: &Winograd, k: &Simd, g: &ConvShape, n: usize, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f32> {
+    let (u, mut work) = (k.pack(Some(t), t.cout, w), vec![f32::NAN; t.work()]);
     let (x, mut y) = (padded(&g.x, t.pad(), n, x), vec![f32::NAN; n * g.y.len()]);
     let bias = if bias.is_empty() { null() } else { bias.as_ptr() };
-    // SAFETY: lengths as the plan tells them; the plan was made for this table.
+    // SAFETY: lengths as the plan tells them; the plan was made for these kernels.
     unsafe {
-        (table.winograd_filter)(w.len() / 9, w.as_ptr(), u.as_mut_ptr());
-        t.convolve(table, n, x.get().as_ptr(), u.as_ptr(), bias, work.as_mut_ptr(), y.as_mut_ptr());
+        let u = u.get().as_ptr();
+        t.convolve(k.table, n, x.get().as_ptr(), u, bias, work.as_mut_ptr(), y.as_mut_ptr());
     }
     y
 }
@@ -254,11 +254,12 @@ fn blocks_and_pictures_agree_with_the_definition() {
         let want = convolution(&g, n, &x, &weights, &bias);
         let want_dw = weight_gradient(&g, n, &x, &dy);
         for isa in Isa::available() {
-            let (table, name) = (table(isa), isa.name());
+            let k = Simd::with_isa(isa, 1).expect("available");
+            let (table, name) = (k.table, isa.name());
             let t = Winograd::plan(&g, isa.lanes()).expect("whole vectors of channels");
             let tiles = t.x.across * t.x.down;
             assert!(n * tiles > t.block && !(n * tiles).is_multiple_of(t.block) && !t.block.is_multiple_of(tiles));
-            let y = tiled(&t, table, &g, n, &x, &weights, &bias);
+            let y = tiled(&t, &k, &g, n, &x, &weights, &bias);
             small(&format!("{name} {h}x{w} y"), ROUNDING, &y, &want);
 
             let (down, across) = (OUT * t.y.down, OUT * t.y.across);
@@ -284,6 +285,7 @@ fn rounding_over_64_channels_is_bounded() {
     let want = convolution(&g, 1, &x, &w, &[0.0; 64]);
     for isa in Isa::available() {
         let t = Winograd::plan(&g, isa.lanes()).expect("whole vectors of channels");
-        small(isa.name(), ROUNDING, &tiled(&t, table(isa), &g, 1, &x, &w, &[]), &want);
+        let k = Simd::with_isa(isa, 1).expect("available");
+        small(isa.name(), ROUNDING, &tiled(&t, &k, &g, 1, &x, &w, &[]), &want);
     }
 }
