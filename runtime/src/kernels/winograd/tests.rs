@@ -289,3 +289,21 @@ fn rounding_over_64_channels_is_bounded() {
         small(isa.name(), ROUNDING, &tiled(&t, &k, &g, 1, &x, &w, &[]), &want);
     }
 }
+
+#[test]
+fn few_tiles_of_many_channels_go_the_direct_way() {
+    let cases = [
+        (7, 512, 512, false),
+        (9, 512, 512, true),
+        (8, 128, 240, false),
+        (8, 128, 224, true),
+        (4, 192, 192, false),
+        (4, 64, 64, true),
+    ];
+    for (side, cin, cout, tiled) in cases {
+        let g = shape([side, side, cin], cout, [3, 3], [1, 1], [1; 4]);
+        let back = ConvShape { x: g.y, y: g.x, ..g };
+        let plans = [g, back].map(|g| Winograd::plan(&g, 16).is_some());
+        assert_eq!(plans, [tiled; 2], "{side}x{side}, {cin} to {cout} channels");
+    }
+}
