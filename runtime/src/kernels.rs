@@ -26,7 +26,13 @@ pub mod isa;
 pub mod picture;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
+pub(crate) mod pixelwise;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
 pub mod simd;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
+mod simd_gradient;
 #[cfg(feature = "std")]
 mod simd_join;
 #[cfg(feature = "std")]
