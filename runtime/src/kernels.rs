@@ -1,8 +1,8 @@
 //! The kernels: what a stem, a head and the trainer's layers are made of.
 //!
 //! [`scalar`] holds the forward kernels of every operation of a net, and [`mod@reference`] the training kernels, both written
-//! to be read: they are the oracle. [`simd`] (feature `std`) does the same work with vectors and threads; which
-//! instruction set it uses is chosen once, at run time ([`isa`]). All layouts are NHWC; a batch is `n` pictures, one after
+//! to be read: they are the oracle. `simd` (feature `std`) does the same work with vectors and threads; which
+//! instruction set it uses is chosen once, at run time (`isa`). All layouts are NHWC; a batch is `n` pictures, one after
 //! the other.
 //!
 //! `unsafe` lives below this module only.

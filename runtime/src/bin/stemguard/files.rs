@@ -26,7 +26,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
     write_as(path, bytes, OpenOptions::new().write(true).create(true).truncate(true))
 }
 
-/// As [`write`], a new file that only its owner can read and write from its first byte on, where the system knows such files.
+/// As [`write()`], a new file that only its owner can read and write from its first byte on, where the system knows such files.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
