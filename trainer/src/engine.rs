@@ -3,7 +3,7 @@
 mod cpu;
 
 pub use cpu::CpuEngine;
-pub(crate) use cpu::probability;
+pub(crate) use cpu::{log_odds, probability};
 
 use crate::nn::loss::Reconstruction;
 use serde::{Deserialize, Serialize};
@@ -64,7 +64,7 @@ impl<'a> Lesson<'a> {
 pub struct StepReport {
     /// Mean losses of the batch.
     pub losses: Losses,
-    /// Probability of each picture's given label, 0..=1, as the step saw it.
+    /// Log-odds of each picture's given label, as the step saw it.
     pub fit: Vec<f32>,
 }
 

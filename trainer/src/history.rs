@@ -1,7 +1,8 @@
-//! How well each suspect picture is fitted, epoch by epoch: the probability of its given label, as the training step saw it
-//! (augmented, batch statistics). Poison is fitted early: an audit reads that.
+//! How well each suspect picture is fitted, epoch by epoch: the log-odds of its given label, as the training step saw it (augmented,
+//! batch statistics). Poison is fitted in its own way: an audit reads that.
 //!
-//! Kept as `fitting.npy`, bytes of shape `[epochs][pictures]`, 255 for probability 1, written whole before each checkpoint.
+//! Kept as `fitting.npy`, signed bytes of shape `[epochs][pictures]`, tenths of the natural log-odds within -12.7..=12.7, written
+//! whole before each checkpoint.
 
 use crate::checkpoint::write_whole;
 use crate::error::Failure;
@@ -13,14 +14,11 @@ use std::path::Path;
 pub struct History {
     pictures: usize,
     /// `[epochs][pictures]`
-    rows: Vec<u8>,
+    rows: Vec<i8>,
 }
 
-/// The log-odds of a recorded probability, no closer to 0 and 1 than a byte tells.
-fn log_odds(p: u8) -> f32 {
-    let p = (f32::from(p) / 255.0).clamp(0.004, 0.996);
-    (p / (1.0 - p)).ln()
-}
+/// Parts of one that a byte counts.
+const PARTS: f32 = 10.0;
 
 impl History {
     /// An empty record over so many pictures.
@@ -28,7 +26,7 @@ impl History {
         Self { pictures, rows: Vec::new() }
     }
 
-    /// Starts an epoch: pictures that it does not see keep the value of the last one, 0 in the first.
+    /// Starts an epoch: pictures that it does not see keep the value of the last one, even odds in the first.
     pub fn begin_epoch(&mut self) {
         let last = self.rows.len().saturating_sub(self.pictures);
         if self.rows.is_empty() {
@@ -38,13 +36,13 @@ impl History {
         }
     }
 
-    /// Takes in the probabilities (0..=1) of the pictures `chosen` in the epoch begun last.
+    /// Takes in the log-odds of the pictures `chosen` in the epoch begun last.
     pub fn record(&mut self, chosen: &[u32], fit: &[f32]) {
         let at = self.rows.len().saturating_sub(self.pictures);
         let row = &mut self.rows[at..];
-        for (&i, &p) in chosen.iter().zip(fit) {
+        for (&i, &odds) in chosen.iter().zip(fit) {
             if let Some(to) = row.get_mut(i as usize) {
-                *to = (p * 255.0).round() as u8;
+                *to = (odds * PARTS).round().clamp(-127.0, 127.0) as i8;
             }
         }
     }
@@ -78,8 +76,8 @@ impl History {
         let rows = self.rows.chunks_exact(self.pictures.max(1)).take(epochs.end).skip(epochs.start);
         let count = rows.len().max(1) as f32;
         for row in rows {
-            for ((m, s), &p) in mean.iter_mut().zip(&mut square).zip(row) {
-                let odds = log_odds(p);
+            for ((m, s), &tenths) in mean.iter_mut().zip(&mut square).zip(row) {
+                let odds = f32::from(tenths) / PARTS;
                 *m += odds / count;
                 *s += odds * odds / count;
             }
@@ -99,7 +97,7 @@ impl History {
         if shape.len() != 2 || shape[1] != pictures as u64 || shape[0] < epochs as u64 {
             return Err(Failure::file(path, format!("has shape {shape:?}, not at least [{epochs}, {pictures}]")));
         }
-        let mut rows: Vec<u8> = file.into_vec().map_err(|e| Failure::file(path, e))?;
+        let mut rows: Vec<i8> = file.into_vec().map_err(|e| Failure::file(path, e))?;
         rows.truncate(epochs * pictures);
         Ok(Self { pictures, rows })
     }
@@ -130,21 +128,17 @@ mod tests {
         let path = dir.path().join("fitting.npy");
         let mut h = History::new(3);
         h.begin_epoch();
-        h.record(&[2, 0], &[1.0, 0.5]);
+        h.record(&[2, 0], &[40.0, 0.5]);
         let first = h.clone();
         h.begin_epoch();
-        h.record(&[1], &[0.2]);
+        h.record(&[1], &[-3.0]);
         h.write(&path).expect("written");
         assert_eq!(History::read(&path, 3, 2).expect("read"), h);
         assert_eq!(History::read(&path, 3, 1).expect("read"), first);
         let (mean, swing) = h.log_odds(0..2);
-        assert!((mean[2] - 249.0f32.ln()).abs() < 1e-3 && swing[2] < 1e-2, "{mean:?} {swing:?}");
-        // Probability 0, then 0.2.
-        let (a, b) = (-(249.0f32.ln()), 0.25f32.ln());
-        assert!(
-            (mean[1] - (a + b) / 2.0).abs() < 1e-3 && (swing[1] - (b - a) / 2.0).abs() < 1e-3,
-            "{mean:?} {swing:?}"
-        );
+        assert!((mean[2] - 12.7).abs() < 1e-4 && swing[2] < 1e-2, "{mean:?} {swing:?}");
+        // Even odds, then -3.
+        assert!((mean[1] + 1.5).abs() < 1e-4 && (swing[1] - 1.5).abs() < 1e-4, "{mean:?} {swing:?}");
         assert_eq!(h.log_odds(0..1).1, [0.0; 3]);
         for (pictures, epochs) in [(4, 1), (3, 3)] {
             let e = History::read(&path, pictures, epochs).expect_err("another shape").to_string();

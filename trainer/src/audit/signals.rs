@@ -1,7 +1,7 @@
 //! What two heads on one stem know of every suspect picture.
 
 use crate::augment::to_f32;
-use crate::engine::{CpuEngine, probability};
+use crate::engine::{CpuEngine, log_odds, probability};
 use crate::error::Failure;
 use crate::history::History;
 use stemguard_runtime::artifact::HeadSpec;
@@ -67,13 +67,6 @@ pub(super) struct Witnesses<'a> {
     pub(super) new: &'a NewHead,
     /// What runs them.
     pub(super) kernels: &'a Simd,
-}
-
-/// Log-odds of one label: its logit minus the log of the sum of the others' exponentials.
-fn log_odds(logits: &[f32], label: u32) -> f32 {
-    let others = || logits.iter().enumerate().filter(|&(i, _)| i != label as usize).map(|(_, &z)| z);
-    let top = others().fold(f32::NEG_INFINITY, f32::max);
-    logits[label as usize] - top - others().map(|z| (z - top).exp()).sum::<f32>().ln()
 }
 
 impl Witnesses<'_> {

@@ -62,7 +62,7 @@ impl CpuEngine {
         let features = self.net.stem.forward(k, buffers, x.leaky_trace())?;
         let (features, tape) = features.split_tape();
         let logits = self.net.head.forward(k, buffers, features.clone().put_tape(tape))?;
-        let fit = labels.iter().zip(logits.as_vec().chunks_exact(classes)).map(|(&l, z)| probability(z, l)).collect();
+        let fit = labels.iter().zip(logits.as_vec().chunks_exact(classes)).map(|(&l, z)| log_odds(z, l)).collect();
         let ce = loss::classification(logits, labels, lesson.forget)?;
         let mut losses = Losses { ce: ce.as_vec()[0], ..Losses::default() };
         let total = match (&mut self.net.decoder, copy) {
@@ -118,6 +118,15 @@ pub(crate) fn probability(logits: &[f32], label: u32) -> f32 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f32 = logits.iter().map(|z| (z - top).exp()).sum();
     logits.get(label as usize).map_or(0.0, |z| (z - top).exp() / sum)
+}
+
+/// Log-odds of one label: its logit minus the log of the sum of the others' exponentials.
+pub(crate) fn log_odds(logits: &[f32], label: u32) -> f32 {
+    let others = || logits.iter().enumerate().filter(|&(i, _)| i != label as usize).map(|(_, &z)| z);
+    let top = others().fold(f32::NEG_INFINITY, f32::max);
+    logits.get(label as usize).copied().unwrap_or(f32::NEG_INFINITY)
+        - top
+        - others().map(|z| (z - top).exp()).sum::<f32>().ln()
 }
 
 /// Updates every parameter from its gradient.
