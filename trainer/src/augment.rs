@@ -5,7 +5,7 @@ use crate::config::{Crop, RunConfig};
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::rng::Rng;
-use stemguard_runtime::session::Augment;
+use stemguard_runtime::session::{Augment, to_f32};
 use stemguard_runtime::shape::Shape;
 
 /// Stream of the seed for the order of an epoch, and for what happens to its pictures.
@@ -17,13 +17,6 @@ pub fn order(seed: u64, epoch: u32, n: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
     Rng::new(seed ^ ORDER, u64::from(epoch)).shuffle(&mut order);
     order
-}
-
-/// Bytes to 0..=1.
-pub fn to_f32(bytes: &[u8], to: &mut [f32]) {
-    for (t, &b) in to.iter_mut().zip(bytes) {
-        *t = f32::from(b) / 255.0;
-    }
 }
 
 /// A batch of varied pictures, `[n][h][w][3]`, 0..=1.

@@ -105,7 +105,6 @@ pub fn finish(
     let purified = purify(dir, c, data, &trapped.state(), &found, how, p, resume, kernels, &mut |told| match told {
         purify::Told::Training(_, e) => tell(Told::Training("purify", e)),
         purify::Told::Replacing(p) => tell(Told::Replacing("witness", p)),
-        purify::Told::Audited(done, of) => tell(Told::Audited(done, of)),
     })?;
     Ok(Outcome { replaced: new.evaluation, audit: found.summary(Some(&data.truth)), purified: purified.evaluation })
 }

@@ -5,7 +5,7 @@
 
 use crate::checkpoint::write_whole;
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, TestSet, evaluate};
+use crate::evaluate::{Evaluation, Logits, TestSet, answers, evaluate};
 use crate::run::{RunDir, StageResult};
 use std::path::Path;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::net::OwnedNet;
 use stemguard_runtime::onnx::{self, Model};
 use stemguard_runtime::replace::{Progress, Settings};
-use stemguard_runtime::session::{Augment, NewHead, Session, Space, replace_head};
+use stemguard_runtime::session::{self, Augment, NewHead, Session, Space, replace_head};
 
 /// How the head of a run is replaced.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +74,7 @@ pub fn packed_stem(dir: &RunDir) -> Result<OwnedNet, Failure> {
 /// All pictures as `[n][h][w][3]`, 0..=1.
 pub fn to_f32(pictures: &Pictures) -> Vec<f32> {
     let mut x = vec![0.0; pictures.pixels.len()];
-    crate::augment::to_f32(&pictures.pixels, &mut x);
+    session::to_f32(&pictures.pixels, &mut x);
     x
 }
 
@@ -106,16 +106,33 @@ pub fn replace(
     )
     .map_err(|e| Failure::input("holdout", e))?;
     let seconds = started.elapsed().as_secs_f64();
-    let evaluation = {
-        let parts = parts("", "", "", &stem, Some(&head));
-        let session = Session::of_artifact(&parts, kernels.clone())?;
-        evaluate(test, &mut |x| {
-            let mut logits = vec![0.0; x.len() / session.input().len() * classes];
+    let mut defended = Defended { stem, head, evaluation: Evaluation::default(), seconds };
+    defended.evaluation = defended.with_logits(kernels, |logits| evaluate(test, logits))?;
+    Ok(defended)
+}
+
+impl Defended {
+    /// The class it gives each picture.
+    ///
+    /// # Errors
+    /// [`Failure`] where the pictures do not fit the stem.
+    pub fn answers(&self, pictures: &Pictures, kernels: &Simd) -> Result<Vec<u32>, Failure> {
+        self.with_logits(kernels, |logits| answers(pictures, logits))
+    }
+
+    /// What `f` makes of the model's logits.
+    fn with_logits<T>(
+        &self,
+        kernels: &Simd,
+        f: impl FnOnce(&mut Logits<'_>) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let session = Session::of_artifact(&parts("", "", "", &self.stem, Some(&self.head)), kernels.clone())?;
+        f(&mut |x| {
+            let mut logits = vec![0.0; x.len() / session.input().len() * self.head.classes as usize];
             session.infer(x, &mut logits)?;
             Ok(logits)
-        })?
-    };
-    Ok(Defended { stem, head, evaluation, seconds })
+        })
+    }
 }
 
 fn parts<'a>(

@@ -1,10 +1,10 @@
 //! What a model answers on the test set, clean and triggered: counts, divided once.
 
-use crate::augment::to_f32;
 use crate::error::Failure;
 use serde::{Deserialize, Serialize};
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::metrics::{Rate, argmax};
+use stemguard_runtime::session::to_f32;
 
 /// A model, as its figures see it: pictures `[n][h][w][3]` to logits `[n][classes]`.
 pub type Logits<'a> = dyn FnMut(&[f32]) -> Result<Vec<f32>, Failure> + 'a;

@@ -12,6 +12,7 @@ use std::error::Error;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::data::{LoadOptions, Part, Pictures, Spec, load_part, write_npz};
 use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::session::to_f32;
 
 /// Epochs of the model the perturbation is made against.
 pub const EPOCHS: u32 = 8;
@@ -67,7 +68,7 @@ impl<'a> Descent<'a> {
         for first in (0..made.len()).step_by(BATCH) {
             let last = (first + BATCH).min(made.len());
             let mut plain = vec![0.0; (last - first) * len];
-            augment::to_f32(&made.pixels[first * len..last * len], &mut plain);
+            to_f32(&made.pixels[first * len..last * len], &mut plain);
             let labels = &made.labels[first..last];
             let mut x = plain.clone();
             for _ in 0..STEPS {

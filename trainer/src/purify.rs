@@ -4,11 +4,17 @@
 //! trapped model -> audit -> accused -> purify (a course of a few epochs) -> audit again -> ... -> purified model
 //! ```
 //!
-//! A round trains on the suspects and the clean holdout together: the holdout's labels are the only ones trusted. After it a new
-//! head on the purified stem judges the accused again; those whose given label it would give too were accused wrongly and
-//! are readmitted. Rounds end when verdicts settle.
+//! A round trains on the suspects and the clean holdout together, and on copies that wear what the accused have in common
+//! ([`Imprint`]) with the labels they had: the accused are unlearned, and the trigger becomes something to look past. After
+//! it a new head on the purified stem is asked again: the accused whose given label it would give too are readmitted, the doubtful
+//! whose label it would not give are accused. Rounds end when verdicts settle.
 
-use crate::audit::{Audit, audit};
+mod imprint;
+mod material;
+
+pub use imprint::Imprint;
+
+use crate::audit::Audit;
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
@@ -17,12 +23,11 @@ use crate::engine::{CpuEngine, Engine, State};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, evaluate};
 use crate::export;
-use crate::history::History;
 use crate::run::{Prepared, RunDir, StageResult};
 use crate::trap::{engine, fingerprint};
+use material::{DOUBT, Opinion, material};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
-use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::Progress;
 
@@ -47,11 +52,13 @@ pub struct Purification {
     pub epochs: u32,
     /// Most rounds.
     pub rounds: u32,
+    /// Pictures copied with the trigger that the accused show, as a share of those trusted, 0..=1.
+    pub inoculate: f32,
 }
 
 impl Default for Purification {
     fn default() -> Self {
-        Self { mode: Mode::Unlearn, epochs: 6, rounds: 1 }
+        Self { mode: Mode::Unlearn, epochs: 6, rounds: 1, inoculate: 0.1 }
     }
 }
 
@@ -64,38 +71,10 @@ impl Purification {
         match self {
             p if !(1..=1000).contains(&p.epochs) => Err("--purify-epochs is not within 1..1000".into()),
             p if !(1..=3).contains(&p.rounds) => Err("--rounds is not within 1..3".into()),
+            p if !(0.0..=1.0).contains(&p.inoculate) => Err("--inoculate is not within 0..1".into()),
             _ => Ok(()),
         }
     }
-}
-
-/// What a round trains on.
-struct Material {
-    pictures: Pictures,
-    forget: Vec<bool>,
-}
-
-/// The suspects as the verdict leaves them, then the holdout.
-fn material(
-    suspects: &Pictures,
-    accused: &[bool],
-    new_label: &[u32],
-    holdout: &Pictures,
-    mode: Mode,
-) -> Result<Material, Failure> {
-    let kept: Vec<usize> = (0..suspects.len()).filter(|&i| mode != Mode::Drop || !accused[i]).collect();
-    let mut pictures = suspects.subset(&kept);
-    if mode == Mode::Relabel {
-        for (label, &i) in pictures.labels.iter_mut().zip(&kept) {
-            if accused[i] {
-                *label = new_label[i];
-            }
-        }
-    }
-    let mut forget: Vec<bool> = kept.iter().map(|&i| mode == Mode::Unlearn && accused[i]).collect();
-    let pictures = pictures.concat(holdout).map_err(|e| Failure::input("holdout", e))?;
-    forget.resize(pictures.len(), false);
-    Ok(Material { pictures, forget })
 }
 
 /// What one round did.
@@ -103,7 +82,11 @@ fn material(
 pub struct Round {
     /// Pictures accused while it trained.
     pub accused: usize,
-    /// Pictures the audit after it accused anew.
+    /// Pictures left out of it: not accused, but not trusted.
+    pub doubtful: usize,
+    /// Copies that wore what the accused have in common.
+    pub inoculated: usize,
+    /// Doubtful pictures accused after it.
     pub newly_accused: usize,
     /// Pictures readmitted after it.
     pub readmitted: usize,
@@ -127,10 +110,8 @@ pub struct Purified {
 pub enum Told<'a> {
     /// A round (from 1) trains.
     Training(u32, Event<'a>),
-    /// A new head judges the accused again.
+    /// A new head judges again.
     Replacing(Progress),
-    /// Pictures audited, of so many.
-    Audited(usize, usize),
 }
 
 /// A model to start from: stem and decoder as they were, the head drawn anew from `seed`, no optimiser moments.
@@ -145,6 +126,23 @@ fn fresh_head(c: &RunConfig, data: &Prepared, from: &State, seed: u64, kernels: 
     }
     engine.restore(&state)?;
     Ok(engine)
+}
+
+/// Readmits the accused whose given label a head that never saw the trigger would give too; accuses the doubtful whose label it
+/// would not give. How many of each: newly accused, readmitted.
+fn reconsider(accused: &mut [bool], score: &[f32], labels: &[u32], new_label: &[u32]) -> (usize, usize) {
+    let (mut anew, mut readmitted) = (0, 0);
+    for (i, accused) in accused.iter_mut().enumerate() {
+        let same = new_label[i] == labels[i];
+        if *accused && same {
+            *accused = false;
+            readmitted += 1;
+        } else if !*accused && !same && score[i] > DOUBT {
+            *accused = true;
+            anew += 1;
+        }
+    }
+    (anew, readmitted)
 }
 
 /// Stream of the seed for a round's head and order.
@@ -184,11 +182,12 @@ pub fn purify(
         let clock = Instant::now();
         let config =
             RunConfig { epochs: p.epochs, seed: c.seed ^ (ROUND << number), every: p.epochs, guard: None, ..c.clone() };
-        let m = material(suspects, &accused, &new_label, holdout, p.mode)?;
+        let opinion = Opinion { accused: &accused, score: &found.verdict.score, new_label: &new_label };
+        let m = material(suspects, &opinion, holdout, p, config.seed)?;
         let path = work.join(format!("round-{number}"));
         std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
         let round = RunDir { path };
-        let mark = fingerprint(&(&config, p, &m.pictures.labels, &m.forget));
+        let mark = fingerprint(&(&config, p, &m.pictures.labels, &m.forget, DOUBT));
         let course =
             Course { config: &config, pictures: &m.pictures, forget: &m.forget, dir: &round, fingerprint: &mark };
         let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
@@ -200,39 +199,22 @@ pub fn purify(
             };
         let mut result = Round {
             accused: accused.iter().filter(|&&a| a).count(),
+            doubtful: m.doubtful,
+            inoculated: m.inoculated,
             newly_accused: 0,
             readmitted: 0,
             evaluation,
             seconds: 0.0,
         };
         if number < p.rounds {
-            let history = History::read(&round.file("fitting.npy"), m.pictures.len(), p.epochs as usize)?;
             write_whole(&round.file("stem.onnx"), &export::stem(&engine.net)?)?;
             let new = replace(packed_stem(&round)?, holdout, &data.test, how, kernels, &mut |e| {
                 tell(Told::Replacing(e));
                 true
             })?;
-            let again = audit(
-                &mut engine,
-                &new.head,
-                &history.first(suspects.len()),
-                suspects,
-                holdout,
-                c.seed,
-                kernels,
-                &mut |n| tell(Told::Audited(n, suspects.len())),
-            )?;
-            for (i, accused) in accused.iter_mut().enumerate() {
-                let same = again.signals.new_label[i] == suspects.labels[i];
-                if *accused && same {
-                    *accused = false;
-                    result.readmitted += 1;
-                } else if !*accused && again.verdict.accused[i] {
-                    *accused = true;
-                    result.newly_accused += 1;
-                }
-            }
-            new_label = again.signals.new_label;
+            new_label = new.answers(suspects, kernels)?;
+            (result.newly_accused, result.readmitted) =
+                reconsider(&mut accused, &found.verdict.score, &suspects.labels, &new_label);
             from = engine.state();
         }
         result.seconds = clock.elapsed().as_secs_f64();
@@ -267,24 +249,12 @@ pub fn purify(
 mod tests {
     use super::*;
 
-    fn pictures(labels: &[u32]) -> Pictures {
-        let pixels = labels.iter().enumerate().flat_map(|(i, _)| [i as u8; 3]).collect();
-        Pictures { h: 1, w: 1, pixels, labels: labels.to_vec(), classes: vec!["a".into(), "b".into()], files: vec![] }
-    }
-
     #[test]
-    fn the_accused_are_forgotten_dropped_or_relabelled_and_the_holdout_is_trusted() {
-        let (suspects, holdout) = (pictures(&[0, 1, 1, 0]), pictures(&[1, 0]));
-        let (accused, new) = ([false, true, false, true], [1, 0, 0, 1]);
-        let of = |mode| material(&suspects, &accused, &new, &holdout, mode).expect("same kind of pictures");
-        let m = of(Mode::Unlearn);
-        assert_eq!(m.pictures.labels, [0, 1, 1, 0, 1, 0]);
-        assert_eq!(m.forget, [false, true, false, true, false, false]);
-        let m = of(Mode::Drop);
-        assert_eq!((m.pictures.labels, m.forget), (vec![0, 1, 1, 0], vec![false; 4]));
-        assert_eq!(m.pictures.pixels[3], 2);
-        let m = of(Mode::Relabel);
-        assert_eq!((m.pictures.labels, m.forget), (vec![0, 0, 1, 1, 1, 0], vec![false; 6]));
+    fn only_the_accused_and_the_doubtful_are_reconsidered() {
+        let mut accused = [true, true, false, false, false];
+        let score = [0.9, 0.6, 0.3, 0.3, 0.0];
+        let counts = reconsider(&mut accused, &score, &[1, 1, 1, 1, 1], &[1, 0, 0, 1, 0]);
+        assert_eq!((counts, accused), ((1, 1), [false, true, true, false, false]));
     }
 
     #[test]
@@ -292,6 +262,7 @@ mod tests {
         for (p, word) in [
             (Purification { epochs: 0, ..Purification::default() }, "--purify-epochs"),
             (Purification { rounds: 4, ..Purification::default() }, "--rounds"),
+            (Purification { inoculate: f32::NAN, ..Purification::default() }, "--inoculate"),
         ] {
             assert!(p.check().expect_err("refused").contains(word));
         }

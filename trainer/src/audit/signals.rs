@@ -1,6 +1,5 @@
 //! What two heads on one stem know of every suspect picture.
 
-use crate::augment::to_f32;
 use crate::engine::{CpuEngine, log_odds, probability};
 use crate::error::Failure;
 use crate::history::History;
@@ -11,7 +10,7 @@ use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::metrics::argmax;
 use stemguard_runtime::net::Span;
 use stemguard_runtime::rng::Rng;
-use stemguard_runtime::session::NewHead;
+use stemguard_runtime::session::{NewHead, to_f32};
 
 /// Pictures scored together.
 const BATCH: usize = 250;

@@ -307,6 +307,9 @@ pub(crate) struct PurifyOptions {
     /// Most rounds of training and auditing, 1..3.
     #[arg(long, default_value_t = Purification::default().rounds, value_name = "N")]
     rounds: u32,
+    /// Share of the trusted pictures copied with the trigger that the accused show, and their own labels, 0..1.
+    #[arg(long, default_value_t = Purification::default().inoculate, value_name = "SHARE")]
+    inoculate: f32,
 }
 
 impl PurifyOptions {
@@ -317,7 +320,7 @@ impl PurifyOptions {
             ModeName::Drop => Mode::Drop,
             ModeName::Relabel => Mode::Relabel,
         };
-        let p = Purification { mode, epochs: self.purify_epochs, rounds: self.rounds };
+        let p = Purification { mode, epochs: self.purify_epochs, rounds: self.rounds, inoculate: self.inoculate };
         p.check().map_err(Failure::Input)?;
         Ok(p)
     }

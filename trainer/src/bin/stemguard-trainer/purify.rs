@@ -53,27 +53,23 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 bar.set_position(u64::from(p.epoch));
                 bar.set_message(format!("replace: loss {:.3}", p.loss));
             }
-            Told::Audited(done, of) => {
-                bar.set_length(of as u64);
-                bar.set_position(done as u64);
-                bar.set_message("audit");
-            }
         },
     )?;
     bar.finish_and_clear();
     for (number, r) in purified.rounds.iter().enumerate() {
         let e = &r.evaluation;
         if args.output.json {
-            ui::json(
-                &serde_json::json!({ "round": number + 1, "accused": r.accused, "newly_accused": r.newly_accused,
+            ui::json(&serde_json::json!({ "round": number + 1, "accused": r.accused, "doubtful": r.doubtful,
+                "inoculated": r.inoculated, "newly_accused": r.newly_accused,
                 "readmitted": r.readmitted, "acc": e.acc, "asr": e.asr, "ra": e.ra, "chance": e.chance,
-                "seconds": r.seconds }),
-            )?;
+                "seconds": r.seconds }))?;
         } else {
             ui::say(&format!(
-                "round {}: {} accused ({} more after it, {} readmitted): ACC {:.1} %, ASR {:.1} % (chance {:.1}), RA {:.1} %, {:.0} s",
+                "round {}: {} accused, {} left out, {} inoculated ({} more accused after it, {} readmitted): ACC {:.1} %, ASR {:.1} % (chance {:.1}), RA {:.1} %, {:.0} s",
                 number + 1,
                 r.accused,
+                r.doubtful,
+                r.inoculated,
                 r.newly_accused,
                 r.readmitted,
                 100.0 * e.acc,
