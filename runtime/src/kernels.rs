@@ -7,6 +7,10 @@
 //!
 //! `unsafe` lives below this module only.
 
+pub mod int8;
+#[cfg(any(cortex_m_dsp, test))]
+#[allow(unsafe_code)]
+pub mod int8_dsp;
 pub mod reference;
 pub mod scalar;
 
@@ -20,13 +24,16 @@ mod buffer;
 pub(crate) mod image;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
+pub mod int8_host;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
 pub mod isa;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
-pub mod simd;
+pub mod picture;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
-pub mod picture;
+pub mod simd;
 #[cfg(feature = "std")]
 mod simd_join;
 #[cfg(feature = "std")]

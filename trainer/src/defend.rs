@@ -118,7 +118,7 @@ fn parts<'a>(
     head: Option<&'a NewHead>,
 ) -> ArtifactParts<'a> {
     let head = head.map(|h| HeadParts { kind: h.kind, classes: h.classes, params: &h.params });
-    ArtifactParts { name, labels, provenance, stem: stem.as_net(), head }
+    ArtifactParts { name, labels, provenance, stem: stem.as_net().into(), head }
 }
 
 /// Writes `defended.sgm` and `defended.onnx` and records the stage (`defended`, or `control` without a trap).

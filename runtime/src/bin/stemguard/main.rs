@@ -14,6 +14,8 @@ mod fail;
 mod files;
 mod infer;
 mod inspect;
+#[cfg(feature = "onnx")]
+mod int8;
 mod model;
 mod npy;
 mod pack;
