@@ -5,6 +5,9 @@
 //! instruction set it uses is chosen once, at run time ([`isa`]). All layouts are NHWC; a batch is `n` pictures, one after
 //! the other.
 //!
+//! [`int8`] holds the kernels of nets in 8 bits, where all implementations give the same bits: `int8_dsp` is for Cortex-M4 and
+//! M7, `int8_host` for hosts.
+//!
 //! `unsafe` lives below this module only.
 
 pub mod int8;
@@ -30,10 +33,10 @@ pub mod int8_host;
 pub mod isa;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
-pub mod picture;
+pub mod simd;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
-pub mod simd;
+pub mod picture;
 #[cfg(feature = "std")]
 mod simd_join;
 #[cfg(feature = "std")]

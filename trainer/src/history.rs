@@ -82,8 +82,12 @@ impl History {
         let failed = |e: std::io::Error| Failure::file(path, format!("cannot be written: {e}"));
         let mut bytes = Vec::with_capacity(self.rows.len() + 128);
         let shape = [self.epochs() as u64, self.pictures as u64];
-        let mut writer =
-            npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd().map_err(failed)?;
+        let mut writer = npyz::WriteOptions::new()
+            .default_dtype()
+            .shape(&shape)
+            .writer(&mut bytes)
+            .begin_nd()
+            .map_err(failed)?;
         writer.extend(self.rows.iter().copied()).map_err(failed)?;
         writer.finish().map_err(failed)?;
         write_whole(path, &bytes)

@@ -205,8 +205,7 @@ fn losses_fall() {
         let mut engine = engine(a, side, 5);
         let x = pictures(n * engine.net.input.len());
         let labels: Vec<u32> = (0..n as u32).collect();
-        let losses: Vec<f32> =
-            (0..steps).map(|_| engine.step(x.clone(), &labels, 1e-3).expect("step").losses.total).collect();
+        let losses: Vec<f32> = (0..steps).map(|_| engine.step(x.clone(), &labels, 1e-3).expect("step").losses.total).collect();
         assert!(losses.iter().all(|l| l.is_finite()) && losses[steps - 1] < losses[0], "{a}: {losses:?}");
         assert!(engine.logits(&x).expect("inference").iter().all(|v| v.is_finite()), "{a}");
     }

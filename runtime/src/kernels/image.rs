@@ -160,41 +160,20 @@ unsafe fn correlate_step<V: Vector, const X: usize, const P1: usize, const P2: u
     unsafe {
         while o + 2 * V::LANES <= c.cout {
             for oy in 0..c.oh {
-                row::<V, X, P2, 2, false>(
-                    c,
-                    x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o),
-                    at(o),
-                    y.add(oy * c.y_row + o),
-                    0,
-                );
+                row::<V, X, P2, 2, false>(c, x.add(oy * c.x_step), w.add(oy * c.w_step + o), at(o), y.add(oy * c.y_row + o), 0);
             }
             o += 2 * V::LANES;
         }
         while o + V::LANES <= c.cout {
             for oy in 0..c.oh {
-                row::<V, X, P1, 1, false>(
-                    c,
-                    x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o),
-                    at(o),
-                    y.add(oy * c.y_row + o),
-                    0,
-                );
+                row::<V, X, P1, 1, false>(c, x.add(oy * c.x_step), w.add(oy * c.w_step + o), at(o), y.add(oy * c.y_row + o), 0);
             }
             o += V::LANES;
         }
         if o < c.cout {
             let part = c.cout - o;
             for oy in 0..c.oh {
-                row::<V, X, P1, 1, true>(
-                    c,
-                    x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o),
-                    at(o),
-                    y.add(oy * c.y_row + o),
-                    part,
-                );
+                row::<V, X, P1, 1, true>(c, x.add(oy * c.x_step), w.add(oy * c.w_step + o), at(o), y.add(oy * c.y_row + o), part);
             }
         }
     }

@@ -31,7 +31,7 @@ pub fn conv(args: &ConvArgs<'_>, x: &[i8], y: &mut [i8]) {
         let (fours, ones) = y.as_chunks_mut::<4>();
         let (records, of_ones) = args.channels.as_chunks::<4>();
         let last = args.weight.get(fours.len() * 4 * fan..).unwrap_or(&[]);
-        for ((y, records), weights) in fours.iter_mut().zip(records).zip(args.weight.chunks_exact(4 * fan)) {
+        for ((y, records), weights) in fours.iter_mut().zip(records).zip(args.weight.chunks_exact((4 * fan).max(1))) {
             let mut sums = [0; 4];
             if !reach.is_inside {
                 reach.padding(args.pad, weights, fan, &mut sums);
@@ -110,7 +110,7 @@ impl Reach {
             *sum = words.iter().fold(*sum, |sum, &w| four([pair, pair], w, sum));
             *sum = rest.iter().fold(*sum, |sum, &w| sum.wrapping_add(i32::from(pad) * i32::from(w)));
         };
-        for (sum, weights) in sums.iter_mut().zip(weights.chunks_exact(fan)) {
+        for (sum, weights) in sums.iter_mut().zip(weights.chunks_exact(fan.max(1))) {
             let mut done = 0;
             for i in 0..self.rows {
                 let from = self.w + i * self.w_step;
@@ -204,10 +204,11 @@ mod arm {
     /// Adds the products of the whole words of each run with four rows of weights that begin `fan` elements apart.
     #[inline(always)]
     pub(super) fn quads(reach: &Reach, x: &[i8], weights: &[i8], fan: usize, sums: &mut [i32; 4]) {
-        let (words, last) = (reach.len / 4, reach.rows.wrapping_sub(1));
-        if last == usize::MAX
-            || x.len() < last * reach.x_step + reach.len
-            || weights.len() < 3 * fan + last * reach.w_step + reach.len
+        let (words, last) = (reach.len / 4, reach.rows.saturating_sub(1));
+        let end = |step: usize| last.saturating_mul(step).saturating_add(reach.len);
+        if reach.rows == 0
+            || x.len() < end(reach.x_step)
+            || weights.len() < fan.saturating_mul(3).saturating_add(end(reach.w_step))
         {
             return;
         }
@@ -251,8 +252,8 @@ mod arm {
                     );
                 }
             }
-            x = x.wrapping_add(reach.x_step - 4 * words);
-            w = w.wrapping_add(reach.w_step - 4 * words);
+            x = x.wrapping_add(reach.x_step.wrapping_sub(4 * words));
+            w = w.wrapping_add(reach.w_step.wrapping_sub(4 * words));
         }
         *sums = [a, b, c, d];
     }

@@ -8,10 +8,10 @@
 //!
 //! Buffers of transformed values hold 36 *planes*, one for each position, of `[tiles][channels]`.
 
-use super::ConvShape;
 use super::image::Correlation;
 use super::isa::Table;
 use super::vector::Vector;
+use super::ConvShape;
 
 /// Side of a tile of outputs, of its inputs, and the number of positions.
 const OUT: usize = 4;

@@ -327,8 +327,9 @@ fn ranges_hold_zero_and_leave_lone_outliers_out() {
     // The least of (40 - h)^2 + n (h / 255)^2 / 12 lies at h = 40 / (1 + n / (12 * 255^2)).
     let (n, found) = (100_000.0, range(&x).1);
     assert!((found - 40.0 / (1.0 + n / (12.0 * 255.0 * 255.0))).abs() < 0.5, "{found}");
-    let quant = covering((-0.5, 0.5), 0.0);
-    assert_eq!((quant.zero, quant.quantise(0.0), quant.dequantise(quant.zero)), (0, 0, 0.0));
+    let quant = covering((-1.0, 2.0), 0.0);
+    assert_eq!((quant.zero, quant.quantise(0.0), quant.dequantise(quant.zero)), (-43, -43, 0.0));
+    assert_eq!((quant.quantise(-1.0), quant.quantise(2.0)), (-128, 127));
     assert_eq!(covering((0.0, 2.55), 0.0).zero, -128);
     assert_eq!(covering((0.0, 0.0), 0.0).scale, 1.0);
     assert_eq!(covering((-1.0, 1.0), 0.5).scale, 0.5);

@@ -398,7 +398,7 @@ fn numbers_out_of_range_are_refused() {
     refused(number(1), &|ops, _| add(ops, [0, 0], 0, Rescale { shift: 31, ..by }));
     refused(number(1), &|ops, _| add(ops, [0, 0], 0, Rescale { multiplier: -1, ..by }));
     let span = Error::BadOperation { op: 0, why: OpFault::Span };
-    for (at, len) in [(17, 12), (28, 12), (u32::MAX - 3, 12), (16, 8), (16, 16)] {
+    for (at, len) in [(17, 12), (56, 12), (u32::MAX - 3, 12), (16, 8), (16, 16)] {
         refused(span, &|ops, _| {
             if let Int8Op::Conv { channels, .. } = &mut ops[0] {
                 *channels = Span { at, len };
