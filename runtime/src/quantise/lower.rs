@@ -232,7 +232,7 @@ fn rescale(factor: f64) -> Rescale {
 }
 
 /// How sums end.
-fn finish(act: Activation, to: Quant) -> Finish {
+pub(super) fn finish(act: Activation, to: Quant) -> Finish {
     let plain = Finish::plain(to.zero);
     match act {
         Activation::Relu => Finish { low: to.zero, ..plain },

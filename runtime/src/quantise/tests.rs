@@ -1,12 +1,12 @@
 //! Quantised nets against real arithmetic: every operation by itself, and whole nets.
 
-use super::lower::lower;
+use super::lower::{finish, lower};
 use super::observe::on_sums;
 use super::range::{Histogram, covering};
 use super::*;
 use crate::kernels::simd::Simd;
 use crate::net::int8::build::Int8Builder;
-use crate::net::int8::{Int8Op, Quant, ScalarInt8};
+use crate::net::int8::{Finish, Int8Op, Quant, ScalarInt8};
 use crate::net::tests::{Dag, Dice, cases};
 use crate::net::{Activation, Net, NetBuilder, OwnedNet, Place, Slot, Window};
 use crate::session::Session;
@@ -62,15 +62,14 @@ fn real(net: &Int8Builder, op: &Int8Op, values: &[Vec<i8>]) -> Vec<f64> {
     let rows = |terms: usize| {
         let [Some(weight), Some(records)] = op.spans() else { panic!("an operation with weights") };
         let (weights, records) = net.numbers(weight, records);
-        let row = move |o: usize| {
+        move |o: usize| {
             let [bias, multiplier, shift] = records[o];
             let unit = f64::from(multiplier) / (32.0 + f64::from(shift)).exp2() * f64::from(to.scale);
             let row: Vec<f64> =
                 weights[o * terms..][..terms].iter().map(|&w| f64::from(w) * unit / f64::from(from.scale)).collect();
             let zeros: f64 = weights[o * terms..][..terms].iter().map(|&w| f64::from(w) * f64::from(from.zero)).sum();
             (row, (f64::from(bias) + zeros) * unit)
-        };
-        row
+        }
     };
     let taps = |window: Window, pixel: usize| -> Vec<Option<usize>> {
         let (row, column) = (pixel / shape.w as usize, pixel % shape.w as usize);
@@ -177,7 +176,7 @@ proptest! {
         }
     }
 
-    /// Stored weights are the real ones, to half a step of their channel.
+    /// Stored weights and biases are the real ones, to half a step of their channel.
     #[test]
     fn weights_keep_seven_bits_a_channel(seed: u64, cout in 1u32..6, loud in 0usize..3) {
         let mut dice = Dice(seed);
@@ -187,7 +186,7 @@ proptest! {
         let bias: Vec<f32> = dice.floats(cout as usize).iter().map(|b| b * [0.1, 1.0, 100.0][loud]).collect();
         let mut b = NetBuilder::new();
         let x = b.input(shape);
-        let y = b.conv(x, window, 1, weight.clone(), Some(bias), Activation::None).unwrap();
+        let y = b.conv(x, window, 1, weight.clone(), Some(bias.clone()), Activation::None).unwrap();
         let net = b.finish(y).unwrap();
         let seen = calibrate(&net.as_net(), &kernels(), &pictures(&mut dice, shape, 4)).unwrap();
         let (small, _) = lower(&net.as_net(), &seen).unwrap();
@@ -197,6 +196,10 @@ proptest! {
         for o in 0..cout as usize {
             let unit = f64::from(records[o][1]) / (32.0 + f64::from(records[o][2])).exp2() * f64::from(to.scale);
             let scale = unit / f64::from(Quant::PICTURE.scale);
+            // The bias, without what the input's zero point adds to the sum.
+            let zeros: f64 = weights[o * 18..][..18].iter().map(|&w| f64::from(w) * -128.0).sum();
+            let off = (f64::from(records[o][0]) + zeros) * unit - f64::from(bias[o]);
+            prop_assert!(off.abs() <= 0.5001 * unit + 1e-6 * f64::from(bias[o].abs()), "{off} {unit}");
             let largest = (0..18).map(|i| f64::from(weight[i * cout as usize + o].abs())).fold(0.0, f64::max);
             prop_assert!(scale < largest / 127.0 * 1.001 || loud == 2, "{scale} {largest}");
             for i in 0..18 {
@@ -333,6 +336,17 @@ fn ranges_hold_zero_and_leave_lone_outliers_out() {
     assert_eq!(covering((0.0, 2.55), 0.0).zero, -128);
     assert_eq!(covering((0.0, 0.0), 0.0).scale, 1.0);
     assert_eq!(covering((-1.0, 1.0), 0.5).scale, 0.5);
+}
+
+#[test]
+fn activations_on_sums_are_clamps_and_slopes() {
+    let to = Quant { scale: 0.1, zero: -100 };
+    let plain = Finish { slope: 1 << 16, zero: -100, low: -128, high: 127 };
+    assert_eq!(finish(Activation::None, to), plain);
+    assert_eq!(finish(Activation::Relu, to), Finish { low: -100, ..plain });
+    assert_eq!(finish(Activation::Relu6, to), Finish { low: -100, high: -40, ..plain });
+    assert_eq!(finish(Activation::Leaky(0.1), to), Finish { slope: 6554, ..plain });
+    assert_eq!(finish(Activation::Leaky(1.0), to), plain);
 }
 
 #[test]

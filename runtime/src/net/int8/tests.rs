@@ -426,7 +426,7 @@ fn scales_and_frames_are_checked() {
     let arena = Err(Error::WrongLength { needed: spec.arena_len as usize, given: spec.arena_len as usize + 1 });
     assert_eq!(verdict(Int8Spec { arena_len: spec.arena_len + 1, ..spec }), arena);
     assert_eq!(verdict(Int8Spec { op_count: 2, ..spec }), Err(Error::BadOperation { op: 1, why: OpFault::Slot }));
-    assert_eq!(verdict(Int8Spec { ops: &spec.ops[1..], ..spec }).is_ok(), false);
+    assert!(verdict(Int8Spec { ops: &spec.ops[1..], ..spec }).is_err());
     let (mut arena, mut y) = (vec![0; net.arena_len()], [0; 1]);
     let x = [10, 20, 30, 40];
     assert_eq!(net.run(&mut ScalarInt8, &x[..3], &mut arena, &mut y), Err(Error::WrongLength { needed: 4, given: 3 }));
