@@ -27,7 +27,7 @@ mod buffer;
 pub(crate) mod image;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
-pub mod int8_host;
+pub(crate) mod int8_host;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
 pub mod isa;

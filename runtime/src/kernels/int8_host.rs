@@ -14,14 +14,14 @@ const CHANNELS: usize = 4;
 
 /// The weights of a net's convolutions and linear layers without groups, by the operation's number.
 #[derive(Clone, Debug)]
-pub struct WideWeights {
+pub(crate) struct WideWeights {
     isa: Isa,
     rows: Vec<Option<Vec<i16>>>,
 }
 
 impl WideWeights {
     /// Widens the weights of a net, for an instruction set that this processor has.
-    pub fn new(net: &Int8Net<'_>, isa: Isa) -> Self {
+    pub(crate) fn new(net: &Int8Net<'_>, isa: Isa) -> Self {
         let wide = |op: Int8Op| {
             let (weight, channels) = match op {
                 Int8Op::Conv { groups: 1, weight, y, .. } | Int8Op::Linear { weight, y, .. } => (weight, y.shape.c),
@@ -42,14 +42,14 @@ impl WideWeights {
 
 /// The fast kernels of one thread.
 #[derive(Debug)]
-pub struct HostInt8<'w> {
+pub(crate) struct HostInt8<'w> {
     weights: &'w WideWeights,
     patch: Vec<i16>,
 }
 
 impl<'w> HostInt8<'w> {
     /// Over the weights of the net that is to run.
-    pub const fn new(weights: &'w WideWeights) -> Self {
+    pub(crate) const fn new(weights: &'w WideWeights) -> Self {
         Self { weights, patch: Vec::new() }
     }
 }

@@ -99,7 +99,7 @@ impl Lowering<'_, '_> {
             Op::Conv { x, window, groups, .. } => {
                 let (x, from) = self.read(x)?;
                 let (cout, terms) =
-                    (shape.c as usize, (window.kernel[0] * window.kernel[1] * x.shape.c / groups) as usize);
+                    (shape.c as usize, (window.kernel[0] * window.kernel[1] * (x.shape.c / groups)) as usize);
                 few(terms as u64)?;
                 let rows = (0..cout).map(|o| {
                     let row = (0..terms).map(|i| at(first, i * cout + o, 0.0)).collect();
