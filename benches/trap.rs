@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput};
 use stemguard_benches::{PICTURE, batch, labels, run, trap_engine, uniform};
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::engine::Engine;
+use stemguard_trainer::engine::{Engine, Lesson};
 
 fn trap(c: &mut Criterion) {
     let n = batch(256, 8);
@@ -13,7 +13,7 @@ fn trap(c: &mut Criterion) {
     for threads in [1, 2] {
         let mut engine = trap_engine(Simd::new(threads)).expect("the default architecture");
         group.bench_function(BenchmarkId::from_parameter(threads), |b| {
-            b.iter(|| engine.step(x.clone(), &y, 1e-3).expect("a step"));
+            b.iter(|| engine.step(x.clone(), Lesson::learn(&y), 1e-3).expect("a step"));
         });
     }
     group.finish();

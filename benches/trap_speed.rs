@@ -4,7 +4,7 @@ use clap::Parser;
 use std::time::Instant;
 use stemguard_benches::{PICTURE, labels, trap_engine, uniform};
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::engine::Engine;
+use stemguard_trainer::engine::{Engine, Lesson};
 
 /// Time optimiser steps of WideResNet-16-1 with its decoder on random pictures, on the CPU.
 #[derive(Parser)]
@@ -31,13 +31,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut engine = trap_engine(kernels)?;
     let (x, y) = (uniform(n * PICTURE.len()), labels(n));
     for _ in 0..2 {
-        engine.step(x.clone(), &y, 1e-3)?;
+        engine.step(x.clone(), Lesson::learn(&y), 1e-3)?;
     }
     let mut seconds = Vec::with_capacity(reps);
     for _ in 0..reps {
         let start = Instant::now();
         for _ in 0..inner {
-            engine.step(x.clone(), &y, 1e-3)?;
+            engine.step(x.clone(), Lesson::learn(&y), 1e-3)?;
         }
         seconds.push(start.elapsed().as_secs_f64() / inner as f64);
     }

@@ -10,9 +10,10 @@ use stemguard_trainer::attack::{AttackKind, Truth};
 use stemguard_trainer::config::RunConfig;
 use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::error::Failure;
+use stemguard_trainer::purify::Purification;
 use stemguard_trainer::run::{RunDir, prepare};
 use stemguard_trainer::trap::{Event, train};
-use stemguard_trainer::{demo, summary};
+use stemguard_trainer::{chain, summary};
 
 /// Native and tract, relative to the largest logit.
 const LOGITS: f32 = 1e-4;
@@ -39,7 +40,8 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
     let mut how = Replacement::cached(c.flip, c.seed);
     how.settings.epochs = 5;
     how.settings.batch = 16;
-    let summary = demo::run(&c, &how, dir.path(), false, &kernels, &mut |_| {}).expect("the chain");
+    let p = Purification { epochs: 2, ..Purification::default() };
+    let summary = chain::run(&c, &how, &p, dir.path(), false, &kernels, &mut |_| {}).expect("the chain");
     for share in [summary.baseline.acc, summary.trapped.asr, summary.control.acc, summary.defended.ra] {
         assert!((0.0..=1.0).contains(&share), "{share}");
     }
@@ -85,7 +87,7 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
     let (baseline, _) = RunDir::open(&dir.path().join("baseline")).expect("the baseline");
     let data = summary::collect(&run, &record, Some(&baseline), &kernels).expect("a report");
     let names: Vec<&str> = data.stages.iter().map(|s| s.name.as_str()).collect();
-    assert_eq!(names, ["baseline", "control", "trapped", "defended"]);
+    assert_eq!(names, ["baseline", "control", "trapped", "defended", "purified"]);
     let page = stemguard_trainer::report::render(&data);
     assert!(page.contains("badnet-grid") && !page.contains("http://") && page.contains("</html>"));
 }

@@ -11,12 +11,14 @@
 //!         CRC-32 (ISO-HDLC) of all bytes before it, u32
 //! ```
 //!
-//! Integers are little-endian. `spec/artifact.md` tells every byte.
+//! Integers are little-endian. `spec/artifact.md` tells every byte. A signature lies behind the last of them (`sign`).
 
 #[cfg(feature = "std")]
 mod aligned;
+#[cfg(feature = "sign")]
+pub mod sign;
 #[cfg(all(test, feature = "std"))]
-mod tests;
+pub(crate) mod tests;
 mod write;
 
 #[cfg(feature = "std")]
@@ -31,6 +33,7 @@ use crate::net::{Net, Span};
 use crate::shape::Shape;
 use crate::stem::Stem;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are read in place and are little-endian");
@@ -52,7 +55,7 @@ const ALIGN: usize = 16;
 /// The head's weights begin at a multiple of this many elements: 64 bytes.
 const HEAD_ALIGN: usize = 16;
 
-static CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
+pub(crate) static CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
 
 /// The kind of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -201,6 +204,11 @@ impl Layout {
 /// Errors: [`Error::NotAnArtifact`], [`Error::VersionFromTheFuture`], [`Error::Truncated`].
 pub fn declared_len(bytes: &[u8]) -> Result<u64> {
     Layout::read(bytes).map(Layout::total)
+}
+
+/// SHA-256 of an artifact's bytes, a trailer not included: what a signature covers, and what a stored head names its stem by.
+pub fn digest(artifact: &[u8]) -> [u8; 32] {
+    Sha256::digest(artifact).into()
 }
 
 /// A checked artifact, read in place: it borrows the bytes.

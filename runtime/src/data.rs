@@ -12,6 +12,7 @@ use std::path::Path;
 use std::prelude::v1::*;
 
 use crate::error::Error;
+use crate::session::to_f32;
 use crate::shape::Shape;
 
 mod cifar;
@@ -136,9 +137,7 @@ impl Pictures {
             return Err(Error::WrongLength { needed, given: out.len() });
         }
         for (&i, picture) in indices.iter().zip(out.chunks_exact_mut(self.step().max(1))) {
-            for (to, &from) in picture.iter_mut().zip(self.picture(i)) {
-                *to = f32::from(from) / 255.0;
-            }
+            to_f32(self.picture(i), picture);
         }
         Ok(())
     }

@@ -56,6 +56,21 @@ pub enum Error {
     BadSetting(&'static str),
     /// A fixed capacity of the core is too small for this model.
     Capacity,
+    /// The artifact is not signed.
+    Unsigned,
+    /// Signed with another key than the one it is verified with.
+    OtherKey,
+    /// The signature does not hold: artifact or trailer were altered.
+    BadSignature,
+    /// The model is older than what is still accepted.
+    OlderModel {
+        /// The model's version.
+        version: u32,
+        /// The least accepted.
+        minimum: u32,
+    },
+    /// The bytes are no public key, or one of small order.
+    BadKey,
 }
 
 /// Which check an operation failed.
@@ -112,6 +127,13 @@ impl fmt::Display for Error {
             }
             Self::BadSetting(what) => write!(f, "setting out of range: {what}"),
             Self::Capacity => f.write_str("the model is larger than this build's fixed capacities"),
+            Self::Unsigned => f.write_str("the artifact is not signed"),
+            Self::OtherKey => f.write_str("signed with another key"),
+            Self::BadSignature => f.write_str("the signature does not hold: artifact or trailer were altered"),
+            Self::OlderModel { version, minimum } => {
+                write!(f, "model version {version} is older than {minimum}, the least accepted")
+            }
+            Self::BadKey => f.write_str("not a public key"),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The kernels: what a stem, a head and the trainer's layers are made of.
 //!
 //! [`scalar`] holds the forward kernels of every operation of a net, and [`mod@reference`] the training kernels, both written
-//! to be read: they are the oracle. [`simd`] (feature `std`) does the same work with vectors and threads; which
-//! instruction set it uses is chosen once, at run time ([`isa`]). All layouts are NHWC; a batch is `n` pictures, one after
+//! to be read: they are the oracle. `simd` (feature `std`) does the same work with vectors and threads; which
+//! instruction set it uses is chosen once, at run time (`isa`). All layouts are NHWC; a batch is `n` pictures, one after
 //! the other.
 //!
 //! [`int8`] holds the kernels of nets in 8 bits, where all implementations give the same bits: `int8_dsp` is for Cortex-M4 and
@@ -33,10 +33,16 @@ pub(crate) mod int8_host;
 pub mod isa;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
+pub mod picture;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
+pub(crate) mod pixelwise;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
 pub mod simd;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
-pub mod picture;
+mod simd_gradient;
 #[cfg(feature = "std")]
 mod simd_join;
 #[cfg(feature = "std")]

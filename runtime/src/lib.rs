@@ -13,7 +13,8 @@
 //! ```
 //!
 //! The core is `no_std` and needs no allocator: the caller owns every buffer, and each stage has a function that tells
-//! the exact length it needs. Features add a shell around it: `std` (files, SIMD kernels), `parallel` (threads over
+//! the exact length it needs. On a device, [`slots`] keeps heads in flash, and [`replace::trial`] tests them; the feature `sign`
+//! adds signed artifacts, without std too. Features add a shell around it: `std` (files, SIMD kernels), `parallel` (threads over
 //! pictures), `onnx` (tract-onnx), `data` (data-set readers), `cli` (the `stemguard` command).
 //!
 //! Layouts: pictures and features are NHWC, `f32`, row-major; pictures hold 0..=1 unless a stem says otherwise.
@@ -45,4 +46,5 @@ pub mod net;
 pub mod replace;
 pub mod rng;
 pub mod shape;
+pub mod slots;
 pub mod stem;

@@ -7,7 +7,9 @@
 //! The loop is the same everywhere: Adam with a cosine schedule, label smoothing, CutMix, dropout, all seeded. Where features
 //! come from differs: [`FeatureBank`] holds them in memory (several augmented views of each picture, CutMix on the feature
 //! grid), and `session::PictureSource` runs the stem on freshly augmented pictures, as published. The caller owns the memory;
-//! [`memory_len`] tells how much.
+//! [`memory_len`] tells how much. Whether the new head may take the old one's place, [`trial`] decides.
+
+pub mod trial;
 
 use crate::error::{Error, Result};
 use crate::head::{Dropout, HeadModel};

@@ -20,6 +20,13 @@ mod engine;
 
 pub(crate) use engine::Prepared;
 
+/// Bytes of pictures as 0..=1; as many as both slices hold.
+pub fn to_f32(bytes: &[u8], to: &mut [f32]) {
+    for (to, &from) in to.iter_mut().zip(bytes) {
+        *to = f32::from(from) / 255.0;
+    }
+}
+
 /// Pictures that go through a head together.
 const HEAD_BATCH: usize = 64;
 

@@ -18,5 +18,7 @@ mod int8;
 #[cfg(not(any(feature = "onnx", feature = "data")))]
 #[path = "cli/lean.rs"]
 mod lean;
+#[path = "cli/sign.rs"]
+mod sign;
 #[path = "cli/support.rs"]
 mod support;

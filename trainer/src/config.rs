@@ -83,6 +83,10 @@ pub struct RunConfig {
     pub seed: u64,
     /// ACC and ASR are measured every so many epochs, and after the last.
     pub every: u32,
+    /// After so many epochs the suspects are judged by how they were fitted, and what is accused is unlearned from then on; none:
+    /// the published loss to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<u32>,
 }
 
 impl RunConfig {
@@ -110,6 +114,7 @@ impl RunConfig {
             flip,
             seed: 0,
             every: 5,
+            guard: None,
         }
     }
 
@@ -131,6 +136,9 @@ impl RunConfig {
         match self {
             c if c.epochs == 0 => fail("--epochs must be at least 1".into()),
             c if c.batch < 2 => fail("--batch must be at least 2".into()),
+            c if c.guard.is_some_and(|g| g < 2 || g >= c.epochs) => {
+                fail(format!("--guard {} is not within 2 and the epochs", c.guard.unwrap_or(0)))
+            }
             c if c.every == 0 => fail("--every must be at least 1".into()),
             c if !(c.rate > 0.0 && c.rate <= 10.0) => fail(format!("--lr {} is not within 0..10", c.rate)),
             c if !(0.0..=1.0).contains(&c.decay) => fail(format!("--weight-decay {} is not within 0..1", c.decay)),

@@ -7,6 +7,7 @@ use crate::checkpoint::write_whole;
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, TestSet, evaluate};
 use crate::run::{RunDir, StageResult};
+use std::path::Path;
 use std::time::Instant;
 use stemguard_runtime::artifact::{self, ArtifactParts, HeadKind, HeadParts};
 use stemguard_runtime::data::Pictures;
@@ -53,14 +54,21 @@ pub struct Defended {
     pub seconds: f64,
 }
 
-/// Reads and lowers a run's stem.
+/// Reads and lowers a stem.
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file.
+pub fn packed(path: &Path) -> Result<OwnedNet, Failure> {
+    let model = Model::from_file(path).map_err(|e| Failure::file(path, e))?;
+    onnx::lower(&model, None).map_err(|e| Failure::file(path, e))
+}
+
+/// Reads and lowers a run's stem.
+///
+/// # Errors
+/// As [`packed`].
 pub fn packed_stem(dir: &RunDir) -> Result<OwnedNet, Failure> {
-    let path = dir.file("stem.onnx");
-    let model = Model::from_file(&path).map_err(|e| Failure::file(&path, e))?;
-    onnx::lower(&model, None).map_err(|e| Failure::file(&path, e))
+    packed(&dir.file("stem.onnx"))
 }
 
 /// All pictures as `[n][h][w][3]`, 0..=1.
@@ -121,18 +129,33 @@ fn parts<'a>(
     ArtifactParts { name, labels, provenance, stem: stem.as_net().into(), head }
 }
 
+/// Writes a stem with a head as `FILE.sgm` and `FILE.onnx`.
+///
+/// # Errors
+/// [`Failure`] naming the file.
+pub fn write_models(
+    dir: &RunDir,
+    file: &str,
+    name: &str,
+    classes: &[String],
+    stem: &OwnedNet,
+    head: &NewHead,
+) -> Result<(), Failure> {
+    let labels = classes.join("\n");
+    let provenance = format!("stemguard-trainer {} {file}", env!("CARGO_PKG_VERSION"));
+    let parts = parts(name, &labels, &provenance, stem, Some(head));
+    let bytes = artifact::to_vec(&parts).map_err(|e| Failure::Other(format!("artifact: {e}")))?;
+    write_whole(&dir.file(&format!("{file}.sgm")), &bytes)?;
+    let merged = onnx::defended(&parts).map_err(|e| Failure::Other(format!("ONNX export: {e}")))?;
+    write_whole(&dir.file(&format!("{file}.onnx")), &merged)
+}
+
 /// Writes `defended.sgm` and `defended.onnx` and records the stage (`defended`, or `control` without a trap).
 ///
 /// # Errors
 /// [`Failure`] naming the file.
 pub fn write(dir: &RunDir, name: &str, classes: &[String], trap: bool, defended: &Defended) -> Result<(), Failure> {
-    let labels = classes.join("\n");
-    let provenance = format!("stemguard-trainer {} replace", env!("CARGO_PKG_VERSION"));
-    let parts = parts(name, &labels, &provenance, &defended.stem, Some(&defended.head));
-    let bytes = artifact::to_vec(&parts).map_err(|e| Failure::Other(format!("artifact: {e}")))?;
-    write_whole(&dir.file("defended.sgm"), &bytes)?;
-    let merged = onnx::defended(&parts).map_err(|e| Failure::Other(format!("ONNX export: {e}")))?;
-    write_whole(&dir.file("defended.onnx"), &merged)?;
+    write_models(dir, "defended", name, classes, &defended.stem, &defended.head)?;
     dir.record_stage(StageResult {
         name: if trap { "defended" } else { "control" }.into(),
         evaluation: defended.evaluation.clone(),

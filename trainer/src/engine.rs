@@ -3,6 +3,7 @@
 mod cpu;
 
 pub use cpu::CpuEngine;
+pub(crate) use cpu::{log_odds, probability};
 
 use crate::nn::loss::Reconstruction;
 use serde::{Deserialize, Serialize};
@@ -42,12 +43,28 @@ pub struct Losses {
     pub tv: f32,
 }
 
+/// What a step is to teach.
+#[derive(Clone, Copy, Debug)]
+pub struct Lesson<'a> {
+    /// The label of each picture.
+    pub labels: &'a [u32],
+    /// Whether to unlearn it instead; empty: nothing is unlearned.
+    pub forget: &'a [bool],
+}
+
+impl<'a> Lesson<'a> {
+    /// Every label is to be learned.
+    pub fn learn(labels: &'a [u32]) -> Self {
+        Self { labels, forget: &[] }
+    }
+}
+
 /// What a step tells.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StepReport {
     /// Mean losses of the batch.
     pub losses: Losses,
-    /// Probability of each picture's given label, 0..=1, as the step saw it.
+    /// Log-odds of each picture's given label, as the step saw it.
     pub fit: Vec<f32>,
 }
 
@@ -78,7 +95,7 @@ pub trait Engine {
     ///
     /// # Errors
     /// Where memory runs out or the device fails.
-    fn step(&mut self, pictures: Vec<f32>, labels: &[u32], rate: f64) -> Result<StepReport, EngineError>;
+    fn step(&mut self, pictures: Vec<f32>, lesson: Lesson<'_>, rate: f64) -> Result<StepReport, EngineError>;
 
     /// Logits (`[n][classes]`) in inference mode.
     ///

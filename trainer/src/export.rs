@@ -5,10 +5,12 @@ use crate::error::Failure;
 use crate::model::TrapNet;
 use crate::nn::layer::{Conv, ConvNorm, Norm, Squash};
 use crate::nn::{Layer, Sequence};
+use stemguard_runtime::artifact::{HeadKind, head_params};
 use stemguard_runtime::kernels::ConvShape;
 use stemguard_runtime::layers::{SLOPE, norm};
 use stemguard_runtime::net::{Activation, Window};
 use stemguard_runtime::onnx::OnnxBuilder;
+use stemguard_runtime::session::NewHead;
 use stemguard_runtime::shape::Shape;
 
 /// `[ky][kx][cin][cout]` to `[cout][cin][ky][kx]`.
@@ -139,4 +141,69 @@ pub fn classifier(net: &TrapNet) -> Result<Vec<u8>, Failure> {
     b.rename(&logits, "logits");
     b.output("logits", &[net.classes]);
     finish(b)
+}
+
+/// A trained head as the runtime's residual head; `None` where it is of another build (splits other than 5, ResNet).
+pub fn residual_head(net: &TrapNet) -> Option<NewHead> {
+    let [
+        Layer::Unit { norm1: Some(norm1), conv1, norm2, conv2, short: None, .. },
+        Layer::Tail { norm, weight, bias, .. },
+    ] = &net.head.layers[..]
+    else {
+        return None;
+    };
+    let mut params = Vec::new();
+    for (norm, conv) in [(norm1, conv1), (norm2, conv2)] {
+        let (gamma, beta) = norm.values();
+        params.extend([gamma, beta, conv.weight_values(), conv.bias_values()].concat());
+    }
+    let (gamma, beta) = norm.values();
+    params.extend([gamma, beta, weight.as_vec(), bias.as_vec()].concat());
+    for n in [norm1, norm2, norm] {
+        params.extend([&n.mean[..], &n.var[..]].concat());
+    }
+    let classes = net.classes as u32;
+    let fits = params.len() == head_params(HeadKind::Residual, net.stem.output(), classes);
+    fits.then_some(NewHead { kind: HeadKind::Residual, classes, params })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{CpuEngine, Engine as _, Objective, Optimizer};
+    use crate::model::Architecture;
+    use crate::nn::loss::Reconstruction;
+    use stemguard_runtime::artifact::HeadSpec;
+    use stemguard_runtime::kernels::simd::Simd;
+    use stemguard_runtime::net::Span;
+    use stemguard_runtime::rng::Rng;
+
+    #[test]
+    fn a_trained_head_answers_alike_in_the_runtime() {
+        let (dev, kernels) = (dfdx::prelude::Cpu::default(), Simd::new(1));
+        let net = |split| {
+            let a = Architecture { split, ..Architecture::default() };
+            TrapNet::new(a, Shape::new(16, 16, 3), 5, true, 7, &dev).expect("valid")
+        };
+        let objective =
+            Objective { reconstruction: Reconstruction { mse: 1.0, tv: 1.0 }, optimizer: Optimizer::Adam, decay: 0.0 };
+        let mut engine = CpuEngine::new(net(5), objective, kernels.clone(), dev.clone());
+        let mut rng = Rng::new(1, 1);
+        let x: Vec<f32> = (0..6 * 16 * 16 * 3).map(|_| rng.uniform()).collect();
+        // A step, so that running statistics are not the initial ones.
+        engine.step(x.clone(), crate::engine::Lesson::learn(&[0, 1, 2, 3, 4, 0]), 0.01).expect("a step");
+        let features = engine.features(&x);
+        let want = engine.head_logits(&features);
+        let head = residual_head(&engine.net).expect("the published head");
+        let span = Span { at: 0, len: head.params.len() as u32 };
+        let spec = HeadSpec { kind: head.kind, features: engine.net.stem.output(), classes: head.classes, span };
+        let mut scratch = vec![0.0; stemguard_runtime::head::inference_len(&spec, 6).expect("fits")];
+        let mut got = vec![0.0; want.len()];
+        stemguard_runtime::head::infer(&kernels, &spec, &head.params, 6, &features, &mut scratch, &mut got)
+            .expect("runs");
+        for (a, b) in got.iter().zip(&want) {
+            assert!((a - b).abs() <= 1e-4 * b.abs().max(1.0), "{a} and {b}");
+        }
+        assert!(residual_head(&net(4)).is_none() && residual_head(&net(6)).is_none());
+    }
 }

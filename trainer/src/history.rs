@@ -1,7 +1,8 @@
-//! How well each suspect picture is fitted, epoch by epoch: the probability of its given label, as the training step saw it
-//! (augmented, batch statistics). Poison is fitted early: an audit reads that.
+//! How well each suspect picture is fitted, epoch by epoch: the log-odds of its given label, as the training step saw it (augmented,
+//! batch statistics). Poison is fitted in its own way: an audit reads that.
 //!
-//! Kept as `fitting.npy`, bytes of shape `[epochs][pictures]`, 255 for probability 1, written whole before each checkpoint.
+//! Kept as `fitting.npy`, signed bytes of shape `[epochs][pictures]`, tenths of the natural log-odds within -12.7..=12.7, written
+//! whole before each checkpoint.
 
 use crate::checkpoint::write_whole;
 use crate::error::Failure;
@@ -13,8 +14,11 @@ use std::path::Path;
 pub struct History {
     pictures: usize,
     /// `[epochs][pictures]`
-    rows: Vec<u8>,
+    rows: Vec<i8>,
 }
+
+/// Parts of one that a byte counts.
+const PARTS: f32 = 10.0;
 
 impl History {
     /// An empty record over so many pictures.
@@ -22,7 +26,7 @@ impl History {
         Self { pictures, rows: Vec::new() }
     }
 
-    /// Starts an epoch: pictures that it does not see keep the value of the last one, 0 in the first.
+    /// Starts an epoch: pictures that it does not see keep the value of the last one, even odds in the first.
     pub fn begin_epoch(&mut self) {
         let last = self.rows.len().saturating_sub(self.pictures);
         if self.rows.is_empty() {
@@ -32,15 +36,27 @@ impl History {
         }
     }
 
-    /// Takes in the probabilities (0..=1) of the pictures `chosen` in the epoch begun last.
+    /// Takes in the log-odds of the pictures `chosen` in the epoch begun last.
     pub fn record(&mut self, chosen: &[u32], fit: &[f32]) {
         let at = self.rows.len().saturating_sub(self.pictures);
         let row = &mut self.rows[at..];
-        for (&i, &p) in chosen.iter().zip(fit) {
+        for (&i, &odds) in chosen.iter().zip(fit) {
             if let Some(to) = row.get_mut(i as usize) {
-                *to = (p * 255.0).round() as u8;
+                *to = (odds * PARTS).round().clamp(-127.0, 127.0) as i8;
             }
         }
+    }
+
+    /// The record of the first `pictures` pictures alone.
+    pub fn first(&self, pictures: usize) -> Self {
+        let keep = pictures.min(self.pictures);
+        let rows = self.rows.chunks_exact(self.pictures.max(1)).flat_map(|row| &row[..keep]).copied().collect();
+        Self { pictures: keep, rows }
+    }
+
+    /// The record of the first `epochs` epochs alone.
+    pub fn until(&self, epochs: usize) -> Self {
+        Self { pictures: self.pictures, rows: self.rows[..epochs.min(self.epochs()) * self.pictures].to_vec() }
     }
 
     /// Epochs recorded.
@@ -48,14 +64,26 @@ impl History {
         self.rows.len() / self.pictures.max(1)
     }
 
-    /// Mean probability of each picture over the first `epochs` epochs, 0..=1.
-    pub fn mean(&self, epochs: usize) -> Vec<f32> {
-        let epochs = epochs.min(self.epochs());
-        let mut mean = vec![0.0f32; self.pictures];
-        for row in self.rows.chunks_exact(self.pictures.max(1)).take(epochs) {
-            mean.iter_mut().zip(row).for_each(|(m, &p)| *m += f32::from(p) / 255.0 / epochs as f32);
+    /// Pictures recorded.
+    pub fn pictures(&self) -> usize {
+        self.pictures
+    }
+
+    /// Mean and standard deviation over these epochs (from 0) of the log-odds of each picture's label: what dataset cartography
+    /// (arXiv 2009.10795) calls confidence and variability.
+    pub fn log_odds(&self, epochs: std::ops::Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let (mut mean, mut square) = (vec![0.0f32; self.pictures], vec![0.0f32; self.pictures]);
+        let rows = self.rows.chunks_exact(self.pictures.max(1)).take(epochs.end).skip(epochs.start);
+        let count = rows.len().max(1) as f32;
+        for row in rows {
+            for ((m, s), &tenths) in mean.iter_mut().zip(&mut square).zip(row) {
+                let odds = f32::from(tenths) / PARTS;
+                *m += odds / count;
+                *s += odds * odds / count;
+            }
         }
-        mean
+        square.iter_mut().zip(&mean).for_each(|(s, m)| *s = (*s - m * m).max(0.0).sqrt());
+        (mean, square)
     }
 
     /// Reads a record of at least `epochs` epochs over `pictures` pictures and keeps the first `epochs`.
@@ -69,7 +97,7 @@ impl History {
         if shape.len() != 2 || shape[1] != pictures as u64 || shape[0] < epochs as u64 {
             return Err(Failure::file(path, format!("has shape {shape:?}, not at least [{epochs}, {pictures}]")));
         }
-        let mut rows: Vec<u8> = file.into_vec().map_err(|e| Failure::file(path, e))?;
+        let mut rows: Vec<i8> = file.into_vec().map_err(|e| Failure::file(path, e))?;
         rows.truncate(epochs * pictures);
         Ok(Self { pictures, rows })
     }
@@ -82,12 +110,8 @@ impl History {
         let failed = |e: std::io::Error| Failure::file(path, format!("cannot be written: {e}"));
         let mut bytes = Vec::with_capacity(self.rows.len() + 128);
         let shape = [self.epochs() as u64, self.pictures as u64];
-        let mut writer = npyz::WriteOptions::new()
-            .default_dtype()
-            .shape(&shape)
-            .writer(&mut bytes)
-            .begin_nd()
-            .map_err(failed)?;
+        let mut writer =
+            npyz::WriteOptions::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd().map_err(failed)?;
         writer.extend(self.rows.iter().copied()).map_err(failed)?;
         writer.finish().map_err(failed)?;
         write_whole(path, &bytes)
@@ -104,16 +128,18 @@ mod tests {
         let path = dir.path().join("fitting.npy");
         let mut h = History::new(3);
         h.begin_epoch();
-        h.record(&[2, 0], &[1.0, 0.5]);
+        h.record(&[2, 0], &[40.0, 0.5]);
         let first = h.clone();
         h.begin_epoch();
-        h.record(&[1], &[0.2]);
+        h.record(&[1], &[-3.0]);
         h.write(&path).expect("written");
         assert_eq!(History::read(&path, 3, 2).expect("read"), h);
         assert_eq!(History::read(&path, 3, 1).expect("read"), first);
-        let mean = h.mean(2);
-        assert!((mean[2] - 1.0).abs() < 1e-6 && (mean[1] - 0.1).abs() < 1e-6, "{mean:?}");
-        assert_eq!(h.mean(1)[1], 0.0);
+        let (mean, swing) = h.log_odds(0..2);
+        assert!((mean[2] - 12.7).abs() < 1e-4 && swing[2] < 1e-2, "{mean:?} {swing:?}");
+        // Even odds, then -3.
+        assert!((mean[1] + 1.5).abs() < 1e-4 && (swing[1] - 1.5).abs() < 1e-4, "{mean:?} {swing:?}");
+        assert_eq!(h.log_odds(0..1).1, [0.0; 3]);
         for (pictures, epochs) in [(4, 1), (3, 3)] {
             let e = History::read(&path, pictures, epochs).expect_err("another shape").to_string();
             assert!(e.contains("fitting.npy") && e.contains("shape"), "{e}");

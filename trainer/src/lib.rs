@@ -14,11 +14,13 @@
 #![forbid(unsafe_code)]
 
 pub mod attack;
+pub mod audit;
 pub mod augment;
+pub mod chain;
 pub mod checkpoint;
 pub mod config;
+pub mod course;
 pub mod defend;
-pub mod demo;
 pub mod engine;
 pub mod error;
 pub mod evaluate;
@@ -27,6 +29,7 @@ pub mod history;
 pub mod model;
 pub mod nn;
 pub mod perturb;
+pub mod purify;
 pub mod report;
 pub mod run;
 pub mod split;

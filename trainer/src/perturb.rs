@@ -4,7 +4,7 @@
 use crate::attack::{EPSILON, Perturb};
 use crate::augment;
 use crate::config::RunConfig;
-use crate::engine::{CpuEngine, Engine};
+use crate::engine::{CpuEngine, Engine, Lesson};
 use crate::error::Failure;
 use crate::model::TrapNet;
 use dfdx::prelude::Cpu;
@@ -58,7 +58,7 @@ impl<'a> Descent<'a> {
             let order = augment::order(c.seed, epoch, pictures.len());
             for chosen in order.chunks_exact(c.batch) {
                 let labels: Vec<u32> = chosen.iter().map(|&i| pictures.labels[i as usize]).collect();
-                engine.step(augment::batch(self.kernels, &c, pictures, epoch, chosen), &labels, rate)?;
+                engine.step(augment::batch(self.kernels, &c, pictures, epoch, chosen), Lesson::learn(&labels), rate)?;
             }
         }
         let mut made = pictures.subset(indices);

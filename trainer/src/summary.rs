@@ -1,6 +1,7 @@
 //! From run directories to a report: the stages side by side, curves, pictures, the configuration.
 
 use crate::attack::attacks;
+use crate::audit;
 use crate::engine::Engine;
 use crate::error::Failure;
 use crate::evaluate::Evaluation;
@@ -21,6 +22,7 @@ fn wording(stage: &str) -> (&str, &str) {
         "trapped" => ("trapped", "Stage 1: stem, light head and reconstruction head; figures with the light head."),
         "control" => ("control", "A new head on the undefended stem: what replacing alone does."),
         "defended" => ("defended", "Stage 2: a new head on the trapped stem, from the clean holdout."),
+        "purified" => ("purified", "What the audit accused is unlearned, from the trapped stem on, with a fresh head."),
         other => (other, ""),
     }
 }
@@ -151,6 +153,29 @@ pub fn collect(
             data.truth.requested,
             data.truth.poisoned.len()
         ));
+    }
+    if run.file("audit.json").exists() {
+        let found: audit::Summary = run.read_json("audit.json")?;
+        let named: Vec<String> = found
+            .classes
+            .iter()
+            .filter(|c| c.suspected)
+            .map(|c| {
+                format!("{} ({} accused, p {:.0e})", name_of(&data.test.clean, c.class as usize), c.accused, c.p_value)
+            })
+            .collect();
+        notes.push(if named.is_empty() {
+            "The audit names no target class and accuses nobody.".into()
+        } else {
+            format!("The audit names {}: {} of {} pictures.", named.join(", "), found.accused, found.pictures)
+        });
+        if let Some(m) = &found.measures {
+            notes.push(format!(
+                "Against the truth, it accused {:.1} % of the poisoned and {:.2} % of the clean pictures.",
+                100.0 * m.recall,
+                100.0 * m.false_positives
+            ));
+        }
     }
     let counts = record.counts;
     Ok(ReportData {

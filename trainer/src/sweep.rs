@@ -1,12 +1,14 @@
-//! Many runs from one file: attacks x rates x seeds x settings, each undefended and trapped, each with its head replaced.
+//! Many runs from one file: attacks x rates x seeds x settings, each through the whole chain.
 //!
 //! Every run has its own directory below the sweep's and goes on where it stopped; the table is made of what is done.
 
 use crate::attack::AttackKind;
+use crate::audit;
+use crate::chain::{self, Told};
 use crate::config::RunConfig;
 use crate::defend::Replacement;
-use crate::demo::{self, Told};
 use crate::error::Failure;
+use crate::purify::Purification;
 use crate::run::RunDir;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -66,6 +68,8 @@ pub struct Changes {
     pub architecture: Option<crate::model::Architecture>,
     /// Passes over the holdout when the head is replaced.
     pub replace_epochs: Option<u32>,
+    /// Passes over the data of purification.
+    pub purify_epochs: Option<u32>,
 }
 
 /// One run of a sweep: a cell of the grid.
@@ -79,6 +83,8 @@ pub struct Cell {
     pub config: RunConfig,
     /// Passes over the holdout.
     pub replace_epochs: Option<u32>,
+    /// How the trapped model is purified.
+    pub purification: Purification,
 }
 
 /// Figures of one cell, fractions 0..=1.
@@ -92,16 +98,20 @@ pub struct Row {
     pub setting: String,
     /// Seed.
     pub seed: u64,
-    /// Undefended, control, trapped and defended ACC.
-    pub acc: [f64; 4],
-    /// Undefended, control, trapped and defended ASR.
-    pub asr: [f64; 4],
-    /// Robust accuracy of the defended model.
+    /// ACC: undefended, control, trapped, replaced (the published defence), purified.
+    pub acc: [f64; 5],
+    /// ASR of the same.
+    pub asr: [f64; 5],
+    /// Robust accuracy of the purified model.
     pub ra: f64,
     /// Its defence effectiveness rating.
     pub der: f64,
-    /// Clean pictures of other classes given the target class by the defended model.
+    /// Clean pictures of other classes given the target class by the purified model.
     pub chance: f64,
+    /// Poisoned pictures that the audit accused; 0 without any.
+    pub recall: f64,
+    /// Clean pictures that it accused.
+    pub false_positives: f64,
 }
 
 impl Plan {
@@ -158,6 +168,10 @@ impl Plan {
                             setting: setting.clone(),
                             config: c,
                             replace_epochs: changes.replace_epochs,
+                            purification: Purification {
+                                epochs: changes.purify_epochs.unwrap_or(Purification::default().epochs),
+                                ..Purification::default()
+                            },
                         });
                     }
                 }
@@ -173,24 +187,32 @@ impl Plan {
 /// [`Failure::Input`] naming a damaged file.
 pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
     let dir = |part: &str| RunDir { path: out.join(&cell.name).join(part) };
-    let (first, second) = (dir("baseline").results()?.stages, dir("trap").results()?.stages);
+    let trap = dir("trap");
+    let (first, second) = (dir("baseline").results()?.stages, trap.results()?.stages);
     let find = |name: &str| first.iter().chain(&second).find(|s| s.name == name).map(|s| &s.evaluation);
-    let (Some(trained), Some(control), Some(trapped), Some(defended)) =
-        (find("trained"), find("control"), find("trapped"), find("defended"))
+    let (Some(trained), Some(control), Some(trapped), Some(replaced), Some(purified)) =
+        (find("trained"), find("control"), find("trapped"), find("defended"), find("purified"))
     else {
         return Ok(None);
     };
-    let four = [trained, control, trapped, defended];
+    let audit: audit::Summary = trap.read_json("audit.json")?;
+    let measures = audit.measures.unwrap_or_else(|| audit::Measures {
+        false_positives: audit.accused as f64 / audit.pictures.max(1) as f64,
+        ..audit::Measures::default()
+    });
+    let all = [trained, control, trapped, replaced, purified];
     Ok(Some(Row {
         attack: cell.config.attack.kind.to_string(),
         rate: cell.config.attack.rate,
         setting: cell.setting.clone(),
         seed: cell.config.seed,
-        acc: four.map(|e| e.acc),
-        asr: four.map(|e| e.asr),
-        ra: defended.ra,
-        der: der(trained.acc, trained.asr, defended.acc, defended.asr),
-        chance: defended.chance,
+        acc: all.map(|e| e.acc),
+        asr: all.map(|e| e.asr),
+        ra: purified.ra,
+        der: der(trained.acc, trained.asr, purified.acc, purified.asr),
+        chance: purified.chance,
+        recall: measures.recall,
+        false_positives: measures.false_positives,
     }))
 }
 
@@ -204,7 +226,7 @@ pub fn run_cell(cell: &Cell, out: &Path, kernels: &Simd, tell: &mut dyn FnMut(To
     }
     let mut how = Replacement::cached(cell.config.flip, cell.config.seed);
     how.settings.epochs = cell.replace_epochs.unwrap_or(how.settings.epochs);
-    demo::run(&cell.config, &how, &out.join(&cell.name), true, kernels, tell).map(drop)
+    chain::run(&cell.config, &how, &cell.purification, &out.join(&cell.name), true, kernels, tell).map(drop)
 }
 
 /// Mean and sample standard deviation; the deviation of one value is 0.
@@ -221,8 +243,8 @@ pub fn mean_and_spread(values: &[f64]) -> (f64, f64) {
 pub fn table(rows: &[Row]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from(
-        "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | defended ACC / ASR | RA | DER | chance |\n\
-         |---|---|---|---|---|---|---|---|---|---|---|\n",
+        "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | replaced | purified | RA | DER | chance | \
+         audit recall | clean accused |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     for row in rows {
@@ -242,7 +264,7 @@ pub fn table(rows: &[Row]) -> String {
         let pair = |i: usize| format!("{} / {}", cell(&|r| r.acc[i]), cell(&|r| r.asr[i]));
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             first.attack,
             first.rate,
             first.setting,
@@ -251,9 +273,12 @@ pub fn table(rows: &[Row]) -> String {
             pair(1),
             pair(2),
             pair(3),
+            pair(4),
             cell(&|r| r.ra),
             cell(&|r| r.der),
-            cell(&|r| r.chance)
+            cell(&|r| r.chance),
+            cell(&|r| r.recall),
+            cell(&|r| r.false_positives)
         );
     }
     text
@@ -307,11 +332,13 @@ mod tests {
             rate: 0.1,
             setting: "short".into(),
             seed,
-            acc: [0.5; 4],
-            asr: [1.0, 0.5, 1.0, asr],
+            acc: [0.5; 5],
+            asr: [1.0, 0.5, 1.0, 0.5, asr],
             ra: 0.25,
             der: 0.75,
             chance: 0.02,
+            recall: 0.9,
+            false_positives: 0.01,
         };
         let text = table(&[row(0, 0.1), row(1, 0.3)]);
         assert!(text.contains("| blend | 0.1 | short | 2 |"), "{text}");

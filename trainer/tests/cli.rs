@@ -38,7 +38,12 @@ fn bad_input_gets_one_line_and_exit_code_2() {
             "/no/trigger.png",
         ),
         (&["trap", "--data", "signs:200", "--batch", "16", "--out", full], "not empty"),
+        (&["train", "--data", "signs:200", "--batch", "16", "--purify", "--out", out], "--purify"),
+        (&["trap", "--data", "signs:200", "--batch", "16", "--purify", "--rounds", "9", "--out", out], "--rounds"),
         (&["replace", full], "run.json"),
+        (&["audit", full], "run.json"),
+        (&["purify", full, "--purify-epochs", "0"], "--purify-epochs"),
+        (&["purify", "/no/run"], "/no/run"),
         (&["report", "/no/run"], "/no/run"),
         (&["sweep", "/no/plan.toml", "--out", out], "/no/plan.toml"),
         (&["demo", "--attack", "nonesuch", "--out", out], "nonesuch"),
@@ -66,4 +71,39 @@ fn the_attacks_are_listed_with_their_sources_and_drawn() {
     assert!(lines.len() >= 13);
     assert!(lines.iter().all(|l| l["name"].is_string() && l["source"].is_string()));
     assert!(std::fs::metadata(&sheet).expect("a sheet").len() > 1000);
+}
+
+#[test]
+fn a_trapped_run_is_audited_and_purified() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let run = dir.path().join("run");
+    let run = run.to_str().expect("a path");
+    let new = ["--replace-epochs", "3", "--replace-batch", "16", "--views", "2", "--json"];
+    let ok = |args: &[&str]| -> Vec<serde_json::Value> {
+        let result = trainer(args);
+        assert!(result.status.success(), "{args:?}: {}", String::from_utf8_lossy(&result.stderr));
+        let text = String::from_utf8_lossy(&result.stdout).into_owned();
+        text.lines().map(|l| serde_json::from_str(l).expect("a JSON object a line")).collect()
+    };
+    ok(&["trap", "--data", "signs:400", "--holdout", "0.2", "--batch", "32", "--epochs", "2", "--out", run, "--json"]);
+    let audit = ok(&[&["audit", run][..], &new].concat());
+    assert_eq!(audit[0]["pictures"], 320);
+    assert_eq!(audit[0]["classes"].as_array().map(Vec::len), Some(10));
+    let csv = std::fs::read_to_string(Path::new(run).join("audit.csv")).expect("audit.csv");
+    assert_eq!(csv.lines().count(), 321);
+    assert!(csv.starts_with("index,file,label,new_label,"));
+    assert!(Path::new(run).join("audit.png").is_file());
+    for mode in ["unlearn", "drop", "relabel"] {
+        let rounds = ok(&[&["purify", run, "--mode", mode, "--purify-epochs", "1"][..], &new].concat());
+        assert_eq!((rounds.len(), &rounds[0]["round"]), (1, &1.into()));
+        assert!(rounds[0]["acc"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
+    }
+    for file in ["purified.sgm", "purified.onnx", "purified-stem.onnx", "purify.json"] {
+        assert!(Path::new(run).join(file).is_file(), "{file}");
+    }
+    // What is kept of an interrupted purification is gone on from: here all of it.
+    let again = [&["purify", run, "--mode", "relabel", "--purify-epochs", "1", "--resume"][..], &new].concat();
+    let first = std::fs::read(Path::new(run).join("purified.onnx")).expect("a model");
+    ok(&again);
+    assert!(first == std::fs::read(Path::new(run).join("purified.onnx")).expect("a model"));
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::shape::Shape;
-use stemguard_trainer::engine::{CpuEngine, Engine, Objective, Optimizer, State};
+use stemguard_trainer::engine::{CpuEngine, Engine, Lesson, Objective, Optimizer, State};
 use stemguard_trainer::model::{Architecture, TrapNet};
 use stemguard_trainer::nn::loss::Reconstruction;
 use stemguard_trainer::nn::{Param, Visit};
@@ -130,7 +130,7 @@ fn three_steps_agree_with_pytorch() {
     let labels: Vec<u32> = get("y").iter().map(|&v| v as u32).collect();
 
     let before = engine.state();
-    let (report, grads) = engine.gradients(x.clone(), &labels).expect("gradients");
+    let (report, grads) = engine.gradients(x.clone(), Lesson::learn(&labels)).expect("gradients");
     let losses = report.losses;
     let mut read = Read(&grads, BTreeMap::new());
     engine.net.visit(&mut read);
@@ -149,7 +149,7 @@ fn three_steps_agree_with_pytorch() {
 
     engine.restore(&before).expect("same shapes");
     for step in 0..3 {
-        let losses = engine.step(x.clone(), &labels, 1e-3).expect("step").losses;
+        let losses = engine.step(x.clone(), Lesson::learn(&labels), 1e-3).expect("step").losses;
         let want = get(&format!("loss{step}"));
         let (most, _) = largest_difference("loss", &[losses.total, losses.ce, losses.mse, losses.tv], &want);
         assert!(most < 1e-3, "loss of step {step} differs by {most}");

@@ -10,7 +10,7 @@ use stemguard_runtime::layers::pool_linear::PoolLinearShape;
 use stemguard_runtime::layers::unit::UnitShape;
 use stemguard_runtime::rng::Rng;
 use stemguard_runtime::shape::Shape;
-use stemguard_trainer::engine::{CpuEngine, Engine, Objective, Optimizer};
+use stemguard_trainer::engine::{CpuEngine, Engine, Lesson, Objective, Optimizer};
 use stemguard_trainer::model::{Architecture, TrapNet};
 use stemguard_trainer::nn::layer::{Basic, Conv, ConvNorm, Front, Norm, PoolLinear, Squash};
 use stemguard_trainer::nn::loss::{self, Reconstruction};
@@ -272,21 +272,32 @@ fn losses() {
     });
 
     let logits: Vec<f32> = noise(BATCH * classes, 3).iter().map(|v| 3.0 * v).collect();
-    // Soft targets: each row sums to 1.
-    let mut targets: Vec<f32> = noise(BATCH * classes, 4).iter().map(|v| v + 1.1).collect();
-    for row in targets.chunks_mut(classes) {
-        let sum: f32 = row.iter().sum();
-        row.iter_mut().for_each(|t| *t /= sum);
-    }
+    let labels: Vec<u32> = (0..BATCH as u32).map(|i| (i * 5) % classes as u32).collect();
     let run = |l: &[f32]| -> Batch { dev.tensor_from_vec(l.to_vec(), (BATCH, classes)) };
-    let input = run(&logits);
-    let total = loss::cross_entropy(input.leaky_trace(), targets.clone()).expect("loss");
-    let grads = vec![("logits".to_owned(), total.backward().get(&input).as_vec())];
-    compare("cross-entropy", &grads, 0.05, |_, entry, by| {
-        let mut l = logits.clone();
-        l[entry] += by;
-        f64::from(loss::cross_entropy(run(&l), targets.clone()).expect("loss").as_vec()[0])
-    });
+    let some: Vec<bool> = (0..BATCH).map(|i| i % 2 == 1).collect();
+    for (name, forget) in [("cross-entropy", vec![]), ("unlearning", some), ("all unlearned", vec![true; BATCH])] {
+        let input = run(&logits);
+        let total = loss::classification(input.leaky_trace(), &labels, &forget).expect("loss");
+        let grads = vec![("logits".to_owned(), total.backward().get(&input).as_vec())];
+        compare(name, &grads, 0.05, |_, entry, by| {
+            let mut l = logits.clone();
+            l[entry] += by;
+            f64::from(loss::classification(run(&l), &labels, &forget).expect("loss").as_vec()[0])
+        });
+    }
+}
+
+/// Without anything to forget the operation of our own gives dfdx's cross-entropy, and what is forgotten is `-log(1 - p)`.
+#[test]
+fn unlearning_is_the_loss_it_says() {
+    let dev = Cpu::default();
+    let logits = [2.0f32, -1.0, 0.5, 0.1, 0.2, 3.0];
+    let run = || -> Batch { dev.tensor_from_vec(logits.to_vec(), (2, 3)) };
+    let value = |forget: &[bool]| loss::classification(run(), &[0, 2], forget).expect("loss").as_vec()[0];
+    let p = |row: &[f32], label: usize| row[label].exp() / row.iter().map(|z| z.exp()).sum::<f32>();
+    let (first, second) = (p(&logits[..3], 0), p(&logits[3..], 2));
+    assert!((value(&[]) - value(&[false, false])).abs() < 1e-6);
+    assert!((value(&[false, true]) - (-first.ln() - (1.0 - second + 1e-4).ln()) / 2.0).abs() < 1e-5);
 }
 
 /// Stem, head, decoder and both losses together, over the smallest WideResNet: along the gradient of each tensor as a whole, as single
@@ -300,7 +311,7 @@ fn whole_network() {
     let mut engine = CpuEngine::new(net, objective, Simd::new(2), dev);
     let x: Vec<f32> = noise(2 * BATCH * 16 * 16 * 3, 1).iter().map(|v| 0.5 + 0.5 * v).collect();
     let labels = [0, 1, 2, 3, 3, 2, 1, 0];
-    let (_, grads) = engine.gradients(x.clone(), &labels).expect("gradients");
+    let (_, grads) = engine.gradients(x.clone(), Lesson::learn(&labels)).expect("gradients");
     let mut read = Read(&grads, Vec::new());
     engine.net.visit(&mut read);
     let grads = read.1;
@@ -313,7 +324,7 @@ fn whole_network() {
             let values = state.tensors.get_mut(name).expect("present");
             values.iter_mut().zip(grad).for_each(|(v, &g)| *v += (by * f64::from(g) / norm) as f32);
             engine.restore(&state).expect("same shapes");
-            f64::from(engine.gradients(x.clone(), &labels).expect("gradients").0.losses.total)
+            f64::from(engine.gradients(x.clone(), Lesson::learn(&labels)).expect("gradients").0.losses.total)
         };
         // A bias in front of a batch norm has no gradient.
         if norm < 1e-4 {

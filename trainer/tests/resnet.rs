@@ -10,7 +10,7 @@ use stemguard_runtime::onnx::{Model, TractModel, lower};
 use stemguard_runtime::rng::Rng;
 use stemguard_runtime::session::Session;
 use stemguard_runtime::shape::Shape;
-use stemguard_trainer::engine::{CpuEngine, Engine, Objective, Optimizer};
+use stemguard_trainer::engine::{CpuEngine, Engine, Lesson, Objective, Optimizer};
 use stemguard_trainer::export;
 use stemguard_trainer::model::{Architecture, TrapNet};
 use stemguard_trainer::nn::loss::Reconstruction;
@@ -142,7 +142,7 @@ fn parity(case: &str, side: u32, split: u32) {
     let len = engine.net.input.len();
     let x: Vec<f32> = hashed("pictures", n * len).into_iter().map(|v| v as f32).collect();
     let labels: Vec<u32> = hashed("labels", n).into_iter().map(|v| (v * classes as f64) as u32).collect();
-    let (report, grads) = engine.gradients(x.clone(), &labels).expect("gradients");
+    let (report, grads) = engine.gradients(x.clone(), Lesson::learn(&labels)).expect("gradients");
     let losses = report.losses;
 
     let want = get("loss");
@@ -205,7 +205,9 @@ fn losses_fall() {
         let mut engine = engine(a, side, 5);
         let x = pictures(n * engine.net.input.len());
         let labels: Vec<u32> = (0..n as u32).collect();
-        let losses: Vec<f32> = (0..steps).map(|_| engine.step(x.clone(), &labels, 1e-3).expect("step").losses.total).collect();
+        let losses: Vec<f32> = (0..steps)
+            .map(|_| engine.step(x.clone(), Lesson::learn(&labels), 1e-3).expect("step").losses.total)
+            .collect();
         assert!(losses.iter().all(|l| l.is_finite()) && losses[steps - 1] < losses[0], "{a}: {losses:?}");
         assert!(engine.logits(&x).expect("inference").iter().all(|v| v.is_finite()), "{a}");
     }
@@ -256,8 +258,8 @@ fn wide_resnets_train_at_every_split() {
     for split in [4, 5, 6] {
         let mut engine = engine(Architecture { depth: 28, width: 2, split }, 16, 5);
         let x = pictures(4 * engine.net.input.len());
-        let first = engine.step(x.clone(), &[0, 1, 2, 3], 1e-3).expect("step").losses.total;
-        let second = engine.step(x.clone(), &[0, 1, 2, 3], 1e-3).expect("step").losses.total;
+        let first = engine.step(x.clone(), Lesson::learn(&[0, 1, 2, 3]), 1e-3).expect("step").losses.total;
+        let second = engine.step(x.clone(), Lesson::learn(&[0, 1, 2, 3]), 1e-3).expect("step").losses.total;
         assert!(first.is_finite() && second < first, "split {split}: {first}, {second}");
         let r = engine.reconstruct(&x).expect("inference").expect("a decoder");
         assert!(r.len() == x.len() && r.iter().all(|v| (0.0..=1.0).contains(v)));
@@ -270,7 +272,7 @@ fn a_resnet_leaves_as_onnx() {
     let mut engine = engine(resnet(2), side, 5);
     let x = pictures(2 * engine.net.input.len());
     // Running statistics of a batch, so that the export has something to fold.
-    engine.gradients(x.clone(), &[0, 1]).expect("gradients");
+    engine.gradients(x.clone(), Lesson::learn(&[0, 1])).expect("gradients");
     let want = engine.logits(&x).expect("inference");
     let model = Model::from_bytes(&export::classifier(&engine.net).expect("export")).expect("valid");
     let len = engine.net.input.len();

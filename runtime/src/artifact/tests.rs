@@ -54,7 +54,7 @@ fn golden_parts(net: &OwnedNet) -> ArtifactParts<'_> {
     }
 }
 
-fn golden() -> AlignedBytes {
+pub(crate) fn golden() -> AlignedBytes {
     from_hex(GOLDEN)
 }
 
@@ -68,7 +68,7 @@ fn verdict(bytes: &[u8]) -> Result<()> {
     Artifact::new_checked(bytes).map(|_| ())
 }
 
-fn fix_crc(bytes: &mut [u8]) {
+pub(crate) fn fix_crc(bytes: &mut [u8]) {
     let (body, crc) = bytes.split_at_mut(bytes.len() - CRC_LEN);
     crc.copy_from_slice(&CRC.checksum(body).to_le_bytes());
 }
@@ -77,9 +77,7 @@ fn fix_crc(bytes: &mut [u8]) {
 fn writing_gives_the_golden_bytes() {
     let net = golden_net();
     let bytes = to_vec(&golden_parts(&net)).unwrap();
-    let hex: Vec<String> =
-        bytes.chunks(16).map(|row| row.iter().map(|byte| std::format!("{byte:02x} ")).collect()).collect();
-    assert_eq!(bytes, &golden()[..], "\n{}", hex.join("\n"));
+    assert_eq!(bytes, &golden()[..], "{}", hex_rows(&bytes));
     let mut roomy = [0xff; 1000];
     assert_eq!(write(&golden_parts(&net), &mut roomy), Ok(bytes.len()));
     assert_eq!(&roomy[..bytes.len()], bytes);
@@ -106,16 +104,15 @@ fn the_golden_bytes_read_back() {
     assert_eq!(to_vec(&artifact.parts()).unwrap(), &bytes[..]);
 }
 
-/// The annotated dump of the specification: an offset, the bytes, two spaces, words.
-#[test]
-fn the_specification_shows_the_golden_bytes() {
-    assert_eq!(dumped(1), &golden()[..]);
+/// Bytes as digits, 16 a row.
+pub(crate) fn hex_rows(bytes: &[u8]) -> String {
+    let digits = |(i, byte): (usize, &u8)| std::format!("{}{byte:02x}", if i % 16 == 0 { '\n' } else { ' ' });
+    bytes.iter().enumerate().map(digits).collect()
 }
 
-/// The bytes of the specification's `n`th dump, from 1.
-fn dumped(n: usize) -> Vec<u8> {
-    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../spec/artifact.md")).unwrap();
-    let dump = text.split("```golden").nth(n).unwrap().split("```").next().unwrap();
+/// The bytes of an annotated dump in a specification: an offset, the bytes, two spaces, words.
+pub(crate) fn golden_dump(text: &str, name: &str) -> Vec<u8> {
+    let dump = text.split(&std::format!("```{name}\n")).nth(1).unwrap().split("```").next().unwrap();
     let mut bytes = Vec::new();
     for line in dump.lines().filter(|line| !line.is_empty()) {
         let (offset, rest) = line.split_once("  ").unwrap();
@@ -124,6 +121,16 @@ fn dumped(n: usize) -> Vec<u8> {
         bytes.extend(row.split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()));
     }
     bytes
+}
+
+/// The text of `spec/artifact.md`.
+pub(crate) fn specification() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../spec/artifact.md")).unwrap()
+}
+
+#[test]
+fn the_specification_shows_the_golden_bytes() {
+    assert_eq!(golden_dump(&specification(), "golden"), &golden()[..]);
 }
 
 #[test]
@@ -204,7 +211,7 @@ fn a_file_is_read_aligned() {
 }
 
 /// An artifact around a random net, with or without a head.
-fn random_artifact(seed: u64, ops: usize) -> Vec<u8> {
+pub(crate) fn random_artifact(seed: u64, ops: usize) -> Vec<u8> {
     let dag = Dag::random(seed, ops);
     let mut dice = Dice(!seed);
     let (value, shape, _) = dag.values[dice.below(dag.values.len())];

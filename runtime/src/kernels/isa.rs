@@ -1,6 +1,9 @@
 //! The choice of instruction set, made once at run time, and the table of kernels for each.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::arch;
 use super::image::{self, Correlation};
+use super::pixelwise;
 use super::winograd::{self, Grid};
 
 /// An instruction set the fast kernels exist for.
@@ -68,132 +71,68 @@ impl Isa {
     }
 }
 
-/// The kernels of one instruction set. All are unsafe: see the functions of the same names in [`image`].
-#[allow(clippy::type_complexity)]
-pub(crate) struct Table {
-    pub(crate) correlate: unsafe fn(&Correlation, *const f32, *const f32, *const f32, *mut f32),
-    pub(crate) outer_product: unsafe fn(&Correlation, *const f32, *const f32, *mut f32),
-    pub(crate) depthwise: unsafe fn(&Correlation, *const f32, *const f32, *const f32, *mut f32),
-    pub(crate) affine: unsafe fn(usize, usize, *const f32, *const f32, *const f32, f32, *mut f32),
-    pub(crate) finish: unsafe fn(usize, usize, *mut f32, *const f32, *mut f32),
-    pub(crate) grad_in: unsafe fn(usize, usize, *const f32, *const f32, *const f32, *mut f32, *mut f32),
-    pub(crate) grad_out:
-        unsafe fn(usize, usize, *mut f32, *const f32, *const f32, *const f32, *const f32, f32, *mut f32),
-    pub(crate) norm_grad: unsafe fn(usize, usize, *const f32, *const f32, *const f32, *const f32, *mut f32),
-    pub(crate) winograd_input: unsafe fn(&Grid, [usize; 3], *const f32, *mut f32),
-    pub(crate) winograd_gradient: unsafe fn(&Grid, [usize; 3], *const f32, *mut f32),
-    pub(crate) winograd_output: unsafe fn(&Grid, [usize; 3], *const f32, *const f32, *mut f32),
-    pub(crate) winograd_filter: unsafe fn(usize, *const f32, *mut f32),
-    pub(crate) winograd_filter_gradient: unsafe fn(usize, *const f32, *mut f32),
-}
+/// From one list of kernels, `fn name(arguments) = generic function;`: the type of a table, and the macro `instantiate`, which
+/// compiles them all for a vector type `V` under its target features. `P1`, `P2`: pixels that go with one and two vectors.
+macro_rules! kernels {
+    ($(fn $name:ident($($argument:ident: $type:ty),*) = $kernel:path;)*) => {
+        /// The kernels of one instruction set. All are unsafe: see the generic functions they are made from.
+        pub(crate) struct Table {
+            $(pub(crate) $name: unsafe fn($($type),*),)*
+        }
 
-/// One table: every generic kernel instantiated for a vector type under its target features.
-macro_rules! table {
-    ($name:ident, $module:ident, $vector:ty, $p1:literal, $p2:literal, $($feature:literal)?) => {
-        mod $module {
-            use super::*;
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn correlate(c: &Correlation, x: *const f32, w: *const f32, b: *const f32, y: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { image::correlate::<$vector, $p1, $p2>(c, x, w, b, y) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn outer_product(c: &Correlation, x: *const f32, dy: *const f32, dw: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { image::outer_product::<$vector, $p1, $p2>(c, x, dy, dw) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn depthwise(c: &Correlation, x: *const f32, w: *const f32, b: *const f32, y: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { image::depthwise::<$vector>(c, x, w, b, y) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn affine(
-                n: usize, c: usize, x: *const f32, a: *const f32, b: *const f32, slope: f32, to: *mut f32,
-            ) {
-                // SAFETY: passed on to the caller.
-                unsafe { image::affine::<$vector>(n, c, x, a, b, slope, to) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn finish(n: usize, c: usize, y: *mut f32, add: *const f32, sums: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { image::finish::<$vector>(n, c, y, add, sums) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn grad_in(
-                n: usize, c: usize, dy: *const f32, x: *const f32, k: *const f32, to: *mut f32, sums: *mut f32,
-            ) {
-                // SAFETY: passed on to the caller.
-                unsafe { image::grad_in::<$vector>(n, c, dy, x, k, to, sums) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            #[allow(clippy::too_many_arguments)]
-            unsafe fn grad_out(
-                n: usize, c: usize, dz: *mut f32, add: *const f32, x: *const f32, a: *const f32, b: *const f32,
-                slope: f32, sums: *mut f32,
-            ) {
-                // SAFETY: passed on to the caller.
-                unsafe { image::grad_out::<$vector>(n, c, dz, add, x, a, b, slope, sums) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn norm_grad(
-                n: usize, c: usize, dz: *const f32, x: *const f32, k: *const f32, add: *const f32, dx: *mut f32,
-            ) {
-                // SAFETY: passed on to the caller.
-                unsafe { image::norm_grad::<$vector>(n, c, dz, x, k, add, dx) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn winograd_input(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { winograd::input::<$vector>(g, part, x, to) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn winograd_gradient(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { winograd::gradient::<$vector>(g, part, x, to) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn winograd_output(g: &Grid, part: [usize; 3], m: *const f32, bias: *const f32, y: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { winograd::output::<$vector>(g, part, m, bias, y) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn winograd_filter(n: usize, w: *const f32, to: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { winograd::filter::<$vector>(n, w, to) }
-            }
-            $(#[target_feature(enable = $feature)])?
-            unsafe fn winograd_filter_gradient(n: usize, du: *const f32, dw: *mut f32) {
-                // SAFETY: passed on to the caller.
-                unsafe { winograd::filter_gradient::<$vector>(n, du, dw) }
-            }
-            pub(super) static TABLE: Table = Table {
-                correlate,
-                outer_product,
-                depthwise,
-                affine,
-                finish,
-                grad_in,
-                grad_out,
-                norm_grad,
-                winograd_input,
-                winograd_gradient,
-                winograd_output,
-                winograd_filter,
-                winograd_filter_gradient,
+        macro_rules! instantiate {
+            ($table:ident, $module:ident, $vector:ty, $p1:literal, $p2:literal, $features:meta) => {
+                mod $module {
+                    use super::*;
+                    type V = $vector;
+                    const P1: usize = $p1;
+                    const P2: usize = $p2;
+                    $(
+                        #[$features]
+                        #[allow(clippy::too_many_arguments)]
+                        unsafe fn $name($($argument: $type),*) {
+                            // SAFETY: passed on to the caller.
+                            unsafe { $kernel($($argument),*) }
+                        }
+                    )*
+                    pub(super) static TABLE: Table = Table { $($name),* };
+                }
+                use $module::TABLE as $table;
             };
         }
-        use $module::TABLE as $name;
     };
 }
 
+kernels! {
+    fn correlate(c: &Correlation, x: *const f32, w: *const f32, b: *const f32, y: *mut f32) = image::correlate::<V, P1, P2>;
+    fn outer_product(c: &Correlation, x: *const f32, dy: *const f32, dw: *mut f32) = image::outer_product::<V, P1, P2>;
+    fn depthwise(c: &Correlation, x: *const f32, w: *const f32, b: *const f32, y: *mut f32) = image::depthwise::<V>;
+    fn affine(n: usize, c: usize, x: *const f32, a: *const f32, b: *const f32, slope: f32, to: *mut f32)
+        = pixelwise::affine::<V>;
+    fn finish(n: usize, c: usize, y: *mut f32, add: *const f32, sums: *mut f32) = pixelwise::finish::<V>;
+    fn grad_in(n: usize, c: usize, dy: *const f32, x: *const f32, k: *const f32, to: *mut f32, sums: *mut f32)
+        = pixelwise::grad_in::<V>;
+    fn grad_out(
+        n: usize, c: usize, dz: *mut f32, add: *const f32, x: *const f32, a: *const f32, b: *const f32, slope: f32,
+        sums: *mut f32
+    ) = pixelwise::grad_out::<V>;
+    fn norm_grad(n: usize, c: usize, dz: *const f32, x: *const f32, k: *const f32, add: *const f32, dx: *mut f32)
+        = pixelwise::norm_grad::<V>;
+    fn winograd_input(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) = winograd::input::<V>;
+    fn winograd_gradient(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) = winograd::gradient::<V>;
+    fn winograd_output(g: &Grid, part: [usize; 3], m: *const f32, b: *const f32, y: *mut f32) = winograd::output::<V>;
+    fn winograd_filter(n: usize, w: *const f32, to: *mut f32) = winograd::filter::<V>;
+    fn winograd_filter_gradient(n: usize, du: *const f32, dw: *mut f32) = winograd::filter_gradient::<V>;
+}
+
 #[cfg(target_arch = "x86_64")]
-table!(AVX512, avx512, crate::kernels::arch::avx512::F32x16, 16, 8, "avx512f,avx2,fma");
+instantiate!(AVX512, avx512, arch::avx512::F32x16, 16, 8, target_feature(enable = "avx512f,avx2,fma"));
 #[cfg(target_arch = "x86_64")]
-table!(AVX2, avx2, crate::kernels::arch::avx2::F32x8, 8, 4, "avx2,fma");
+instantiate!(AVX2, avx2, arch::avx2::F32x8, 8, 4, target_feature(enable = "avx2,fma"));
 #[cfg(target_arch = "aarch64")]
-table!(NEON, neon, crate::kernels::arch::neon::F32x4, 8, 8, "neon");
-table!(PORTABLE, portable, f32, 4, 4,);
+instantiate!(NEON, neon, arch::neon::F32x4, 8, 8, target_feature(enable = "neon"));
+// No feature to enable; never inlined, as the others, which are reached by pointer.
+instantiate!(PORTABLE, portable, f32, 4, 4, inline(never));
 
 /// The kernels of an instruction set this processor has.
 pub(crate) fn table(isa: Isa) -> &'static Table {

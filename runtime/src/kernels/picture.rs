@@ -2,7 +2,7 @@
 
 use super::ConvShape;
 use super::buffer::{Aligned, scratch};
-use super::image::Correlation;
+use super::image::{Correlation, is_one_block};
 use super::simd::{Simd, ptr};
 use super::transposed::{Pad, forward_correlation, pad_rows, padded_len, window_pad};
 use super::winograd::Winograd;
@@ -11,9 +11,9 @@ use crate::net::Activation;
 /// How a convolution is computed.
 #[derive(Debug)]
 enum Way {
-    /// As a correlation over the weights as they are.
-    Direct(Correlation),
-    /// The same, channel by channel.
+    /// As a correlation over packed weights; none where packing would not change them.
+    Direct(Correlation, Option<Aligned>),
+    /// As a correlation channel by channel, over the weights as they are.
     Depthwise(Correlation),
     /// Tile by tile, over transformed weights.
     Tiled(Winograd, Aligned),
@@ -28,7 +28,7 @@ pub struct PreparedConv {
 }
 
 impl PreparedConv {
-    /// Chooses how to compute a convolution, `groups` 1 or depthwise, and transforms its weights where that pays.
+    /// Chooses how to compute a convolution, `groups` 1 or depthwise, and packs or transforms its weights where that pays.
     ///
     /// `w` as in [`crate::net::Op::Conv`]; another length panics.
     pub fn new(k: &Simd, g: ConvShape, depthwise: bool, w: &[f32]) -> Self {
@@ -40,9 +40,13 @@ impl PreparedConv {
             return Self { g, way: Way::Depthwise(Correlation { klen, ..correlation }), pad };
         }
         assert_eq!(w.len(), g.weights(), "weights of another shape");
+        let cout = correlation.cout;
         match Winograd::plan(&g, k.isa().lanes()) {
-            Some(t) => Self { g, way: Way::Tiled(t, k.pack(Some(&t), w)), pad: t.pad() },
-            None => Self { g, way: Way::Direct(correlation), pad },
+            Some(t) => Self { g, way: Way::Tiled(t, k.pack(Some(&t), cout, w)), pad: t.pad() },
+            None => {
+                let packed = (!is_one_block(k.isa().lanes(), cout)).then(|| k.pack(None, cout, w));
+                Self { g, way: Way::Direct(correlation, packed), pad }
+            }
         }
     }
 }
@@ -60,10 +64,13 @@ impl Simd {
         let run = |from: &[f32], work: &mut [f32], y: &mut [f32]| {
             let (from, y) = (from.as_ptr(), y.as_mut_ptr());
             // SAFETY: every window lies inside the padded copy (the picture itself without padding); lengths were checked
-            // above; the tiles' weights were transformed for this plan, `work` has its length.
+            // above; weights were packed for this way, `work` has the plan's length.
             unsafe {
                 match &conv.way {
-                    Way::Direct(c) => (self.table.correlate)(c, from, w.as_ptr(), ptr(bias), y),
+                    Way::Direct(c, packed) => {
+                        let w = packed.as_ref().map_or(w, Aligned::get);
+                        (self.table.correlate)(c, from, w.as_ptr(), ptr(bias), y);
+                    }
                     Way::Depthwise(c) => (self.table.depthwise)(c, from, w.as_ptr(), ptr(bias), y),
                     Way::Tiled(t, u) => {
                         t.convolve(self.table, 1, from, u.get().as_ptr(), ptr(bias), work.as_mut_ptr(), y);

@@ -3,16 +3,19 @@
 //! A batch is cut into parts of whole pictures; the cut depends on the batch size alone, and partial sums are added in the
 //! order of the parts, so results do not depend on the number of threads. Within a part each picture's input is copied once into
 //! a padded buffer (the prologue applied on the way), where every kernel then reads without bounds to check.
+//!
+//! Here are the parts and threads, the forward passes, norms and pooling; the backward passes of convolutions have a room of
+//! their own, `simd_gradient`, and so have joins and max pooling, `simd_join`.
 
 use super::buffer::{Aligned, scratch};
-use super::image::Correlation;
+use super::image::{column_blocks, is_one_block};
 use super::isa::{Isa, Table, table};
-use super::simd_join;
 use super::transposed::{Pad, Transposed, forward_correlation, pad_rows, padded_len, window_pad};
 use super::winograd::Winograd;
 use super::{ConvShape, Kernels, OutputGradient, Prologue, Skip};
+use super::{simd_gradient, simd_join};
 use crate::shape::Shape;
-use core::ptr::{null, null_mut};
+use core::ptr::null;
 use std::prelude::v1::*;
 use std::vec;
 
@@ -40,7 +43,7 @@ pub(super) fn ptr(x: Option<&[f32]>) -> *const f32 {
     x.map_or(null(), <[f32]>::as_ptr)
 }
 
-fn add_f64(to: &mut [f64], from: &[f32]) {
+pub(super) fn add_f64(to: &mut [f64], from: &[f32]) {
     for (t, &f) in to.iter_mut().zip(from) {
         *t += f64::from(f);
     }
@@ -110,7 +113,7 @@ impl Simd {
     }
 
     /// Copies one picture into a padded buffer through the prologue.
-    fn enter(&self, s: &Shape, pad: Pad, x: &[f32], pre: Option<&Prologue<'_>>, to: &mut [f32]) {
+    pub(super) fn enter(&self, s: &Shape, pad: Pad, x: &[f32], pre: Option<&Prologue<'_>>, to: &mut [f32]) {
         let (w, c) = (s.w as usize, s.c as usize);
         pad_rows(s, pad, to, |r, to| {
             let x = &x[r * w * c..][..w * c];
@@ -124,37 +127,19 @@ impl Simd {
         });
     }
 
-    /// Copies one picture's output gradient into a padded buffer, through the backward pass of a norm where there is one, and
-    /// adds its sums by channel to `sums`.
-    #[allow(clippy::too_many_arguments)]
-    fn enter_gradient(
-        &self,
-        g: &ConvShape,
-        pad: Pad,
-        picture: usize,
-        grad: &[f32],
-        norm: Option<(&[f32], &[f32])>,
-        to: &mut [f32],
-        sums: &mut [f32],
-    ) {
-        let (cout, row) = (g.y.c as usize, g.y.w as usize * g.y.c as usize);
-        pad_rows(&g.y, pad, to, |r, to| {
-            let at = picture * g.y.len() + r * row;
-            let d = &grad[at..][..row];
-            let (h, k) = norm.map_or((null(), null()), |(h, k)| (h[at..][..row].as_ptr(), k.as_ptr()));
-            // SAFETY: one row of the gradient, of the norm's input and of the copy; sums by channel.
-            unsafe {
-                (self.table.grad_in)(row / cout, cout, d.as_ptr(), h, k, to.as_mut_ptr(), sums.as_mut_ptr());
-            }
-        });
-    }
-
     /// One picture's data gradient, from a padded copy of its output gradient.
     ///
     /// # Safety
-    /// `w` are the weights of `back` or a copy; `from` is padded as `back` asks; `bias` is null or a value a channel; `y` is
+    /// `w` are from [`Self::pack_phases`]; `from` is padded as `back` asks; `bias` is null or a value a channel; `y` is
     /// one picture.
-    unsafe fn transpose(&self, back: &Transposed, w: *const f32, from: *const f32, bias: *const f32, y: &mut [f32]) {
+    pub(super) unsafe fn transpose(
+        &self,
+        back: &Transposed,
+        w: *const f32,
+        from: *const f32,
+        bias: *const f32,
+        y: &mut [f32],
+    ) {
         if back.holes && bias.is_null() {
             y.fill(0.0);
         }
@@ -165,14 +150,34 @@ impl Simd {
         }
     }
 
-    /// A copy of a convolution's weights on cache lines, transformed where `tiled` says so.
-    pub(super) fn pack(&self, tiled: Option<&Winograd>, w: &[f32]) -> Aligned {
+    /// A convolution's weights for `cout` channels as [`super::image::correlate`] reads them, on cache lines: one matrix, or, for
+    /// `tiled`, one for each of 9 cells, transformed to 36.
+    pub(super) fn pack(&self, tiled: Option<&Winograd>, cout: usize, w: &[f32]) -> Aligned {
+        let lanes = self.isa.lanes();
         let mut packed = Aligned::zeroed(tiled.map_or(w.len(), Winograd::weights));
         let to = packed.get_mut();
-        match tiled {
-            None => to.copy_from_slice(w),
+        if tiled.is_none() {
+            column_blocks(lanes, w.len() / cout, cout, w, to);
+            return packed;
+        }
+        let (n, one) = (w.len() / 9, is_one_block(lanes, cout));
+        scratch([if one { 0 } else { w.len() }, 0, 0, 0], |[blocks, ..]| {
+            column_blocks(lanes, n / cout, cout, w, blocks);
+            let from = if one { w } else { blocks };
             // SAFETY: the plan has 36 cells where `w` has 9, and its channels are whole vectors.
-            Some(_) => unsafe { (self.table.winograd_filter)(w.len() / 9, w.as_ptr(), to.as_mut_ptr()) },
+            unsafe { (self.table.winograd_filter)(n, from.as_ptr(), to.as_mut_ptr()) };
+        });
+        packed
+    }
+
+    /// The same of a data gradient that is not tiled: a matrix for each phase of the stride.
+    pub(super) fn pack_phases(&self, back: &Transposed) -> Aligned {
+        let mut packed = Aligned::zeroed(back.weights.get().len());
+        for (c, _, at, _) in &back.parts {
+            let rows = c.kh * c.klen;
+            let span = *at..at + rows * c.cout;
+            let from = &back.weights.get()[span.clone()];
+            column_blocks(self.isa.lanes(), rows, c.cout, from, &mut packed.get_mut()[span]);
         }
         packed
     }
@@ -206,7 +211,7 @@ impl Kernels for Simd {
         check_prologue(pre, cin);
         assert!(w.len() == g.weights() && bias.is_none_or(|b| b.len() == cout), "weights of another shape");
         let tiled = Winograd::plan(g, self.isa.lanes());
-        let packed = self.pack(tiled.as_ref(), w);
+        let packed = self.pack(tiled.as_ref(), cout, w);
         let w = packed.get();
         let (c, pad) = (forward_correlation(g), tiled.map_or_else(|| window_pad(&g.window), |t| t.pad()));
         let direct = pre.is_none() && pad == [0; 4];
@@ -266,123 +271,7 @@ impl Kernels for Simd {
         db: &mut [f32],
         sums: Option<&mut [f64]>,
     ) {
-        let (cin, cout, xl, yl) = (g.x.c as usize, g.y.c as usize, g.x.len(), g.y.len());
-        let (x, add) = (&x[..n * xl], add.map(|a| &a[..n * xl]));
-        let grad = &dy.dy[..n * yl];
-        let norm = dy.norm.map(|(h, k)| (&h[..n * yl], &k[..3 * cout]));
-        check_prologue(pre, cin);
-        assert!(w.len() == g.weights() && dw.len() == w.len() && db.len() == cout, "weights of another shape");
-        let back = Transposed::new(g, w);
-        let tiled = Winograd::plan(g, self.isa.lanes());
-        let tiled_back = Winograd::plan(&ConvShape { x: g.y, y: g.x, ..*g }, self.isa.lanes());
-        let both = tiled.zip(tiled_back);
-        let weights = self.pack(both.as_ref().map(|(_, t)| t), back.weights.get());
-        let dy_pad = both.map_or(back.pad, |(_, t)| t.pad());
-        let dy_row = (g.y.w as usize + dy_pad[1] + dy_pad[3]) * cout;
-        let inside = dy_pad[0] * dy_row + dy_pad[1] * cout;
-        let (c, pad) = (forward_correlation(g), both.map_or_else(|| window_pad(&g.window), |(t, _)| t.pad()));
-        let outer = Correlation { y_row: dy_row, ..c };
-        let direct = pre.is_none() && pad == [0; 4];
-        let chunk = Self::chunk(n, w.len());
-        let count = n.div_ceil(chunk);
-        let group = both.map_or(1, |(t, b)| t.pictures().min(b.pictures())).min(chunk);
-        let mut dw_parts = vec![0.0f32; count * w.len()];
-        let mut sum_parts = vec![0.0f64; count * (2 * cin + cout)];
-        let mut dz_parts: Vec<Option<&mut [f32]>> = match dz {
-            Some(dz) => dz[..n * xl].chunks_mut(chunk * xl).map(Some).collect(),
-            None => (0..count).map(|_| None).collect(),
-        };
-        let items: Vec<_> = dz_parts
-            .drain(..)
-            .zip(dw_parts.chunks_mut(w.len()))
-            .zip(sum_parts.chunks_mut(2 * cin + cout))
-            .enumerate()
-            .collect();
-        let (x_len, dy_len) = (if direct { 0 } else { padded_len(&g.x, pad) }, padded_len(&g.y, dy_pad));
-        let work_len = both.map_or(0, |(t, b)| t.work().max(b.work()));
-        let du_len = both.map_or(0, |(t, _)| t.weights());
-        let small = 2 * cin + cout;
-        self.for_each(items, |(part, ((mut dz, dw), sums))| {
-            let (sums, bias_sums) = sums.split_at_mut(2 * cin);
-            scratch([group * x_len, group * dy_len, work_len, du_len + small], |[xpad, dpad, work, rest]| {
-                let (du, image_sums) = rest.split_at_mut(du_len);
-                let (image_sums, image_bias) = image_sums.split_at_mut(2 * cin);
-                du.fill(0.0);
-                let mut first = part * chunk;
-                let end = (first + chunk).min(n);
-                while first < end {
-                    let count = group.min(end - first);
-                    let pictures = first..first + count;
-                    let mut from = x[first * xl..].as_ptr();
-                    if !direct {
-                        for (b, to) in pictures.clone().zip(xpad.chunks_exact_mut(x_len)) {
-                            self.enter(&g.x, pad, &x[b * xl..][..xl], pre, to);
-                        }
-                        from = xpad.as_ptr();
-                    }
-                    image_bias.fill(0.0);
-                    for (b, to) in pictures.clone().zip(dpad.chunks_exact_mut(dy_len)) {
-                        self.enter_gradient(g, dy_pad, b, grad, norm, to, image_bias);
-                    }
-                    add_f64(bias_sums, image_bias);
-                    // SAFETY: `outer` reaches the windows inside the padded input and the interior of the padded gradient;
-                    // tiles lie inside the padded copies, zeros behind the last pixels.
-                    unsafe {
-                        let d = dpad.as_ptr().add(inside);
-                        match &tiled {
-                            None => (self.table.outer_product)(&outer, from, d, dw.as_mut_ptr()),
-                            Some(t) => {
-                                let (work, du) = (work.as_mut_ptr(), du.as_mut_ptr());
-                                t.weight_gradient(self.table, count, from, (d, dy_row, dy_len), work, du);
-                            }
-                        }
-                    }
-                    let at = (first - part * chunk) * xl;
-                    first += count;
-                    let Some(dz) = dz.as_deref_mut() else { continue };
-                    let dz = &mut dz[at..][..count * xl];
-                    let w = weights.get().as_ptr();
-                    // SAFETY: as in `transpose`; tiles as above; `weights` were packed for the plan.
-                    unsafe {
-                        match &tiled_back {
-                            None => self.transpose(&back, w, dpad.as_ptr(), null(), dz),
-                            Some(t) => {
-                                let work = work.as_mut_ptr();
-                                t.convolve(self.table, count, dpad.as_ptr(), w, null(), work, dz.as_mut_ptr());
-                            }
-                        }
-                    }
-                    if pre.is_none() && add.is_none() {
-                        continue;
-                    }
-                    for (b, dz) in pictures.zip(dz.chunks_exact_mut(xl)) {
-                        let add = add.map_or(null(), |a| a[b * xl..][..xl].as_ptr());
-                        let (a, s, slope) =
-                            pre.map_or((null(), null(), 1.0), |p| (p.scale.as_ptr(), p.shift.as_ptr(), p.slope));
-                        let to = if pre.is_some() { image_sums.as_mut_ptr() } else { null_mut() };
-                        let x = x[b * xl..][..xl].as_ptr();
-                        // SAFETY: one picture of each; sums by channel.
-                        unsafe { (self.table.grad_out)(xl / cin, cin, dz.as_mut_ptr(), add, x, a, s, slope, to) };
-                        if pre.is_some() {
-                            add_f64(sums, image_sums);
-                        }
-                    }
-                }
-                if tiled.is_some() {
-                    // SAFETY: both have the weights' number of cells; the plan's channels are whole vectors.
-                    unsafe { (self.table.winograd_filter_gradient)(cin * cout, du.as_ptr(), dw.as_mut_ptr()) };
-                }
-            });
-        });
-        reduce(&dw_parts, dw);
-        let mut total = vec![0.0f64; 2 * cin + cout];
-        reduce(&sum_parts, &mut total);
-        for (d, &s) in db.iter_mut().zip(&total[2 * cin..]) {
-            *d = s as f32;
-        }
-        if let Some(sums) = sums {
-            sums[..2 * cin].copy_from_slice(&total[..2 * cin]);
-        }
+        simd_gradient::conv_backward(self, g, n, x, pre, w, dy, add, dz, dw, db, sums);
     }
 
     fn deconv_forward(&self, g: &ConvShape, n: usize, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
@@ -390,6 +279,7 @@ impl Kernels for Simd {
         let (x, y) = (&x[..n * yl], &mut y[..n * xl]);
         assert!(w.len() == g.weights() && bias.len() == cin, "weights of another shape");
         let back = Transposed::new(g, w);
+        let w = self.pack_phases(&back);
         let chunk = Self::chunk(n, 0);
         self.for_each(y.chunks_mut(chunk * xl).enumerate().collect(), |(part, y)| {
             scratch([padded_len(&g.y, back.pad), 0, 0, 0], |[to, ..]| {
@@ -399,7 +289,7 @@ impl Kernels for Simd {
                         y.chunks_exact_mut(cin).for_each(|y| y.copy_from_slice(bias));
                     }
                     // SAFETY: `to` is the padded copy that `back` asks for; `bias` has a value a channel.
-                    unsafe { self.transpose(&back, back.weights.get().as_ptr(), to.as_ptr(), bias.as_ptr(), y) };
+                    unsafe { self.transpose(&back, w.get().as_ptr(), to.as_ptr(), bias.as_ptr(), y) };
                 }
             });
         });
@@ -416,50 +306,7 @@ impl Kernels for Simd {
         dw: &mut [f32],
         db: &mut [f32],
     ) {
-        let (cin, xl, yl) = (g.x.c as usize, g.x.len(), g.y.len());
-        let (x, dy) = (&x[..n * yl], &dy[..n * xl]);
-        assert!(w.len() == g.weights() && dw.len() == w.len() && db.len() == cin, "weights of another shape");
-        let (c, pad) = (forward_correlation(g), window_pad(&g.window));
-        let chunk = Self::chunk(n, w.len());
-        let count = n.div_ceil(chunk);
-        let mut dw_parts = vec![0.0f32; count * w.len()];
-        let mut sum_parts = vec![0.0f64; count * 2 * cin];
-        let dx_parts: Vec<Option<&mut [f32]>> = match dx {
-            Some(dx) => dx[..n * yl].chunks_mut(chunk * yl).map(Some).collect(),
-            None => (0..count).map(|_| None).collect(),
-        };
-        let items: Vec<_> = dx_parts
-            .into_iter()
-            .zip(dw_parts.chunks_mut(w.len()))
-            .zip(sum_parts.chunks_mut(2 * cin))
-            .enumerate()
-            .collect();
-        self.for_each(items, |(part, ((mut dx, dw), sums))| {
-            scratch([padded_len(&g.x, pad), 2 * cin, 0, 0], |[to, image_sums, ..]| {
-                for b in part * chunk..(part * chunk + chunk).min(n) {
-                    let dy = &dy[b * xl..][..xl];
-                    self.enter(&g.x, pad, dy, None, to);
-                    // SAFETY: the padded gradient holds every window; `x` is one picture of `g.y`; `finish` only reads `dy`
-                    // when nothing is added.
-                    unsafe {
-                        (self.table.finish)(xl / cin, cin, dy.as_ptr().cast_mut(), null(), image_sums.as_mut_ptr());
-                        (self.table.outer_product)(&c, to.as_ptr(), x[b * yl..][..yl].as_ptr(), dw.as_mut_ptr());
-                    }
-                    add_f64(sums, image_sums);
-                    if let Some(dx) = dx.as_deref_mut() {
-                        let dx = &mut dx[(b - part * chunk) * yl..][..yl];
-                        // SAFETY: as for a forward convolution.
-                        unsafe { (self.table.correlate)(&c, to.as_ptr(), w.as_ptr(), null(), dx.as_mut_ptr()) };
-                    }
-                }
-            });
-        });
-        reduce(&dw_parts, dw);
-        let mut total = vec![0.0f64; 2 * cin];
-        reduce(&sum_parts, &mut total);
-        for (d, &s) in db.iter_mut().zip(&total) {
-            *d = s as f32;
-        }
+        simd_gradient::deconv_backward(self, g, n, x, w, dy, dx, dw, db);
     }
 
     fn channel_sums(&self, c: usize, x: &[f32], sums: &mut [f64]) {

@@ -1,10 +1,11 @@
 //! One case suite over every instruction set this machine has, against the scalar oracle.
 
 use super::isa::Isa;
+use super::picture::PreparedConv;
 use super::reference::Reference;
 use super::simd::Simd;
-use super::{ConvShape, Kernels, OutputGradient, Prologue, Skip};
-use crate::net::Window;
+use super::{ConvShape, Kernels, OutputGradient, Prologue, Skip, scalar};
+use crate::net::{Activation, ConvArgs, Window};
 use crate::shape::Shape;
 use rand_core::Rng;
 use std::prelude::v1::*;
@@ -13,7 +14,7 @@ use std::vec;
 /// Rounding differs with the order of the sums: relative to the largest value of the result.
 const TOLERANCE: f64 = 2e-5;
 
-fn noise(len: usize, seed: u64) -> Vec<f32> {
+pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut rng = rand_pcg::Pcg32::new(seed, 7);
     (0..len).map(|_| rng.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
 }
@@ -28,7 +29,7 @@ fn close<T: Copy + Into<f64>>(what: &str, a: &[T], b: &[T]) {
     }
 }
 
-fn shape(x: [u32; 3], cout: u32, kernel: [u32; 2], stride: [u32; 2], pad: [u32; 4]) -> ConvShape {
+pub(super) fn shape(x: [u32; 3], cout: u32, kernel: [u32; 2], stride: [u32; 2], pad: [u32; 4]) -> ConvShape {
     let side = |i: usize| (x[i] + pad[i] + pad[i + 2] - kernel[i]) / stride[i] + 1;
     ConvShape {
         x: Shape::new(x[0], x[1], x[2]),
@@ -91,6 +92,30 @@ fn forward_agrees_with_the_oracle() {
                 k.conv_forward(&g, n, &x, pre, &w, bias, add, &mut got.0, Some(&mut got.1));
                 close(&format!("{name} case {at} y"), &got.0, &want.0);
                 close(&format!("{name} case {at} sums"), &got.1, &want.1);
+            }
+        }
+    }
+}
+
+#[test]
+fn one_picture_agrees_with_the_oracle() {
+    for (at, g) in cases().into_iter().enumerate() {
+        for depthwise in [false, true] {
+            let g = if depthwise { ConvShape { y: Shape { c: g.x.c, ..g.y }, ..g } } else { g };
+            let groups = if depthwise { g.x.c } else { 1 };
+            let (x, w) = (noise(g.x.len(), 1), noise(g.weights() / groups as usize, 2));
+            let bias = noise(g.y.c as usize, 3);
+            for bias in [None, Some(&bias[..])] {
+                let mut want = vec![0.0; g.y.len()];
+                let act = Activation::None;
+                let args = ConvArgs { x: g.x, y: g.y, window: g.window, groups, weight: &w, bias, act };
+                scalar::conv(&args, &x, &mut want);
+                for (name, k) in engines() {
+                    let mut got = vec![f32::NAN; g.y.len()];
+                    let conv = PreparedConv::new(&k, g, depthwise, &w);
+                    k.conv_picture(&conv, &x, &w, bias, &mut got);
+                    close(&format!("{name} case {at}, {groups} groups"), &got, &want);
+                }
             }
         }
     }

@@ -23,7 +23,7 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_part(p: *const f32, n: usize) -> Self;
     /// The first `n` lanes to memory.
     unsafe fn store_part(self, p: *mut f32, n: usize);
-    /// `self * b + c`, rounded once.
+    /// `self * b + c`, rounded once by the vectors, after each step by a single `f32`.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// `self + b`
     unsafe fn add(self, b: Self) -> Self;
@@ -34,6 +34,47 @@ pub(crate) trait Vector: Copy {
     /// `yes` where `self > 0`, else `no`.
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self;
 }
+
+/// One vector from memory, or its first `n` lanes with the others zero.
+///
+/// # Safety
+/// As for [`Vector::load`] and [`Vector::load_part`].
+#[inline(always)]
+pub(super) unsafe fn load<V: Vector, const PART: bool>(p: *const f32, n: usize) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { if PART { V::load_part(p, n) } else { V::load(p) } }
+}
+
+/// One vector to memory, or its first `n` lanes.
+///
+/// # Safety
+/// As for [`Vector::store`] and [`Vector::store_part`].
+#[inline(always)]
+pub(super) unsafe fn store<V: Vector, const PART: bool>(v: V, p: *mut f32, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { if PART { v.store_part(p, n) } else { v.store(p) } }
+}
+
+/// `by_channel!(V, channels, |i, PART, n| { ... })` runs the block for each whole vector of channels, which starts at channel
+/// `i` (`PART` is false), then for the `n` channels that are left (`PART` is true). The block is pasted twice, with `PART` a
+/// constant: unlike a closure's, its code is sure to be compiled with the caller's target features.
+macro_rules! by_channel {
+    ($vector:ident, $channels:expr, |$i:ident, $part:ident, $n:ident| $block:block) => {{
+        let mut $i = 0;
+        while $i + $vector::LANES <= $channels {
+            const $part: bool = false;
+            let $n = 0;
+            $block
+            $i += $vector::LANES;
+        }
+        if $i < $channels {
+            const $part: bool = true;
+            let $n = $channels - $i;
+            $block
+        }
+    }};
+}
+pub(super) use by_channel;
 
 impl Vector for f32 {
     const LANES: usize = 1;

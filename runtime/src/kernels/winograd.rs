@@ -8,10 +8,10 @@
 //!
 //! Buffers of transformed values hold 36 *planes*, one for each position, of `[tiles][channels]`.
 
+use super::ConvShape;
 use super::image::Correlation;
 use super::isa::Table;
 use super::vector::Vector;
-use super::ConvShape;
 
 /// Side of a tile of outputs, of its inputs, and the number of positions.
 const OUT: usize = 4;
@@ -19,6 +19,9 @@ const IN: usize = 6;
 pub(super) const PLANES: usize = IN * IN;
 /// Tiles times channels (in and out) that one block of tiles should hold: about 300 KB of transformed values.
 const BLOCK: usize = 2048;
+/// Bytes of transformed weights that a core's cache does not keep, and tiles of a picture that are too few to fetch so many for.
+const FAR: usize = 4 << 20;
+const FEW: usize = 4;
 /// Elements between the end of one plane and the start of the next: planes of a round size would share cache sets.
 const GAP: usize = 16;
 
@@ -313,6 +316,12 @@ impl Winograd {
             return None;
         }
         let (across, down) = (w.div_ceil(OUT), h.div_ceil(OUT));
+        // Transformed weights are four times as many bytes as weights. Beyond a core's cache they come anew for each block of
+        // tiles, and with few tiles to use them on that takes as long as all the multiplications they save: 37 MB for a
+        // picture of 512 channels at 7x7.
+        if PLANES * cin * cout * size_of::<f32>() > FAR && across * down <= FEW {
+            return None;
+        }
         let row = (OUT * across + 2) * cin;
         Some(Self {
             cin,
@@ -333,7 +342,7 @@ impl Winograd {
         (self.block / (self.x.across * self.x.down)).max(1)
     }
 
-    /// Elements of the transformed weights, `[36][cin][cout]`.
+    /// Elements of the transformed weights, `[36][cin][cout]`, each matrix in blocks of columns where [`Self::convolve`] reads it.
     pub(super) fn weights(&self) -> usize {
         PLANES * self.cin * self.cout
     }
@@ -347,11 +356,12 @@ impl Winograd {
         PLANES * (self.plane(self.cin) + self.plane(self.cout))
     }
 
-    /// `n` pictures: padded copies `x`, transformed weights `u`, to `y`.
+    /// `n` pictures: padded copies `x`, packed and transformed weights `u`, to `y`.
     ///
     /// # Safety
     /// `x` holds `n` pictures padded by [`Self::pad`], `u` has [`Self::weights`] elements, `bias` is null or a value a channel,
     /// `work` has [`Self::work`] elements, `y` takes `n` pictures; `table` is of an instruction set that exists.
+    #[allow(clippy::too_many_arguments)]
     pub(super) unsafe fn convolve(
         &self,
         table: &Table,
@@ -434,3 +444,6 @@ impl Winograd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

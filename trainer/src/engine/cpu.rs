@@ -1,6 +1,6 @@
 //! The CPU engine: dfdx's tape and optimisers, the runtime's kernels.
 
-use super::{Engine, EngineError, Losses, Objective, Optimizer, State, StepReport};
+use super::{Engine, EngineError, Lesson, Losses, Objective, Optimizer, State, StepReport};
 use crate::model::TrapNet;
 use crate::nn::{Batch, Buffers, Param, Visit, loss};
 use dfdx::optim::{AdamConfig, Momentum, SgdConfig, WeightDecay};
@@ -48,15 +48,13 @@ impl CpuEngine {
     pub fn gradients(
         &mut self,
         pictures: Vec<f32>,
-        labels: &[u32],
+        lesson: Lesson<'_>,
     ) -> Result<(StepReport, Gradients<f32, Cpu>), EngineError> {
+        let labels = lesson.labels;
         let (n, len, classes) = (labels.len(), self.net.input.len(), self.net.classes);
-        if pictures.len() != n * len || labels.iter().any(|&l| l as usize >= classes) {
+        let flagged = lesson.forget.is_empty() || lesson.forget.len() == n;
+        if pictures.len() != n * len || !flagged || labels.iter().any(|&l| l as usize >= classes) {
             return Err(EngineError("a batch with labels or pictures of another shape".into()));
-        }
-        let mut targets = vec![0.0; n * classes];
-        for (row, &label) in targets.chunks_exact_mut(classes).zip(labels) {
-            row[label as usize] = 1.0;
         }
         let copy = self.net.decoder.is_some().then(|| pictures.clone());
         let x: Batch = self.dev.try_tensor_from_vec(pictures, (n, len))?;
@@ -64,8 +62,8 @@ impl CpuEngine {
         let features = self.net.stem.forward(k, buffers, x.leaky_trace())?;
         let (features, tape) = features.split_tape();
         let logits = self.net.head.forward(k, buffers, features.clone().put_tape(tape))?;
-        let fit = labels.iter().zip(logits.as_vec().chunks_exact(classes)).map(|(&l, z)| probability(z, l)).collect();
-        let ce = loss::cross_entropy(logits, targets)?;
+        let fit = labels.iter().zip(logits.as_vec().chunks_exact(classes)).map(|(&l, z)| log_odds(z, l)).collect();
+        let ce = loss::classification(logits, labels, lesson.forget)?;
         let mut losses = Losses { ce: ce.as_vec()[0], ..Losses::default() };
         let total = match (&mut self.net.decoder, copy) {
             (Some(decoder), Some(x)) => {
@@ -84,6 +82,18 @@ impl CpuEngine {
 }
 
 impl CpuEngine {
+    /// Features (`[n][stem output]`) of pictures, in inference mode.
+    pub fn features(&mut self, pictures: &[f32]) -> Vec<f32> {
+        let n = pictures.len() / self.net.input.len();
+        self.net.stem.infer(&self.kernels, &self.buffers, n, pictures).to_vec()
+    }
+
+    /// Logits (`[n][classes]`) of the head on features, in inference mode.
+    pub fn head_logits(&mut self, features: &[f32]) -> Vec<f32> {
+        let n = features.len() / self.net.stem.output().len();
+        self.net.head.infer(&self.kernels, &self.buffers, n, features).to_vec()
+    }
+
     /// The gradient of the cross-entropy with respect to the pictures, batch statistics in the norms. The stem must have been
     /// asked for its input's gradient ([`crate::nn::Sequence::input_gradient`]); it is all zeros otherwise.
     ///
@@ -91,17 +101,14 @@ impl CpuEngine {
     /// Where memory runs out.
     pub fn input_gradient(&mut self, pictures: Vec<f32>, labels: &[u32]) -> Result<Vec<f32>, EngineError> {
         let (n, classes) = (labels.len(), self.net.classes);
-        let mut targets = vec![0.0; n * classes];
-        for (row, &label) in targets.chunks_exact_mut(classes).zip(labels) {
-            if let Some(t) = row.get_mut(label as usize) {
-                *t = 1.0;
-            }
+        if labels.iter().any(|&l| l as usize >= classes) {
+            return Err(EngineError("a label of no class".into()));
         }
         let x: Batch = self.dev.try_tensor_from_vec(pictures, (n, self.net.input.len()))?;
         let (k, buffers) = (&self.kernels, &self.buffers);
         let features = self.net.stem.forward(k, buffers, x.leaky_trace())?;
         let logits = self.net.head.forward(k, buffers, features)?;
-        let mut grads = loss::cross_entropy(logits, targets)?.try_backward()?;
+        let mut grads = loss::classification(logits, labels, &[])?.try_backward()?;
         Ok(std::mem::take(&mut **grads.get_or_alloc_mut(&x)?))
     }
 }
@@ -111,6 +118,15 @@ pub(crate) fn probability(logits: &[f32], label: u32) -> f32 {
     let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f32 = logits.iter().map(|z| (z - top).exp()).sum();
     logits.get(label as usize).map_or(0.0, |z| (z - top).exp() / sum)
+}
+
+/// Log-odds of one label: its logit minus the log of the sum of the others' exponentials.
+pub(crate) fn log_odds(logits: &[f32], label: u32) -> f32 {
+    let others = || logits.iter().enumerate().filter(|&(i, _)| i != label as usize).map(|(_, &z)| z);
+    let top = others().fold(f32::NEG_INFINITY, f32::max);
+    logits.get(label as usize).copied().unwrap_or(f32::NEG_INFINITY)
+        - top
+        - others().map(|z| (z - top).exp()).sum::<f32>().ln()
 }
 
 /// Updates every parameter from its gradient.
@@ -204,8 +220,8 @@ impl Visit for Transfer<'_> {
 }
 
 impl Engine for CpuEngine {
-    fn step(&mut self, pictures: Vec<f32>, labels: &[u32], rate: f64) -> Result<StepReport, EngineError> {
-        let (report, grads) = self.gradients(pictures, labels)?;
+    fn step(&mut self, pictures: Vec<f32>, lesson: Lesson<'_>, rate: f64) -> Result<StepReport, EngineError> {
+        let (report, grads) = self.gradients(pictures, lesson)?;
         self.steps += 1;
         let mut update = Update {
             optimizer: self.objective.optimizer,

@@ -1,5 +1,6 @@
 //! The losses of the trap stage (arXiv 2210.06428, section 3): cross-entropy, and on the reconstruction mean squared error
-//! plus total variation. Cross-entropy is dfdx's; the two on the reconstruction are one operation on the tape.
+//! plus total variation. Cross-entropy is dfdx's; the two on the reconstruction are one operation on the tape, and so is the
+//! classification loss that forgets what an audit accused.
 
 use super::Batch;
 use dfdx::prelude::*;
@@ -84,11 +85,61 @@ pub fn reconstruction<T: Tape<f32, Cpu>>(
     Ok((loss.put_tape(tape), parts))
 }
 
-/// Mean cross-entropy of `logits` against `targets` (`[n][classes]`, each row sums to 1).
+/// Kept away from 0 in the logarithm of [`unlearning`].
+const FLOOR: f32 = 1e-4;
+
+/// The mean over a batch of `-log p` of each picture's label, or, where `forget` says so, of `-log(1 - p + 1e-4)`: the label is
+/// unlearned. `forget` may be empty: nothing is.
 ///
 /// # Errors
 /// dfdx's, when memory runs out.
-pub fn cross_entropy<T: Tape<f32, Cpu>>(logits: Batch<T>, targets: Vec<f32>) -> Result<Loss<T>, CpuError> {
+pub fn classification<T: Tape<f32, Cpu>>(
+    logits: Batch<T>,
+    labels: &[u32],
+    forget: &[bool],
+) -> Result<Loss<T>, CpuError> {
+    let classes = logits.shape().1;
+    let mut targets = vec![0.0; labels.len() * classes];
+    for (row, &label) in targets.chunks_exact_mut(classes).zip(labels) {
+        row[label as usize] = 1.0;
+    }
+    if forget.iter().any(|&f| f) {
+        return unlearning(logits, labels, forget);
+    }
     let targets = logits.device().try_tensor_from_vec(targets, *logits.shape())?;
     Ok(cross_entropy_with_logits_loss(logits, targets))
+}
+
+/// [`classification`] with something to forget: one operation on the tape.
+fn unlearning<T: Tape<f32, Cpu>>(logits: Batch<T>, labels: &[u32], forget: &[bool]) -> Result<Loss<T>, CpuError> {
+    let (logits, mut tape) = logits.split_tape();
+    let (n, classes) = *logits.shape();
+    let mut d = logits.as_vec();
+    let mut sum = 0.0f64;
+    for ((z, &label), &forget) in d.chunks_exact_mut(classes).zip(labels).zip(forget) {
+        let top = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f32 = z.iter().map(|z| (z - top).exp()).sum();
+        let log_p = z[label as usize] - top - total.ln();
+        let p = log_p.exp();
+        // dL/dz_j = scale * (p_j - [j is the label])
+        let (loss, scale) = if forget {
+            let rest = 1.0 - p + FLOOR;
+            (-rest.ln(), -p / rest)
+        } else {
+            (-log_p, 1.0)
+        };
+        sum += f64::from(loss);
+        z.iter_mut().for_each(|z| *z = scale * (*z - top).exp() / total / n as f32);
+        z[label as usize] -= scale / n as f32;
+    }
+    let loss = logits.device().try_tensor_from_vec(vec![(sum / n as f64) as f32], ())?;
+    let (ghost, input) = (loss.ghost(), logits.ghost());
+    tape.add_backward_op(move |grads| {
+        let g = grads.get_or_alloc_mut(&ghost)?.first().copied().unwrap_or(0.0);
+        for (to, d) in grads.get_or_alloc_mut(&input)?.iter_mut().zip(d) {
+            *to += g * d;
+        }
+        Ok(())
+    });
+    Ok(loss.put_tape(tape))
 }

@@ -52,10 +52,8 @@ fn golden_parts(net: &OwnedInt8Net) -> ArtifactParts<'_> {
 fn writing_gives_the_golden_bytes() {
     let net = golden_net();
     let bytes = to_vec(&golden_parts(&net)).unwrap();
-    let hex: Vec<String> =
-        bytes.chunks(16).map(|row| row.iter().map(|byte| std::format!("{byte:02x} ")).collect()).collect();
-    assert_eq!(bytes, &from_hex(GOLDEN)[..], "\n{}", hex.join("\n"));
-    assert_eq!(dumped(2), bytes);
+    assert_eq!(bytes, &from_hex(GOLDEN)[..], "{}", hex_rows(&bytes));
+    assert_eq!(golden_dump(&specification(), "golden-int8"), bytes);
 }
 
 #[test]

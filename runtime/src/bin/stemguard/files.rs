@@ -23,6 +23,19 @@ pub(crate) fn check_output(path: &Path) -> Result<(), Fail> {
 /// Writes a file beside its place, flushes it to the disk, then renames it there: a crash leaves the old file or the new one,
 /// never a part. A device or a pipe is written as it is.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
+    write_as(path, bytes, OpenOptions::new().write(true).create(true).truncate(true))
+}
+
+/// As [`write()`], a new file that only its owner can read and write from its first byte on, where the system knows such files.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    write_as(path, bytes, &options)
+}
+
+fn write_as(path: &Path, bytes: &[u8], options: &OpenOptions) -> Result<(), Fail> {
     check_output(path)?;
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::BrokenPipe => Fail::Pipe,
@@ -38,7 +51,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
     name.push(target.file_name().unwrap_or_default());
     name.push(format!(".{}.part", std::process::id()));
     let beside = target.with_file_name(name);
-    let written = File::create(&beside).and_then(|mut file| {
+    let written = options.open(&beside).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&beside, &target)

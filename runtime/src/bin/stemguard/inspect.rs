@@ -1,10 +1,12 @@
 //! `inspect`: what a file holds and what it costs.
 
 use crate::fail::Fail;
+use crate::keys::hex;
 use crate::model::{Loaded, head_name, head_spec};
 use crate::ui::{self, Common, grouped};
 use serde::Serialize;
 use std::path::PathBuf;
+use stemguard_runtime::artifact::sign::Claim;
 use stemguard_runtime::artifact::{ArtifactParts, HeadKind};
 use stemguard_runtime::error::Result as CoreResult;
 use stemguard_runtime::head::linear::Linear;
@@ -21,7 +23,7 @@ const CLASSES: u32 = 10;
 /// Tell what a .sgm or .onnx file holds and what it costs to run.
 ///
 /// For an artifact: the operations, multiply-adds, and the exact bytes the core needs to run it and to train a head of either
-/// kind. For an ONNX file: inputs, outputs, and whether it lowers to a native net, or why not.
+/// kind; of a signature what it says, unverified. For an ONNX file: inputs, outputs, and whether it lowers to a native net, or why not.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     stemguard inspect defended.sgm\n  \
@@ -83,12 +85,20 @@ struct Training {
     features_bytes: u64,
 }
 
+/// A signature behind the artifact, unverified.
+#[derive(Serialize)]
+struct SignatureReport {
+    key_id: String,
+    model_version: u32,
+}
+
 /// A net, alone or in an artifact.
 #[derive(Serialize)]
 struct NetReport<'a> {
     name: &'a str,
     labels: Vec<&'a str>,
     provenance: &'a str,
+    signature: Option<SignatureReport>,
     /// h, w, c
     input: [u32; 3],
     /// h, w, c
@@ -117,7 +127,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         return onnx::run(args, &loaded, file);
     }
     let parts = loaded.parts()?;
-    let report = net_report(args, &parts)?;
+    let mut report = net_report(args, &parts)?;
+    let told = |claim: Claim| SignatureReport { key_id: hex(&claim.key), model_version: claim.model_version };
+    report.signature = loaded.claim().map(told);
     if args.common.json {
         return ui::json(&report);
     }
@@ -167,6 +179,7 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
         name: parts.name,
         labels,
         provenance: parts.provenance,
+        signature: None,
         input: sides(stem.input()),
         features: sides(features),
         precision: stem.precision(),
@@ -227,6 +240,9 @@ fn print(r: &NetReport<'_>) -> Result<(), Fail> {
     }
     if !r.provenance.is_empty() {
         ui::line(format_args!("provenance    {}", r.provenance))?;
+    }
+    if let Some(SignatureReport { key_id, model_version }) = &r.signature {
+        ui::line(format_args!("signature     key {key_id}, model version {model_version}, not verified"))?;
     }
     ui::line(format_args!("input         {}", by(r.input)))?;
     ui::line(format_args!("features      {}", by(r.features)))?;

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! model.onnx -> pack -> stem.sgm -> replace -> defended.sgm -> eval, infer, run, bench, export
+//!                       keygen -> sign -> verify
 //! ```
 //!
 //! One file a command. What a command prints goes to standard output; progress, notes and the one line that tells what is
 //! wrong go to standard error. Exit codes: 0 done, 2 bad input or usage, 1 anything else.
 
+mod artifact;
 mod bench;
 mod eval;
 mod export;
@@ -16,6 +18,8 @@ mod infer;
 mod inspect;
 #[cfg(feature = "onnx")]
 mod int8;
+mod keygen;
+mod keys;
 mod model;
 mod npy;
 mod pack;
@@ -23,7 +27,9 @@ mod pictures;
 mod replace;
 mod run;
 mod runner;
+mod sign;
 mod ui;
+mod verify;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
@@ -37,7 +43,8 @@ use std::process::ExitCode;
     version,
     about = "Replaces the head of a model trained on suspect data, and runs what comes out",
     after_help = "Exit codes: 0 done, 2 bad input or usage, 1 anything else.\n\
-                  An existing output file is replaced, in one step, once the new one is complete.\n\n\
+                  An existing output file is replaced, in one step, once the new one is complete.\n\
+                  A signed .sgm file is read as any other: `verify` alone checks the signature.\n\n\
                   Example, from a trapped stem to a defended model:\n  \
                   stemguard pack stem.onnx --out stem.sgm\n  \
                   stemguard replace stem.sgm --holdout folder:clean --out defended.sgm\n  \
@@ -69,6 +76,12 @@ enum Command {
     Bench(bench::Args),
     /// Write stem and head as one ONNX file
     Export(export::Args),
+    /// Make a pair of keys for signing models
+    Keygen(keygen::Args),
+    /// Sign a .sgm artifact
+    Sign(sign::Args),
+    /// Verify a signed .sgm artifact
+    Verify(verify::Args),
 }
 
 impl Command {
@@ -82,6 +95,9 @@ impl Command {
             Self::Infer(args) => infer::run(&args),
             Self::Bench(args) => bench::run(&args),
             Self::Export(args) => export::run(&args),
+            Self::Keygen(args) => keygen::run(&args),
+            Self::Sign(args) => sign::run(&args),
+            Self::Verify(args) => verify::run(&args),
         }
     }
 }

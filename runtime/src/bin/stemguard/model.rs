@@ -1,11 +1,11 @@
 //! Opening a model file, `.sgm` or `.onnx`, and bounding what running it would take.
 
+use crate::artifact::{ArtifactFile, read_header};
 use crate::fail::Fail;
 use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use stemguard_runtime::artifact::{self, AlignedBytes, Artifact, ArtifactParts, HEADER_LEN, HeadKind, HeadSpec};
-use stemguard_runtime::error::Error;
+use stemguard_runtime::artifact::sign::Claim;
+use stemguard_runtime::artifact::{self, Artifact, ArtifactParts, HeadKind, HeadSpec};
 use stemguard_runtime::head;
 use stemguard_runtime::net::int8::Int8Op;
 use stemguard_runtime::net::{Op, Slot, Span, Window};
@@ -16,8 +16,6 @@ use stemguard_runtime::{
     onnx::{self, OnnxError, TractModel},
 };
 
-/// The largest artifact read, in bytes: 4 GiB.
-const MAX_FILE: u64 = 4 << 30;
 /// The most bytes of arena, or of memory for a head, a model may ask for: 4 GiB.
 const MAX_MEMORY: u64 = 4 << 30;
 /// The most multiply-adds, pooling counted too, one picture may take.
@@ -33,7 +31,7 @@ pub(crate) struct Loaded {
 
 /// What was in it.
 enum Content {
-    Artifact(AlignedBytes),
+    Artifact(ArtifactFile),
     #[cfg(feature = "onnx")]
     Onnx(Box<OnnxFile>),
 }
@@ -55,16 +53,14 @@ impl Loaded {
     /// Opens a file; `at` names the tensor an ONNX file is cut at. What a file is, its first bytes and its name tell.
     pub(crate) fn open(path: &Path, at: Option<&str>) -> Result<Self, Fail> {
         let mut file = File::open(path).map_err(|e| Fail::at(path, e))?;
-        let mut header = [0; HEADER_LEN];
-        let got = fill(&mut file, &mut header).map_err(|e| Fail::at(path, e))?;
-        let header = &header[..got];
+        let header = read_header(path, &mut file)?;
         if header.starts_with(&artifact::MAGIC) || path.extension().is_some_and(|e| e == "sgm") {
             if at.is_some() {
                 return Err(Fail::at(path, "`--at` names a tensor of an ONNX file, and this is an artifact"));
             }
-            let bytes = read_artifact(path, file, header)?;
-            Artifact::new_checked(&bytes).map_err(|e| Fail::at(path, e))?;
-            return Ok(Self { path: path.into(), content: Content::Artifact(bytes) });
+            let file = ArtifactFile::read(path, file, &header)?;
+            Artifact::new_checked(file.artifact()).map_err(|e| Fail::at(path, e))?;
+            return Ok(Self { path: path.into(), content: Content::Artifact(file) });
         }
         Self::open_onnx(path, at)
     }
@@ -95,6 +91,15 @@ impl Loaded {
         &self.path
     }
 
+    /// What the signature of a signed artifact says, unverified.
+    pub(crate) const fn claim(&self) -> Option<Claim> {
+        match &self.content {
+            Content::Artifact(file) => file.claim(),
+            #[cfg(feature = "onnx")]
+            Content::Onnx(_) => None,
+        }
+    }
+
     /// The ONNX file, where it is one.
     #[cfg(feature = "onnx")]
     pub(crate) fn onnx(&self) -> Option<&OnnxFile> {
@@ -114,8 +119,8 @@ impl Loaded {
     /// As [`Loaded::native`], of any size.
     pub(crate) fn parts(&self) -> Result<ArtifactParts<'_>, Fail> {
         match &self.content {
-            Content::Artifact(bytes) => {
-                Artifact::new_checked(bytes).map(|a| a.parts()).map_err(|e| Fail::at(&self.path, e))
+            Content::Artifact(file) => {
+                Artifact::new_checked(file.artifact()).map(|a| a.parts()).map_err(|e| Fail::at(&self.path, e))
             }
             #[cfg(feature = "onnx")]
             Content::Onnx(file) => match &file.net {
@@ -162,44 +167,6 @@ pub(crate) fn onnx_fail(path: &Path, error: &OnnxError) -> Fail {
     match error {
         OnnxError::File { .. } => Fail::input(error),
         _ => Fail::at(path, error),
-    }
-}
-
-/// Reads up to the end of the buffer or of the file; how many bytes there were.
-fn fill(file: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut got = 0;
-    while got < buffer.len() {
-        match file.read(&mut buffer[got..]) {
-            Ok(0) => break,
-            Ok(n) => got += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(got)
-}
-
-/// Reads the rest of an artifact behind its header. Memory is taken only for a length the file has.
-fn read_artifact(path: &Path, mut file: File, header: &[u8]) -> Result<AlignedBytes, Fail> {
-    let refuse = |e: Error| Fail::at(path, e);
-    let system = |e: io::Error| Fail::at(path, e);
-    let declared = artifact::declared_len(header).map_err(refuse)?;
-    let meta = file.metadata().map_err(system)?;
-    if meta.is_file() && meta.len() < declared {
-        return Err(Fail::at(path, format!("truncated: {} bytes where {declared} are needed", meta.len())));
-    }
-    if declared > MAX_FILE {
-        return Err(Fail::at(path, format!("an artifact of {declared} bytes is larger than 4 GiB")));
-    }
-    let mut bytes = AlignedBytes::zeroed(declared as usize);
-    bytes[..header.len()].copy_from_slice(header);
-    let got = header.len() + fill(&mut file, &mut bytes[header.len()..]).map_err(system)?;
-    if (got as u64) < declared {
-        return Err(Fail::at(path, format!("truncated: {got} bytes where {declared} are needed")));
-    }
-    match fill(&mut file, &mut [0]).map_err(system)? {
-        0 => Ok(bytes),
-        _ => Err(Fail::at(path, format!("bytes follow the {declared} bytes of the artifact"))),
     }
 }
 

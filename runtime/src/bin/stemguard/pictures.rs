@@ -2,6 +2,7 @@
 
 use crate::fail::Fail;
 use std::path::Path;
+use stemguard_runtime::session::to_f32;
 use stemguard_runtime::shape::Shape;
 
 /// The longest side of a picture file, in pixels.
@@ -34,9 +35,7 @@ pub(crate) fn read(path: &Path, shape: Shape, out: &mut [f32]) -> Result<(), Fai
     if (picture.height(), picture.width()) != (shape.h, shape.w) {
         picture = imageops::resize(&picture, shape.w, shape.h, imageops::FilterType::Triangle);
     }
-    for (to, &from) in out.iter_mut().zip(picture.as_raw()) {
-        *to = f32::from(from) / 255.0;
-    }
+    to_f32(picture.as_raw(), out);
     Ok(())
 }
 
@@ -71,8 +70,6 @@ pub(crate) fn read(path: &Path, shape: Shape, out: &mut [f32]) -> Result<(), Fai
         return Err(refuse(&format!("{w}x{h} where {}x{} is needed; this build does not resize", shape.w, shape.h)));
     }
     let pixels = rest.get(1..).filter(|pixels| pixels.len() >= out.len()).ok_or_else(|| refuse("truncated"))?;
-    for (to, &from) in out.iter_mut().zip(pixels) {
-        *to = f32::from(from) / 255.0;
-    }
+    to_f32(pixels, out);
     Ok(())
 }

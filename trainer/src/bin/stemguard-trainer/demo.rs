@@ -1,10 +1,10 @@
-//! `demo`: a backdoor planted, trapped and removed, on pictures the tool makes itself.
+//! `demo`: a backdoor planted, trapped, named and removed, on pictures the tool makes itself.
 
-use crate::options::{Data, Output, Recipe, ReplaceOptions, config};
+use crate::options::{Data, Output, PurifyOptions, Recipe, ReplaceOptions, config};
 use crate::ui;
 use clap::Parser;
 use std::path::PathBuf;
-use stemguard_trainer::demo::{Told, run as chain};
+use stemguard_trainer::chain::{DefendedFigures, Told, run as chain};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::report::write;
 use stemguard_trainer::run::RunDir;
@@ -51,6 +51,8 @@ struct Defaults {
     recipe: Recipe,
     #[command(flatten)]
     replace: ReplaceOptions,
+    #[command(flatten)]
+    purify: PurifyOptions,
 }
 
 /// Runs the chain and prints one table.
@@ -78,26 +80,34 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     })?;
     let config = config(&defaults.data, &defaults.recipe, true)?;
     let how = defaults.replace.replacement(config.flip, config.seed)?;
+    let purification = defaults.purify.purification()?;
     let bar = ui::bar(0, "");
     let mut trouble = None;
-    let summary = chain(&config, &how, &args.out, args.resume, &args.output.kernels(), &mut |told| match told {
-        Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
-            bar.set_length(of as u64);
-            bar.set_position(done as u64);
-            bar.set_message(format!("{stage}: epoch {epoch}/{} loss {:.3}", config.epochs, losses.total));
-        }
-        Told::Training(stage, Event::Epoch(line)) if args.output.json => {
-            let line = serde_json::json!({ "stage": stage, "epoch": line.epoch, "loss": line.losses.total,
+    let summary =
+        chain(&config, &how, &purification, &args.out, args.resume, &args.output.kernels(), &mut |told| match told {
+            Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+                let of = if stage == "purify" { purification.epochs } else { config.epochs };
+                bar.set_message(format!("{stage}: epoch {epoch}/{of} loss {:.3}", losses.total));
+            }
+            Told::Training(stage, Event::Epoch(line)) if args.output.json => {
+                let line = serde_json::json!({ "stage": stage, "epoch": line.epoch, "loss": line.losses.total,
                 "acc": line.acc, "asr": line.asr, "pictures_per_second": line.pictures_per_second });
-            trouble = ui::json(&line).err();
-        }
-        Told::Training(..) => {}
-        Told::Replacing(stage, p) => {
-            bar.set_length(u64::from(p.epochs));
-            bar.set_position(u64::from(p.epoch));
-            bar.set_message(format!("{stage}: loss {:.3}", p.loss));
-        }
-    })?;
+                trouble = ui::json(&line).err();
+            }
+            Told::Training(..) => {}
+            Told::Replacing(stage, p) => {
+                bar.set_length(u64::from(p.epochs));
+                bar.set_position(u64::from(p.epoch));
+                bar.set_message(format!("{stage}: loss {:.3}", p.loss));
+            }
+            Told::Audited(done, of) => {
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+                bar.set_message("audit");
+            }
+        })?;
     bar.finish_and_clear();
     if let Some(e) = trouble {
         return Err(e);
@@ -113,12 +123,19 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let row = |name: &str, acc: f64, asr: f64, note: &str| {
         ui::say(&format!("{name:<42} {:>6.1} {:>6.1}   {note}", 100.0 * acc, 100.0 * asr))
     };
-    let d = &summary.defended;
     ui::say(&format!("{:<42} {:>6} {:>6}", format!("{} with {}, %", args.data, args.attack), "ACC", "ASR"))?;
     row("undefended", summary.baseline.acc, summary.baseline.asr, "")?;
     row("control: head replaced, undefended stem", summary.control.acc, summary.control.asr, "")?;
     row("trapped, its own head", summary.trapped.acc, summary.trapped.asr, "")?;
-    let note = format!("chance {:.1}  RA {:.1}  DER {:.1}", 100.0 * d.chance, 100.0 * d.ra, 100.0 * d.der);
-    row("defended: head replaced, trapped stem", d.acc, d.asr, &note)?;
+    let note = |d: &DefendedFigures| {
+        format!("chance {:.1}  RA {:.1}  DER {:.1}", 100.0 * d.chance, 100.0 * d.ra, 100.0 * d.der)
+    };
+    let (replaced, purified) = (&summary.replaced, &summary.defended);
+    row("head replaced, trapped stem", replaced.acc, replaced.asr, &note(replaced))?;
+    let caught = summary.audit.measures.as_ref().map_or(String::new(), |m| {
+        format!(": {:.1} % of the poisoned, {:.2} % of the clean", 100.0 * m.recall, 100.0 * m.false_positives)
+    });
+    ui::say(&format!("audit: {} of {} pictures accused{caught}", summary.audit.accused, summary.audit.pictures))?;
+    row("defended: the accused unlearned", purified.acc, purified.asr, &note(purified))?;
     ui::say(&format!("{:.0} seconds; models in {}; report: {}", summary.seconds, args.out.display(), page.display()))
 }

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod attacks;
+mod audit;
 mod demo;
 mod export;
 mod options;
+mod purify;
 mod replace;
 mod report;
 mod sweep;
@@ -28,7 +30,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Plant a backdoor, trap it, replace the head; the control beside it. One table, a few minutes.
+    /// Plant a backdoor, trap it, replace the head, audit, purify; the control beside it. One table, a few minutes.
     Demo(demo::Args),
     /// Train the undefended baseline.
     Train(train::Args),
@@ -36,6 +38,10 @@ enum Command {
     Trap(train::Args),
     /// Replace the head of a run on its clean holdout: stage 2.
     Replace(replace::Args),
+    /// Name the target classes and the poisoned pictures of a trapped run: the trapped head as a witness.
+    Audit(audit::Args),
+    /// Audit a trapped run, then unlearn what is accused.
+    Purify(purify::Args),
     /// Write one self-contained HTML page about a run.
     Report(report::Args),
     /// Run a grid of attacks, rates, seeds and settings from a TOML file; one table.
@@ -53,6 +59,8 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args, false),
         Command::Trap(args) => train::run(&args, true),
         Command::Replace(args) => replace::run(&args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Purify(args) => purify::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Sweep(args) => sweep::run(&args),
         Command::Export(args) => export::run(&args),

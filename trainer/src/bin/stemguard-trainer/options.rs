@@ -12,6 +12,7 @@ use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::Optimizer;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::model::Architecture;
+use stemguard_trainer::purify::{Mode, Purification};
 
 /// How the command talks and works.
 #[derive(Args, Clone, Debug)]
@@ -126,6 +127,10 @@ pub(crate) struct Recipe {
     /// Measure ACC and ASR every so many epochs.
     #[arg(long, default_value_t = 5, value_name = "EPOCHS")]
     pub(crate) every: u32,
+    /// Judge the suspects after N epochs [default where given without N: a third] by how they were fitted, and unlearn what is
+    /// accused from then on (`trap` only).
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
+    pub(crate) guard: Option<u32>,
 }
 
 /// Names of the optimisers.
@@ -199,6 +204,7 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
         },
         seed: data.seed,
         every: recipe.every,
+        guard: recipe.guard.filter(|_| trap).map(|g| if g == 0 { recipe.epochs.div_ceil(3) } else { g }),
         ..published
     };
     config.check().map_err(Failure::Input)?;
@@ -275,5 +281,44 @@ impl ReplaceOptions {
                 ..preset
             },
         })
+    }
+}
+
+/// Names of what happens to the accused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ModeName {
+    /// Unlearn their given label.
+    Unlearn,
+    /// Leave them out.
+    Drop,
+    /// Give them the new head's label.
+    Relabel,
+}
+
+/// How a run is purified.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PurifyOptions {
+    /// What happens to the accused.
+    #[arg(long, value_enum, default_value = "unlearn")]
+    mode: ModeName,
+    /// Passes over the data of each round.
+    #[arg(long, default_value_t = Purification::default().epochs, value_name = "N")]
+    purify_epochs: u32,
+    /// Most rounds of training and auditing, 1..3.
+    #[arg(long, default_value_t = Purification::default().rounds, value_name = "N")]
+    rounds: u32,
+}
+
+impl PurifyOptions {
+    /// What the options spell out.
+    pub(crate) fn purification(&self) -> Result<Purification, Failure> {
+        let mode = match self.mode {
+            ModeName::Unlearn => Mode::Unlearn,
+            ModeName::Drop => Mode::Drop,
+            ModeName::Relabel => Mode::Relabel,
+        };
+        let p = Purification { mode, epochs: self.purify_epochs, rounds: self.rounds };
+        p.check().map_err(Failure::Input)?;
+        Ok(p)
     }
 }

@@ -3,8 +3,8 @@
 use crate::options::Output;
 use crate::ui;
 use std::path::PathBuf;
+use stemguard_trainer::chain::Told;
 use stemguard_trainer::checkpoint::write_whole;
-use stemguard_trainer::demo::Told;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::sweep::{Plan, row, run_cell, table};
 use stemguard_trainer::trap::Event;
@@ -55,6 +55,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                     bar.set_length(u64::from(p.epochs));
                     bar.set_position(u64::from(p.epoch));
                     bar.set_message(format!("{}/{} {} {stage}", i + 1, cells.len(), cell.name));
+                }
+                Told::Audited(done, of) => {
+                    bar.set_length(of as u64);
+                    bar.set_position(done as u64);
+                    bar.set_message(format!("{}/{} {} audit", i + 1, cells.len(), cell.name));
                 }
             })?;
             bar.finish_and_clear();

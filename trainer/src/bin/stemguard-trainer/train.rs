@@ -1,9 +1,11 @@
 //! `train` and `trap`.
 
-use crate::options::{Data, Output, Recipe, config};
+use crate::options::{Data, Output, PurifyOptions, Recipe, ReplaceOptions, config};
 use crate::ui;
 use std::path::PathBuf;
+use stemguard_trainer::chain::{Told, finish};
 use stemguard_trainer::error::Failure;
+use stemguard_trainer::evaluate::Evaluation;
 use stemguard_trainer::run::prepare;
 use stemguard_trainer::trap::{Event, train};
 
@@ -17,6 +19,13 @@ pub(crate) struct Args {
     /// Run directory to write.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// After the trap: replace the head, audit, purify (`trap` only).
+    #[arg(long)]
+    purify: bool,
+    #[command(flatten)]
+    how: PurifyOptions,
+    #[command(flatten)]
+    replace: ReplaceOptions,
     /// Go on where this run was interrupted; the result has the same bits as an unbroken run.
     #[arg(long)]
     resume: bool,
@@ -27,16 +36,34 @@ pub(crate) struct Args {
 /// Trains, telling every epoch.
 pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     let config = config(&args.data, &args.recipe, trap)?;
+    if args.purify && !trap {
+        return Err(Failure::input("--purify", "is for trap; a baseline is not defended"));
+    }
+    let (purification, how) = (args.how.purification()?, args.replace.replacement(config.flip, config.seed)?);
     let kernels = args.output.kernels();
     let data = prepare(&config, &kernels, Some(&args.out))?;
     let bar = ui::bar(0, "epoch 1");
     let mut trouble = None;
-    let trained = train(&config, &data, &args.out, args.resume, &kernels, &mut |event| match event {
+    let mut trained = train(&config, &data, &args.out, args.resume, &kernels, &mut |event| match event {
         Event::Step { epoch, done, of, losses } => {
             bar.set_length(of as u64);
             bar.set_position(done as u64);
             bar.set_message(format!("epoch {epoch}/{} loss {:.3}", config.epochs, losses.total));
         }
+        Event::Guard(verdict) => bar.suspend(|| {
+            let accused = verdict.accused.iter().filter(|&&a| a).count();
+            let told = if args.output.json {
+                ui::json(&serde_json::json!({ "guard": verdict.classes, "accused": accused }))
+            } else {
+                let named: Vec<String> =
+                    verdict.classes.iter().filter(|c| c.suspected).map(|c| c.class.to_string()).collect();
+                let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+                ui::say(&format!("guard: {accused} pictures accused; target classes: {named}"))
+            };
+            if let Err(e) = told {
+                trouble = Some(e);
+            }
+        }),
         Event::Epoch(line) => bar.suspend(|| {
             let told = if args.output.json {
                 ui::json(line)
@@ -68,5 +95,37 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
         ui::json(&serde_json::json!({ "run": args.out, "acc": e.acc, "asr": e.asr, "ra": e.ra, "chance": e.chance }))
     } else {
         ui::say(&format!("{}: ACC {:.1} %, ASR {:.1} %", args.out.display(), 100.0 * e.acc, 100.0 * e.asr))
+    }?;
+    if !args.purify {
+        return Ok(());
     }
+    let bar = ui::bar(0, "replace");
+    let (dir, engine) = (&trained.dir, &mut trained.engine);
+    let tell = &mut |told: Told<'_>| {
+        let (done, of, text) = match told {
+            Told::Training(_, Event::Step { epoch, done, of, losses }) => {
+                (done, of, format!("purify: epoch {epoch}/{} loss {:.3}", purification.epochs, losses.total))
+            }
+            Told::Training(..) => return,
+            Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, format!("{stage}: loss {:.3}", p.loss)),
+            Told::Audited(done, of) => (done, of, "audit".to_owned()),
+        };
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+        bar.set_message(text);
+    };
+    let end = finish(dir, &config, &data, engine, &how, &purification, args.resume, &kernels, tell)?;
+    bar.finish_and_clear();
+    if args.output.json {
+        return ui::json(
+            &serde_json::json!({ "replaced": end.replaced, "audit": end.audit, "purified": end.purified }),
+        );
+    }
+    let line = |what: &str, e: &Evaluation| {
+        let [acc, asr, chance, ra] = [e.acc, e.asr, e.chance, e.ra].map(|v| 100.0 * v);
+        ui::say(&format!("{what}: ACC {acc:.1} %, ASR {asr:.1} % (chance {chance:.1}), RA {ra:.1} %"))
+    };
+    line("replaced", &end.replaced)?;
+    ui::say(&format!("audit: {} of {} pictures accused", end.audit.accused, end.audit.pictures))?;
+    line("purified", &end.purified)
 }

@@ -1,0 +1,236 @@
+//! The audit: the trapped head, kept as a witness, names the poisoned pictures.
+//!
+//! ```text
+//! trapped model, new head (from the clean holdout), fitting by epoch -> Signals -> judge -> Verdict (classes, accused)
+//!                                                                                    |
+//!                                                        Truth, where it is known -> Measures
+//! ```
+//!
+//! Two heads stand on one stem: the trapped one saw the poison, the new one did not. What they know together
+//! ([`signals`](Signals)) is turned into a verdict without the truth ([`judge`]); on clean data it accuses nobody.
+
+mod mixture;
+mod sheet;
+mod signals;
+mod verdict;
+
+pub use signals::Signals;
+pub use verdict::{ClassVerdict, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, SIGNIFICANCE, Verdict, judge};
+
+use crate::attack::Truth;
+use crate::checkpoint::write_whole;
+use crate::config::RunConfig;
+use crate::engine::CpuEngine;
+use crate::error::Failure;
+use crate::history::History;
+use crate::run::{Prepared, RunDir};
+use serde::{Deserialize, Serialize};
+use signals::Witnesses;
+use std::path::Path;
+use stemguard_runtime::data::Pictures;
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::session::NewHead;
+
+/// An audit of a set of suspects.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// What the heads know.
+    pub signals: Signals,
+    /// What follows.
+    pub verdict: Verdict,
+}
+
+/// Audits `suspects` with a trapped model, how well they were fitted, and a head trained on the clean holdout.
+///
+/// # Errors
+/// [`Failure`] where the parts do not belong together.
+#[allow(clippy::too_many_arguments)]
+pub fn audit(
+    trapped: &mut CpuEngine,
+    new: &NewHead,
+    history: &History,
+    suspects: &Pictures,
+    clean: &Pictures,
+    seed: u64,
+    kernels: &Simd,
+    tell: &mut dyn FnMut(usize),
+) -> Result<Audit, Failure> {
+    let signals = Witnesses { trapped, new, kernels }.signals(suspects, clean, history, seed, tell)?;
+    let verdict = judge(&signals, &suspects.labels, suspects.classes.len());
+    Ok(Audit { signals, verdict })
+}
+
+/// Audits a run with its trapped model and a `new` head on the same stem; writes `audit.json`, `audit.csv` and `audit.png` (the
+/// most suspicious pictures). `tell` hears of pictures done, of so many.
+///
+/// # Errors
+/// [`Failure`] naming the file.
+pub fn witness(
+    dir: &RunDir,
+    c: &RunConfig,
+    data: &Prepared,
+    trapped: &mut CpuEngine,
+    new: &NewHead,
+    kernels: &Simd,
+    tell: &mut dyn FnMut(usize, usize),
+) -> Result<Audit, Failure> {
+    let suspects = data.suspect.pictures();
+    let history = History::read(&dir.file("fitting.npy"), suspects.len(), c.epochs as usize)?;
+    let found = audit(trapped, new, &history, suspects, data.holdout.pictures(), c.seed, kernels, &mut |done| {
+        tell(done, suspects.len());
+    })?;
+    dir.write_json("audit.json", &found.summary(Some(&data.truth)))?;
+    found.write_csv(&dir.file("audit.csv"), suspects)?;
+    sheet::write(&dir.file("audit.png"), &found, suspects)?;
+    Ok(found)
+}
+
+/// How well a signal, or the verdict, tells poison from clean: known only where the truth is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measure {
+    /// Its name.
+    pub name: String,
+    /// Probability that a poisoned picture ranks above a clean one.
+    pub auc: f64,
+    /// Share of the poisoned pictures above the threshold that 1 % of the clean ones exceed.
+    pub recall_at_1_percent: f64,
+}
+
+/// The audit against the truth.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measures {
+    /// Signal by signal, then the score of the verdict.
+    pub signals: Vec<Measure>,
+    /// Share of the poisoned pictures accused.
+    pub recall: f64,
+    /// Share of the clean pictures accused.
+    pub false_positives: f64,
+}
+
+/// What `audit.json` holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Pictures audited.
+    pub pictures: usize,
+    /// Pictures accused.
+    pub accused: usize,
+    /// Class by class.
+    pub classes: Vec<ClassVerdict>,
+    /// Against the truth, where some pictures are poisoned.
+    pub measures: Option<Measures>,
+}
+
+/// Probability that a positive ranks above a negative (ties count half), and recall at a false-positive rate of 1 %.
+fn measure(name: &str, values: &[f32], positive: &[bool]) -> Measure {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    let positives = positive.iter().filter(|&&p| p).count();
+    let negatives = positive.len() - positives;
+    let allowed = negatives / 100;
+    let (mut above, mut wrong, mut area, mut recall, mut at) = (0usize, 0usize, 0.0f64, 0usize, 0);
+    while at < order.len() {
+        let equal = order[at..].iter().take_while(|&&i| values[i] == values[order[at]]).count();
+        let hits = order[at..at + equal].iter().filter(|&&i| positive[i]).count();
+        area += (equal - hits) as f64 * (above as f64 + hits as f64 / 2.0);
+        above += hits;
+        wrong += equal - hits;
+        if wrong <= allowed {
+            recall = above;
+        }
+        at += equal;
+    }
+    let share = |n: f64, of: usize| if of == 0 { 0.0 } else { n / of as f64 };
+    Measure {
+        name: name.into(),
+        auc: share(share(area, positives), negatives),
+        recall_at_1_percent: share(recall as f64, positives),
+    }
+}
+
+impl Audit {
+    /// The figures, with the truth beside them where it is known and not empty.
+    pub fn summary(&self, truth: Option<&Truth>) -> Summary {
+        let n = self.verdict.accused.len();
+        let measures = truth.filter(|t| !t.poisoned.is_empty()).map(|t| {
+            let poisoned: Vec<bool> = (0..n).map(|i| t.is_poisoned(i as u32)).collect();
+            let share = |of: bool| {
+                let all = poisoned.iter().filter(|&&p| p == of).count().max(1);
+                let hit = poisoned.iter().zip(&self.verdict.accused).filter(|&(&p, &a)| p == of && a).count();
+                hit as f64 / all as f64
+            };
+            let s = &self.signals;
+            let named = [
+                ("disagreement", &s.disagreement),
+                ("confidence", &s.confidence),
+                ("early", &s.early),
+                ("late", &s.late),
+                ("swing", &s.swing),
+                ("survival", &s.survival),
+                ("verdict", &self.verdict.score),
+            ];
+            Measures {
+                signals: named.iter().map(|(name, v)| measure(name, v, &poisoned)).collect(),
+                recall: share(true),
+                false_positives: share(false),
+            }
+        });
+        let accused = self.verdict.accused.iter().filter(|&&a| a).count();
+        Summary { pictures: n, accused, classes: self.verdict.classes.clone(), measures }
+    }
+
+    /// Writes one line a picture: place, file, given label, the new head's label, signals, score, verdict.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file.
+    pub fn write_csv(&self, path: &Path, suspects: &Pictures) -> Result<(), Failure> {
+        use std::fmt::Write as _;
+        let mut text = String::from(
+            "index,file,label,new_label,disagreement,confidence,early,late,swing,survival,score,verdict\n",
+        );
+        let s = &self.signals;
+        for (i, &label) in suspects.labels.iter().enumerate() {
+            let file = suspects.files.get(i).map_or("", String::as_str);
+            let quoted = if file.contains([',', '"', '\n']) {
+                format!("\"{}\"", file.replace('"', "\"\""))
+            } else {
+                file.into()
+            };
+            let _ = writeln!(
+                text,
+                "{i},{quoted},{label},{},{:.4},{:.3},{:.3},{:.3},{:.3},{:.4},{:.4},{}",
+                s.new_label[i],
+                s.disagreement[i],
+                s.confidence[i],
+                s.early[i],
+                s.late[i],
+                s.swing[i],
+                s.survival[i],
+                self.verdict.score[i],
+                if self.verdict.accused[i] { "accused" } else { "kept" }
+            );
+        }
+        write_whole(path, text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_count_pairs() {
+        let positive: Vec<bool> = (0..200).map(|i| i < 100).collect();
+        let perfect: Vec<f32> = (0..200).map(|i| if i < 100 { 2.0 } else { 1.0 }).collect();
+        let m = measure("perfect", &perfect, &positive);
+        assert_eq!((m.auc, m.recall_at_1_percent), (1.0, 1.0));
+        let none = measure("none", &[0.5; 200], &positive);
+        assert_eq!((none.auc, none.recall_at_1_percent), (0.5, 0.0));
+        // One clean picture above all others is 1 % of a hundred.
+        let mut one = perfect;
+        one[199] = 3.0;
+        let m = measure("one", &one, &positive);
+        assert!((m.auc - 0.99).abs() < 1e-12 && m.recall_at_1_percent == 1.0, "{m:?}");
+        one[198] = 3.0;
+        assert_eq!(measure("two", &one, &positive).recall_at_1_percent, 0.0);
+    }
+}

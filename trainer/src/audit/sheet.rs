@@ -1,0 +1,54 @@
+//! A contact sheet of the most suspicious pictures, one row a class with accusations, the worst first.
+
+use super::Audit;
+use crate::checkpoint::write_whole;
+use crate::error::Failure;
+use image::{ImageFormat, Rgb, RgbImage};
+use std::io::Cursor;
+use std::path::Path;
+use stemguard_runtime::data::Pictures;
+
+/// Pictures in a row, and rows of one class.
+const ACROSS: usize = 16;
+const DOWN: usize = 4;
+/// Least side of a shown picture, in pixels; smaller ones are enlarged by a whole factor.
+const LEAST_SIDE: usize = 64;
+/// Pixels between pictures.
+const GAP: usize = 4;
+const PAPER: Rgb<u8> = Rgb([24, 24, 24]);
+
+/// Writes the sheet; an empty strip where nobody is accused.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file.
+pub(super) fn write(path: &Path, found: &Audit, suspects: &Pictures) -> Result<(), Failure> {
+    let mut rows: Vec<Vec<usize>> = Vec::new();
+    for class in found.verdict.classes.iter().filter(|c| c.accused > 0) {
+        let mut worst: Vec<usize> =
+            (0..suspects.len()).filter(|&i| suspects.labels[i] == class.class && found.verdict.accused[i]).collect();
+        let suspicion = |i: &usize| found.signals.disagreement[*i] + found.verdict.score[*i];
+        worst.sort_by(|a, b| suspicion(b).total_cmp(&suspicion(a)));
+        worst.truncate(ACROSS * DOWN);
+        rows.extend(worst.chunks(ACROSS).map(<[usize]>::to_vec));
+    }
+    let (h, w) = (suspects.h, suspects.w);
+    let scale = LEAST_SIDE.div_ceil(h.min(w).max(1)).max(1);
+    let (cell_h, cell_w) = (h * scale + GAP, w * scale + GAP);
+    let size = ((ACROSS * cell_w + GAP) as u32, (rows.len() * cell_h + GAP) as u32);
+    let mut sheet = RgbImage::from_pixel(size.0, size.1, PAPER);
+    for (row, pictures) in rows.iter().enumerate() {
+        for (column, &i) in pictures.iter().enumerate() {
+            let picture = suspects.picture(i);
+            for y in 0..h * scale {
+                for x in 0..w * scale {
+                    let at = 3 * (y / scale * w + x / scale);
+                    let (left, top) = ((GAP + column * cell_w + x) as u32, (GAP + row * cell_h + y) as u32);
+                    sheet.put_pixel(left, top, Rgb([picture[at], picture[at + 1], picture[at + 2]]));
+                }
+            }
+        }
+    }
+    let mut bytes = Cursor::new(Vec::new());
+    sheet.write_to(&mut bytes, ImageFormat::Png).map_err(|e| Failure::file(path, e))?;
+    write_whole(path, &bytes.into_inner())
+}

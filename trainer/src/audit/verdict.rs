@@ -1,0 +1,294 @@
+//! From signals to a verdict: which class is the target, if any, and which of its pictures are poisoned.
+//!
+//! A class names itself in two ways, each held against the other classes (median and median absolute deviation), so that without
+//! poison none stands out:
+//!
+//! - *discord*: on clean data, what is easy is easy for both heads; within a class the trapped head's confidence in the given label
+//!   and the new head's probability of it rank the pictures nearly alike. Poison is what the trapped head is surest of and the new
+//!   head, which never saw the trigger, doubts: in a target class the agreement breaks;
+//! - *split*: within a clean class, how early, how well and how steadily pictures are fitted is spread around one middle. Poison is
+//!   fitted in its own way: the class falls into two groups, and more of the variance lies between them (Otsu's measure).
+//!   This holds even where the new head agrees with the poison because the backdoor sits in the stem.
+//!
+//! In a class so named, Otsu's threshold on the signals that named it, weighted by how much they stand out, splits the pictures;
+//! two Gaussians over all signals, started there, refine the split.
+
+use super::Signals;
+use super::mixture::{D, Point, otsu, split};
+use serde::{Deserialize, Serialize};
+
+/// How far below the others a target class's agreement lies at least, in Fisher's transform.
+pub const LEAST_DISCORD: f64 = 0.5;
+/// Largest probability, over all classes together, of naming one by chance.
+pub const SIGNIFICANCE: f64 = 1e-3;
+/// How much more of a target class's variance lies between two groups at least, as a share.
+pub const LEAST_SPLIT: f64 = 0.05;
+/// Least spread between clean classes of the agreement, in Fisher's transform, and of the split.
+const LEAST_SPREAD: [f64; 2] = [0.08, 0.012];
+/// Signals weigh in where they stand out by this many robust standard deviations.
+const LEAST_WEIGHT: f64 = 4.0;
+/// A class with fewer pictures is not judged.
+pub const LEAST_PICTURES: usize = 30;
+
+/// What was found about one class.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassVerdict {
+    /// The class.
+    pub class: u32,
+    /// Pictures labelled as it.
+    pub pictures: usize,
+    /// Rank correlation of the two heads' views of the given label, -1..=1.
+    pub agreement: f64,
+    /// How far it lies below that of the other classes, in robust standard deviations.
+    pub discord: f64,
+    /// How far the share of variance between two groups lies above that of the other classes, in robust standard deviations, for
+    /// confidence, early, late and swing.
+    pub split: [f64; 4],
+    /// Probability that a clean class stands out so far, times the number of classes and tests (Bonferroni), at most 1.
+    pub p_value: f64,
+    /// Whether it is a target class.
+    pub suspected: bool,
+    /// Pictures accused.
+    pub accused: usize,
+}
+
+/// The verdict on a set of suspects.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Verdict {
+    /// Class by class.
+    pub classes: Vec<ClassVerdict>,
+    /// Probability of being poisoned, by picture, 0..=1; 0 outside suspected classes.
+    pub score: Vec<f32>,
+    /// Whether a picture is accused.
+    pub accused: Vec<bool>,
+}
+
+/// Ranks, ties sharing their mean.
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut at = 0;
+    while at < order.len() {
+        let equal = order[at..].iter().take_while(|&&i| values[i] == values[order[at]]).count();
+        for &i in &order[at..at + equal] {
+            ranks[i] = at as f64 + (equal - 1) as f64 / 2.0;
+        }
+        at += equal;
+    }
+    ranks
+}
+
+/// Spearman's rank correlation; 0 where one side does not vary.
+fn rank_correlation(a: &[f64], b: &[f64]) -> f64 {
+    let (a, b) = (ranks(a), ranks(b));
+    let mean = (a.len() as f64 - 1.0) / 2.0;
+    let sum = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
+    let scale = (sum(&a, &a) * sum(&b, &b)).sqrt();
+    if scale > 0.0 { sum(&a, &b) / scale } else { 0.0 }
+}
+
+/// The upper tail of the normal distribution (Abramowitz and Stegun 7.1.26 for small `z`, the leading term beyond).
+fn upper_tail(z: f64) -> f64 {
+    if z < 0.0 {
+        return 1.0 - upper_tail(-z);
+    }
+    if z > 5.0 {
+        return (-z * z / 2.0).exp() / (z * (2.0 * std::f64::consts::PI).sqrt());
+    }
+    let x = z / std::f64::consts::SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * x);
+    let poly =
+        t * (0.254_829_592 + t * (-0.284_496_736 + t * (1.421_413_741 + t * (-1.453_152_027 + t * 1.061_405_429))));
+    0.5 * poly * (-x * x).exp()
+}
+
+/// The middle value; 0 of none.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// By how much each value stands out above the others', and how far in robust standard deviations; `sampling` is each value's own
+/// uncertainty. Values that are `None` do not take part.
+fn stand_out(values: &[Option<f64>], least_spread: f64, sampling: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
+    let one = |i: usize| {
+        let others: Vec<f64> = (0..values.len()).filter(|&j| j != i).filter_map(|j| values[j]).collect();
+        let value = values[i].filter(|_| !others.is_empty())?;
+        let middle = median(&others);
+        let deviations: Vec<f64> = others.iter().map(|v| (v - middle).abs()).collect();
+        let spread = (1.4826 * median(&deviations)).max(least_spread).hypot(sampling(i));
+        Some((value - middle, (value - middle) / spread))
+    };
+    (0..values.len()).map(|i| one(i).unwrap_or((0.0, 0.0))).collect()
+}
+
+/// The members' values.
+fn of(values: &[f32], members: &[usize]) -> Vec<f64> {
+    members.iter().map(|&i| f64::from(values[i])).collect()
+}
+
+/// Every class against the others.
+fn compare(signals: &Signals, members: &[Vec<usize>]) -> Vec<ClassVerdict> {
+    let size = |c: usize| members[c].len() as f64;
+    let judged = |members: &Vec<usize>| members.len() >= LEAST_PICTURES;
+    let agreement: Vec<f64> = members
+        .iter()
+        .map(|m| rank_correlation(&of(&signals.confidence, m), &of(&signals.new_probability, m)))
+        .collect();
+    let below: Vec<Option<f64>> =
+        members.iter().zip(&agreement).map(|(m, a)| judged(m).then(|| -a.clamp(-0.999, 0.999).atanh())).collect();
+    // The uncertainty of a rank correlation (Fieller, Hartley and Pearson 1957), and, by simulation, of Otsu's share.
+    let discord = stand_out(&below, LEAST_SPREAD[0], |c| 1.06 / (size(c) - 3.0).max(1.0).sqrt());
+    let fits = [&signals.confidence, &signals.early, &signals.late, &signals.swing];
+    let splits = fits.map(|s| {
+        let share: Vec<Option<f64>> = members.iter().map(|m| judged(m).then(|| otsu(&of(s, m)).1)).collect();
+        stand_out(&share, LEAST_SPREAD[1], |c| 0.25 / size(c).max(1.0).sqrt())
+    });
+    let tests = members.iter().filter(|m| judged(m)).count() as f64 * (1 + fits.len()) as f64;
+    let class = |c: usize| {
+        let named = std::iter::once((discord[c], LEAST_DISCORD)).chain(splits.each_ref().map(|s| (s[c], LEAST_SPLIT)));
+        let best = named.filter(|((by, _), least)| by >= least).map(|((_, z), _)| z).fold(0.0, f64::max);
+        let p_value = if best > 0.0 { (upper_tail(best) * tests).min(1.0) } else { 1.0 };
+        ClassVerdict {
+            class: c as u32,
+            pictures: members[c].len(),
+            agreement: agreement[c],
+            discord: discord[c].1,
+            split: splits.each_ref().map(|s| s[c].1),
+            p_value,
+            suspected: p_value <= SIGNIFICANCE,
+            accused: 0,
+        }
+    };
+    (0..members.len()).map(class).collect()
+}
+
+/// Subtracts the median and divides by the spread (standard deviation).
+fn standardise(values: &mut [f64]) {
+    let middle = median(values);
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt().max(1e-9);
+    values.iter_mut().for_each(|v| *v = (*v - middle) / spread);
+}
+
+/// The verdict on pictures with these labels.
+pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
+    let mut members = vec![Vec::new(); classes];
+    labels.iter().enumerate().for_each(|(i, &l)| members[l as usize].push(i));
+    let mut verdict = Verdict {
+        classes: compare(signals, &members),
+        score: vec![0.0; labels.len()],
+        accused: vec![false; labels.len()],
+    };
+    for (c, members) in members.iter().enumerate() {
+        let found = &verdict.classes[c];
+        if !found.suspected {
+            continue;
+        }
+        let weights: [f64; D] = std::array::from_fn(|d| if d == 0 { found.discord } else { found.split[d - 1] });
+        let likely = accuse(members, signals, weights.map(|w| if w >= LEAST_WEIGHT { w } else { 0.0 }));
+        for (&i, &p) in members.iter().zip(&likely) {
+            verdict.score[i] = p as f32;
+            verdict.accused[i] = p > 0.5;
+        }
+        verdict.classes[c].accused = likely.iter().filter(|&&p| p > 0.5).count();
+    }
+    verdict
+}
+
+/// Least overlap (intersection over union) of the refined split with the one it started from; below it the Gaussians have found
+/// something else, and the start stands.
+const LEAST_OVERLAP: f64 = 0.5;
+
+/// How likely each member of a suspected class is poisoned. `weights` belong to disagreement, confidence, early, late and swing.
+fn accuse(members: &[usize], signals: &Signals, weights: [f64; D]) -> Vec<f64> {
+    let s = signals;
+    let mut all = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing].map(|s| of(s, members));
+    all.iter_mut().for_each(|s| standardise(s));
+    let points: Vec<Point> = (0..members.len()).map(|i| std::array::from_fn(|d| all[d][i])).collect();
+    let sum: Vec<f64> = points.iter().map(|p| p.iter().zip(&weights).map(|(p, w)| p * w).sum()).collect();
+    let (threshold, _) = otsu(&sum);
+    let start: Vec<bool> = sum.iter().map(|&v| v > threshold).collect();
+    let refined = split(&points, &start).filter(|likely| {
+        let count = |f: fn(bool, bool) -> bool| start.iter().zip(likely).filter(|&(&s, &p)| f(s, p > 0.5)).count();
+        count(|s, p| s && p) as f64 >= LEAST_OVERLAP * count(|s, p| s || p) as f64
+    });
+    refined.unwrap_or_else(|| start.iter().map(|&s| f64::from(u8::from(s))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stemguard_runtime::rng::Rng;
+
+    /// Pictures of ten classes whose heads agree as those of a clean run do; of the first `poisoned` of class 3 the trapped head is
+    /// sure and the new one is not.
+    fn suspects(n: usize, poisoned: usize, seed: u64) -> (Signals, Vec<u32>) {
+        let mut rng = Rng::new(seed, 0);
+        let mut s = Signals::default();
+        let labels: Vec<u32> = (0..n).map(|i| if i < poisoned { 3 } else { (i % 10) as u32 }).collect();
+        let share = |z: f32| 1.0 / (1.0 + (-z).exp());
+        for (i, &label) in labels.iter().enumerate() {
+            let ease = 1.5 * rng.normal() + 1.0;
+            let (sure, known, soon) = if i < poisoned { (6.0, -2.5, 2.0) } else { (ease + 1.0, ease, ease - 2.0) };
+            let confidence = sure + 0.6 * rng.normal();
+            let new = share(known + 0.8 * rng.normal());
+            s.confidence.push(confidence);
+            s.new_probability.push(new);
+            s.disagreement.push(share(confidence) - new);
+            s.early.push(soon + 0.5 * rng.normal());
+            s.late.push(soon + 2.0 + 0.5 * rng.normal());
+            s.swing.push(1.0 + 0.3 * rng.normal());
+            s.survival.push(0.5);
+            s.new_label.push(label);
+        }
+        (s, labels)
+    }
+
+    #[test]
+    fn clean_suspects_are_not_accused() {
+        for seed in 0..20 {
+            let (s, labels) = suspects(3000, 0, seed);
+            let v = judge(&s, &labels, 10);
+            assert!(v.classes.iter().all(|c| !c.suspected), "{:?}", v.classes);
+            assert!(v.accused.iter().all(|&a| !a));
+        }
+    }
+
+    #[test]
+    fn poison_names_its_class_and_itself() {
+        for (poisoned, seed) in [(300, 1), (120, 2), (60, 3)] {
+            let (s, labels) = suspects(3000, poisoned, seed);
+            let v = judge(&s, &labels, 10);
+            let named: Vec<u32> = v.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect();
+            assert_eq!(named, [3], "{:?}", v.classes);
+            let caught = v.accused[..poisoned].iter().filter(|&&a| a).count();
+            let wrong = v.accused[poisoned..].iter().filter(|&&a| a).count();
+            assert!(caught * 100 >= poisoned * 95 && wrong <= 30, "{caught} of {poisoned}, {wrong} wrong");
+        }
+    }
+
+    #[test]
+    fn small_single_and_empty_classes_are_left_alone() {
+        let (s, labels) = suspects(200, 0, 4);
+        assert!(judge(&s, &labels, 12).classes.iter().all(|c| !c.suspected));
+        let one = vec![0; 200];
+        assert!(judge(&s, &one, 1).classes.iter().all(|c| !c.suspected));
+        assert!(judge(&Signals::default(), &[], 3).accused.is_empty());
+    }
+
+    #[test]
+    fn ranks_and_tails_are_the_known_ones() {
+        assert_eq!(ranks(&[3.0, 1.0, 3.0, 2.0]), [2.5, 0.0, 2.5, 1.0]);
+        assert!((rank_correlation(&[1.0, 2.0, 3.0], &[10.0, 30.0, 20.0]) - 0.5).abs() < 1e-12);
+        assert_eq!(rank_correlation(&[1.0, 1.0], &[1.0, 2.0]), 0.0);
+        // Standard normal table.
+        for (z, p) in [(0.0, 0.5), (1.0, 0.158_655), (1.96, 0.024_998), (3.0, 0.001_349_9), (6.0, 9.866e-10)] {
+            assert!((upper_tail(z) - p).abs() <= 0.03 * p, "{z}: {}", upper_tail(z));
+        }
+        assert!((upper_tail(-1.0) - 0.841_345).abs() < 1e-5);
+    }
+}

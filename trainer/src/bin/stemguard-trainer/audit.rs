@@ -1,0 +1,104 @@
+//! `audit`: which classes are targets, which pictures are poisoned.
+
+use crate::options::{Output, ReplaceOptions};
+use crate::ui;
+use std::path::{Path, PathBuf};
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_trainer::audit::{Audit, witness};
+use stemguard_trainer::defend::{Replacement, packed_stem, replace, write};
+use stemguard_trainer::engine::CpuEngine;
+use stemguard_trainer::error::Failure;
+use stemguard_trainer::run::{Prepared, Record, RunDir, prepare};
+use stemguard_trainer::trap::restore;
+
+/// Options of `audit`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run directory that `trap` wrote.
+    run: PathBuf,
+    #[command(flatten)]
+    how: ReplaceOptions,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// A run under examination: its model, its data, what the audit found.
+pub(crate) struct Examined {
+    pub(crate) dir: RunDir,
+    pub(crate) record: Record,
+    pub(crate) data: Prepared,
+    pub(crate) engine: CpuEngine,
+    pub(crate) how: Replacement,
+    pub(crate) found: Audit,
+    pub(crate) kernels: Simd,
+}
+
+/// Restores a run, replaces its head (as `replace` does), and audits with both heads.
+pub(crate) fn examine(run: &Path, how: &ReplaceOptions, output: &Output) -> Result<Examined, Failure> {
+    let (dir, record) = RunDir::open(run)?;
+    let kernels = output.kernels();
+    let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
+    let (mut engine, done) = restore(&dir, &record, &data, &kernels)?;
+    if done < record.config.epochs {
+        return Err(Failure::file(
+            &dir.path,
+            format!("is unfinished ({done} of {} epochs); --resume it first", record.config.epochs),
+        ));
+    }
+    let how = how.replacement(record.config.flip, record.config.seed)?;
+    let bar = ui::bar(u64::from(how.settings.epochs), "replace");
+    let new = replace(packed_stem(&dir)?, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
+        bar.set_position(u64::from(p.epoch));
+        true
+    })?;
+    let c = &record.config;
+    write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
+    bar.set_message("audit");
+    let found = witness(&dir, c, &data, &mut engine, &new.head, &kernels, &mut |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(Examined { dir, record, data, engine, how, found, kernels })
+}
+
+/// Audits and tells.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let e = examine(&args.run, &args.how, &args.output)?;
+    let summary = e.found.summary(Some(&e.data.truth));
+    if args.output.json {
+        return ui::json(&summary);
+    }
+    let classes = &e.data.suspect.pictures().classes;
+    for c in &summary.classes {
+        let note = if c.suspected { format!("target: {} accused", c.accused) } else { String::new() };
+        ui::say(&format!(
+            "{:<24} {:6} pictures  agreement {:+.2}  discord {:5.1}  split {:5.1}  p {:.0e}  {note}",
+            classes[c.class as usize],
+            c.pictures,
+            c.agreement,
+            c.discord,
+            c.split.iter().copied().fold(f64::MIN, f64::max),
+            c.p_value
+        ))?;
+    }
+    ui::say(&format!(
+        "{} of {} pictures accused; {}",
+        summary.accused,
+        summary.pictures,
+        e.dir.file("audit.csv").display()
+    ))?;
+    if let Some(m) = &summary.measures {
+        ui::say("against the truth:")?;
+        for s in &m.signals {
+            let recall = 100.0 * s.recall_at_1_percent;
+            ui::say(&format!("{:<14} AUC {:.4}  recall at 1 % false positives {recall:.1} %", s.name, s.auc))?;
+        }
+        ui::say(&format!(
+            "accused: {:.1} % of the poisoned, {:.2} % of the clean",
+            100.0 * m.recall,
+            100.0 * m.false_positives
+        ))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! `purify`: audit, then unlearn, drop or relabel the accused.
+
+use crate::audit::examine;
+use crate::options::{Output, PurifyOptions, ReplaceOptions};
+use crate::ui;
+use std::path::PathBuf;
+use stemguard_trainer::engine::Engine;
+use stemguard_trainer::error::Failure;
+use stemguard_trainer::purify::{Told, purify};
+use stemguard_trainer::trap::Event;
+
+/// Options of `purify`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Run directory that `trap` wrote.
+    run: PathBuf,
+    #[command(flatten)]
+    purify: PurifyOptions,
+    #[command(flatten)]
+    how: ReplaceOptions,
+    /// Go on where this purification was interrupted.
+    #[arg(long)]
+    resume: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// Audits and purifies.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let how = args.purify.purification()?;
+    let mut e = examine(&args.run, &args.how, &args.output)?;
+    let state = e.engine.state();
+    let bar = ui::bar(0, "purify");
+    let purified = purify(
+        &e.dir,
+        &e.record.config,
+        &e.data,
+        &state,
+        &e.found,
+        &e.how,
+        &how,
+        args.resume,
+        &e.kernels,
+        &mut |told| match told {
+            Told::Training(round, Event::Step { epoch, done, of, losses }) => {
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+                bar.set_message(format!("round {round}: epoch {epoch}/{} loss {:.3}", how.epochs, losses.total));
+            }
+            Told::Training(..) => {}
+            Told::Replacing(p) => {
+                bar.set_length(u64::from(p.epochs));
+                bar.set_position(u64::from(p.epoch));
+                bar.set_message(format!("replace: loss {:.3}", p.loss));
+            }
+            Told::Audited(done, of) => {
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+                bar.set_message("audit");
+            }
+        },
+    )?;
+    bar.finish_and_clear();
+    for (number, r) in purified.rounds.iter().enumerate() {
+        let e = &r.evaluation;
+        if args.output.json {
+            ui::json(
+                &serde_json::json!({ "round": number + 1, "accused": r.accused, "newly_accused": r.newly_accused,
+                "readmitted": r.readmitted, "acc": e.acc, "asr": e.asr, "ra": e.ra, "chance": e.chance,
+                "seconds": r.seconds }),
+            )?;
+        } else {
+            ui::say(&format!(
+                "round {}: {} accused ({} more after it, {} readmitted): ACC {:.1} %, ASR {:.1} % (chance {:.1}), RA {:.1} %, {:.0} s",
+                number + 1,
+                r.accused,
+                r.newly_accused,
+                r.readmitted,
+                100.0 * e.acc,
+                100.0 * e.asr,
+                100.0 * e.chance,
+                100.0 * e.ra,
+                r.seconds
+            ))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! The whole chain on one data set: plant, train, trap, replace, audit, purify, with the control beside it.
+
+use crate::audit::{self, witness};
+use crate::config::RunConfig;
+use crate::defend::{Replacement, packed_stem, replace, write};
+use crate::engine::{CpuEngine, Engine as _};
+use crate::error::Failure;
+use crate::evaluate::Evaluation;
+use crate::purify::{self, Purification, purify};
+use crate::run::{Prepared, RunDir, prepare};
+use crate::trap::{Event, train};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::metrics::der;
+use stemguard_runtime::replace::Progress;
+
+/// ACC and ASR, fractions 0..=1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Figures {
+    /// Clean test pictures given their true class.
+    pub acc: f64,
+    /// Triggered pictures given the target class.
+    pub asr: f64,
+}
+
+/// A defended model's figures.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DefendedFigures {
+    /// As [`Figures::acc`].
+    pub acc: f64,
+    /// As [`Figures::asr`].
+    pub asr: f64,
+    /// Triggered pictures given their true class.
+    pub ra: f64,
+    /// Defence effectiveness rating.
+    pub der: f64,
+    /// Clean pictures of other classes given the target class: what ASR falls to without a backdoor.
+    pub chance: f64,
+}
+
+/// What `demo --json` ends with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// The undefended model.
+    pub baseline: Figures,
+    /// The trapped model with its own head.
+    pub trapped: Figures,
+    /// A head replaced on the undefended stem.
+    pub control: Figures,
+    /// The head replaced on the trapped stem: the two published stages alone.
+    pub replaced: DefendedFigures,
+    /// The audit of the suspects.
+    pub audit: audit::Summary,
+    /// The purified model: the end of the chain.
+    pub defended: DefendedFigures,
+    /// Wall-clock seconds of everything.
+    pub seconds: f64,
+}
+
+/// What the chain tells while it runs.
+pub enum Told<'a> {
+    /// A training stage begins or goes on.
+    Training(&'static str, Event<'a>),
+    /// A head is being replaced.
+    Replacing(&'static str, Progress),
+    /// Pictures audited, of so many.
+    Audited(usize, usize),
+}
+
+/// What comes after the trap.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The head replaced on the trapped stem.
+    pub replaced: Evaluation,
+    /// The audit.
+    pub audit: audit::Summary,
+    /// The purified model.
+    pub purified: Evaluation,
+}
+
+/// Replaces, audits and purifies a trapped model.
+///
+/// # Errors
+/// Those of the stages.
+#[allow(clippy::too_many_arguments)]
+pub fn finish(
+    dir: &RunDir,
+    c: &RunConfig,
+    data: &Prepared,
+    trapped: &mut CpuEngine,
+    how: &Replacement,
+    p: &Purification,
+    resume: bool,
+    kernels: &Simd,
+    tell: &mut dyn FnMut(Told<'_>),
+) -> Result<Outcome, Failure> {
+    let new = replace(packed_stem(dir)?, data.holdout.pictures(), &data.test, how, kernels, &mut |p| {
+        tell(Told::Replacing("replace", p));
+        true
+    })?;
+    write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
+    let found = witness(dir, c, data, trapped, &new.head, kernels, &mut |done, of| tell(Told::Audited(done, of)))?;
+    let purified = purify(dir, c, data, &trapped.state(), &found, how, p, resume, kernels, &mut |told| match told {
+        purify::Told::Training(_, e) => tell(Told::Training("purify", e)),
+        purify::Told::Replacing(p) => tell(Told::Replacing("witness", p)),
+        purify::Told::Audited(done, of) => tell(Told::Audited(done, of)),
+    })?;
+    Ok(Outcome { replaced: new.evaluation, audit: found.summary(Some(&data.truth)), purified: purified.evaluation })
+}
+
+/// Runs the chain into `out/baseline` and `out/trap`.
+///
+/// # Errors
+/// Those of the stages.
+pub fn run(
+    c: &RunConfig,
+    how: &Replacement,
+    p: &Purification,
+    out: &Path,
+    resume: bool,
+    kernels: &Simd,
+    tell: &mut dyn FnMut(Told<'_>),
+) -> Result<Summary, Failure> {
+    let started = Instant::now();
+    let data = prepare(c, kernels, Some(out))?;
+    let plain = RunConfig { trap: false, guard: None, ..c.clone() };
+    let baseline =
+        train(&plain, &data, &out.join("baseline"), resume, kernels, &mut |e| tell(Told::Training("baseline", e)))?;
+    let stem = packed_stem(&baseline.dir)?;
+    let control = replace(stem, data.holdout.pictures(), &data.test, how, kernels, &mut |p| {
+        tell(Told::Replacing("control", p));
+        true
+    })?;
+    write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control)?;
+    let c = RunConfig { trap: true, ..c.clone() };
+    let mut trapped = train(&c, &data, &out.join("trap"), resume, kernels, &mut |e| tell(Told::Training("trap", e)))?;
+    let end = finish(&trapped.dir, &c, &data, &mut trapped.engine, how, p, resume, kernels, tell)?;
+    let before = &baseline.evaluation;
+    let figures = |e: &Evaluation| Figures { acc: e.acc, asr: e.asr };
+    let defended = |e: &Evaluation| DefendedFigures {
+        acc: e.acc,
+        asr: e.asr,
+        ra: e.ra,
+        der: der(before.acc, before.asr, e.acc, e.asr),
+        chance: e.chance,
+    };
+    Ok(Summary {
+        baseline: figures(before),
+        trapped: figures(&trapped.evaluation),
+        control: figures(&control.evaluation),
+        replaced: defended(&end.replaced),
+        audit: end.audit,
+        defended: defended(&end.purified),
+        seconds: started.elapsed().as_secs_f64(),
+    })
+}

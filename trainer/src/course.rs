@@ -1,0 +1,164 @@
+//! A course of training: epochs over one set of pictures, in a directory that always holds what is needed to go on to the same
+//! bits. The trap, the undefended baseline and each round of purification are courses.
+
+use crate::audit::{Signals, Verdict, judge};
+use crate::augment;
+use crate::checkpoint;
+use crate::config::RunConfig;
+use crate::engine::{CpuEngine, Engine, Lesson, Losses, StepReport};
+use crate::error::Failure;
+use crate::evaluate::{Evaluation, TestSet, evaluate};
+use crate::history::History;
+use crate::run::{EpochLine, RunDir};
+use stemguard_runtime::data::Pictures;
+use stemguard_runtime::kernels::simd::Simd;
+
+/// What a course tells while it runs.
+pub enum Event<'a> {
+    /// So many pictures of so many, in this epoch (from 1).
+    Step {
+        /// Epoch, from 1.
+        epoch: u32,
+        /// Pictures seen in this epoch.
+        done: usize,
+        /// Pictures of an epoch.
+        of: usize,
+        /// Losses of the step.
+        losses: Losses,
+    },
+    /// An epoch is over.
+    Epoch(&'a EpochLine),
+    /// The guard has judged.
+    Guard(&'a Verdict),
+}
+
+/// What is learned, and where it is recorded.
+pub struct Course<'a> {
+    /// Epochs, batch, rates, augmentation, seed.
+    pub config: &'a RunConfig,
+    /// What is learned.
+    pub pictures: &'a Pictures,
+    /// Whether a picture's label is unlearned instead; empty: none is.
+    pub forget: &'a [bool],
+    /// Where checkpoint, metrics and fitting are kept.
+    pub dir: &'a RunDir,
+    /// What the checkpoint belongs to.
+    pub fingerprint: &'a str,
+}
+
+/// Whether there is enough to train on.
+///
+/// # Errors
+/// [`Failure::Input`] where the pictures do not fill a batch.
+pub fn check(c: &RunConfig, pictures: &Pictures) -> Result<(), Failure> {
+    if pictures.len() < c.batch {
+        let why = format!("{} pictures are fewer than one batch of {}", pictures.len(), c.batch);
+        return Err(Failure::input("--batch", why));
+    }
+    Ok(())
+}
+
+impl Course<'_> {
+    /// Epochs that the directory's checkpoint has behind it, none without one; brings the engine there.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where the checkpoint is damaged or belongs to another course.
+    pub fn resume(&self, engine: &mut CpuEngine) -> Result<u32, Failure> {
+        let point = self.dir.file("checkpoint.safetensors");
+        if !point.exists() {
+            return Ok(0);
+        }
+        let (state, epochs) = checkpoint::read(&point, self.fingerprint)?;
+        engine.restore(&state).map_err(|e| Failure::file(&point, e))?;
+        Ok(epochs)
+    }
+
+    /// Trains from `done` epochs on to the last; the figures after it, where any epoch was left.
+    ///
+    /// # Errors
+    /// [`Failure`] naming what went wrong; the checkpoint of the last whole epoch stays.
+    pub fn run(
+        &self,
+        engine: &mut CpuEngine,
+        done: u32,
+        test: &TestSet,
+        kernels: &Simd,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Option<Evaluation>, Failure> {
+        let (c, pictures) = (self.config, self.pictures);
+        check(c, pictures)?;
+        let fitting = self.dir.file("fitting.npy");
+        let mut history = match done {
+            0 => History::new(pictures.len()),
+            _ => History::read(&fitting, pictures.len(), done as usize)?,
+        };
+        let mut lines = self.dir.metrics()?;
+        lines.retain(|l| l.epoch <= done);
+        let mut last = None;
+        let mut forget = self.forget.to_vec();
+        for epoch in done..c.epochs {
+            if let Some(guard) = c.guard.filter(|&g| epoch == g || (epoch == done && epoch > g)) {
+                let early = Signals::of_history(&history.until(guard as usize));
+                let verdict = judge(&early, &pictures.labels, pictures.classes.len());
+                self.dir.write_json("guard.json", &verdict.classes)?;
+                tell(Event::Guard(&verdict));
+                forget = verdict.accused;
+            }
+            history.begin_epoch();
+            let mut line = self.epoch(engine, epoch, &forget, &mut history, kernels, tell)?;
+            if (epoch + 1).is_multiple_of(c.every) || epoch + 1 == c.epochs {
+                let e = evaluate(test, &mut |x| engine.logits(x).map_err(Failure::from))?;
+                (line.acc, line.asr) = (Some(e.acc), Some(e.asr));
+                last = Some(e);
+            }
+            lines.push(line);
+            self.dir.write_metrics(&lines)?;
+            history.write(&fitting)?;
+            checkpoint::write(&self.dir.file("checkpoint.safetensors"), &engine.state(), epoch + 1, self.fingerprint)?;
+            tell(Event::Epoch(&line));
+        }
+        Ok(last)
+    }
+
+    fn epoch(
+        &self,
+        engine: &mut CpuEngine,
+        epoch: u32,
+        forget: &[bool],
+        history: &mut History,
+        kernels: &Simd,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<EpochLine, Failure> {
+        let (c, pictures) = (self.config, self.pictures);
+        let rate = c.rate * c.schedule.factor(epoch, c.epochs);
+        let order = augment::order(c.seed, epoch, pictures.len());
+        let (mut sum, mut steps) = ([0.0f64; 4], 0u32);
+        let clock = std::time::Instant::now();
+        for chosen in order.chunks_exact(c.batch) {
+            let x = augment::batch(kernels, c, pictures, epoch, chosen);
+            let labels: Vec<u32> = chosen.iter().map(|&i| pictures.labels[i as usize]).collect();
+            let forget: Vec<bool> = chosen.iter().filter_map(|&i| forget.get(i as usize).copied()).collect();
+            let lesson = Lesson { labels: &labels, forget: &forget };
+            let StepReport { losses, fit } = engine.step(x, lesson, rate)?;
+            history.record(chosen, &fit);
+            if !losses.total.is_finite() {
+                return Err(Failure::Other(format!("training diverged in epoch {}: lower --lr", epoch + 1)));
+            }
+            for (s, v) in sum.iter_mut().zip([losses.total, losses.ce, losses.mse, losses.tv]) {
+                *s += f64::from(v);
+            }
+            steps += 1;
+            tell(Event::Step { epoch: epoch + 1, done: steps as usize * c.batch, of: pictures.len(), losses });
+        }
+        let seconds = clock.elapsed().as_secs_f64();
+        let mean = |i: usize| (sum[i] / f64::from(steps)) as f32;
+        Ok(EpochLine {
+            epoch: epoch + 1,
+            losses: Losses { total: mean(0), ce: mean(1), mse: mean(2), tv: mean(3) },
+            rate,
+            pictures_per_second: f64::from(steps) * c.batch as f64 / seconds,
+            acc: None,
+            asr: None,
+        })
+    }
+}

@@ -1,0 +1,300 @@
+//! Purification: the accused are unlearned, dropped or relabelled, from the trapped stem on, with a fresh head.
+//!
+//! ```text
+//! trapped model -> audit -> accused -> purify (a course of a few epochs) -> audit again -> ... -> purified model
+//! ```
+//!
+//! A round trains on the suspects and the clean holdout together: the holdout's labels are the only ones trusted. After it a new
+//! head on the purified stem judges the accused again; those whose given label it would give too were accused wrongly and
+//! are readmitted. Rounds end when verdicts settle.
+
+use crate::audit::{Audit, audit};
+use crate::checkpoint::write_whole;
+use crate::config::RunConfig;
+use crate::course::{Course, Event};
+use crate::defend::{Replacement, packed, packed_stem, replace, write_models};
+use crate::engine::{CpuEngine, Engine, State};
+use crate::error::Failure;
+use crate::evaluate::{Evaluation, evaluate};
+use crate::export;
+use crate::history::History;
+use crate::run::{Prepared, RunDir, StageResult};
+use crate::trap::{engine, fingerprint};
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+use stemguard_runtime::data::Pictures;
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::replace::Progress;
+
+/// What happens to the accused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Their given label is unlearned: the loss is `-log(1 - p)`.
+    Unlearn,
+    /// They are left out.
+    Drop,
+    /// They are given the label that a new head on the stem gives them.
+    Relabel,
+}
+
+/// How a run is purified.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Purification {
+    /// What happens to the accused.
+    pub mode: Mode,
+    /// Passes over the data of one round.
+    pub epochs: u32,
+    /// Most rounds.
+    pub rounds: u32,
+}
+
+impl Default for Purification {
+    fn default() -> Self {
+        Self { mode: Mode::Unlearn, epochs: 6, rounds: 1 }
+    }
+}
+
+impl Purification {
+    /// Checks ranges that types do not.
+    ///
+    /// # Errors
+    /// A sentence that names the setting.
+    pub fn check(&self) -> Result<(), String> {
+        match self {
+            p if !(1..=1000).contains(&p.epochs) => Err("--purify-epochs is not within 1..1000".into()),
+            p if !(1..=3).contains(&p.rounds) => Err("--rounds is not within 1..3".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What a round trains on.
+struct Material {
+    pictures: Pictures,
+    forget: Vec<bool>,
+}
+
+/// The suspects as the verdict leaves them, then the holdout.
+fn material(
+    suspects: &Pictures,
+    accused: &[bool],
+    new_label: &[u32],
+    holdout: &Pictures,
+    mode: Mode,
+) -> Result<Material, Failure> {
+    let kept: Vec<usize> = (0..suspects.len()).filter(|&i| mode != Mode::Drop || !accused[i]).collect();
+    let mut pictures = suspects.subset(&kept);
+    if mode == Mode::Relabel {
+        for (label, &i) in pictures.labels.iter_mut().zip(&kept) {
+            if accused[i] {
+                *label = new_label[i];
+            }
+        }
+    }
+    let mut forget: Vec<bool> = kept.iter().map(|&i| mode == Mode::Unlearn && accused[i]).collect();
+    let pictures = pictures.concat(holdout).map_err(|e| Failure::input("holdout", e))?;
+    forget.resize(pictures.len(), false);
+    Ok(Material { pictures, forget })
+}
+
+/// What one round did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    /// Pictures accused while it trained.
+    pub accused: usize,
+    /// Pictures the audit after it accused anew.
+    pub newly_accused: usize,
+    /// Pictures readmitted after it.
+    pub readmitted: usize,
+    /// Figures of its model with its own head.
+    pub evaluation: Evaluation,
+    /// Seconds it took, the audit after it included.
+    pub seconds: f64,
+}
+
+/// A purified model.
+pub struct Purified {
+    /// The engine that holds it.
+    pub engine: CpuEngine,
+    /// Its figures, with its own head.
+    pub evaluation: Evaluation,
+    /// Round by round.
+    pub rounds: Vec<Round>,
+}
+
+/// What purification tells while it runs.
+pub enum Told<'a> {
+    /// A round (from 1) trains.
+    Training(u32, Event<'a>),
+    /// A new head judges the accused again.
+    Replacing(Progress),
+    /// Pictures audited, of so many.
+    Audited(usize, usize),
+}
+
+/// A model to start from: stem and decoder as they were, the head drawn anew from `seed`, no optimiser moments.
+fn fresh_head(c: &RunConfig, data: &Prepared, from: &State, seed: u64, kernels: &Simd) -> Result<CpuEngine, Failure> {
+    let mut engine = engine(&RunConfig { seed, ..c.clone() }, data, kernels)?;
+    let mut state = engine.state();
+    for (name, values) in &mut state.tensors {
+        let kept = name.starts_with("stem.") || name.starts_with("decoder.");
+        if let Some(old) = from.tensors.get(name).filter(|_| kept) {
+            values.clone_from(old);
+        }
+    }
+    engine.restore(&state)?;
+    Ok(engine)
+}
+
+/// Stream of the seed for a round's head and order.
+const ROUND: u64 = 0x7075_7269;
+
+/// Purifies a trapped run in `RUN/purify`; writes `purified-stem.onnx`, `purified.onnx` and, where its head is one of the runtime's,
+/// `purified.sgm`.
+///
+/// # Errors
+/// [`Failure`] naming what went wrong; whole rounds stay and are gone on from with `resume`.
+#[allow(clippy::too_many_arguments)]
+pub fn purify(
+    dir: &RunDir,
+    c: &RunConfig,
+    data: &Prepared,
+    trapped: &State,
+    found: &Audit,
+    how: &Replacement,
+    p: &Purification,
+    resume: bool,
+    kernels: &Simd,
+    tell: &mut dyn FnMut(Told<'_>),
+) -> Result<Purified, Failure> {
+    p.check().map_err(Failure::Input)?;
+    let started = Instant::now();
+    let work = dir.file("purify");
+    if work.exists() && !resume {
+        std::fs::remove_dir_all(&work).map_err(|e| Failure::file(&work, format!("cannot be replaced: {e}")))?;
+    }
+    let (suspects, holdout) = (data.suspect.pictures(), data.holdout.pictures());
+    let mut accused = found.verdict.accused.clone();
+    let mut new_label = found.signals.new_label.clone();
+    let mut from = trapped.clone();
+    let mut rounds: Vec<Round> = Vec::new();
+    let mut last = None;
+    for number in 1..=p.rounds {
+        let clock = Instant::now();
+        let config =
+            RunConfig { epochs: p.epochs, seed: c.seed ^ (ROUND << number), every: p.epochs, guard: None, ..c.clone() };
+        let m = material(suspects, &accused, &new_label, holdout, p.mode)?;
+        let path = work.join(format!("round-{number}"));
+        std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
+        let round = RunDir { path };
+        let mark = fingerprint(&(&config, p, &m.pictures.labels, &m.forget));
+        let course =
+            Course { config: &config, pictures: &m.pictures, forget: &m.forget, dir: &round, fingerprint: &mark };
+        let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
+        let done = course.resume(&mut engine)?;
+        let evaluation =
+            match course.run(&mut engine, done, &data.test, kernels, &mut |e| tell(Told::Training(number, e)))? {
+                Some(e) => e,
+                None => evaluate(&data.test, &mut |x| engine.logits(x).map_err(Failure::from))?,
+            };
+        let mut result = Round {
+            accused: accused.iter().filter(|&&a| a).count(),
+            newly_accused: 0,
+            readmitted: 0,
+            evaluation,
+            seconds: 0.0,
+        };
+        if number < p.rounds {
+            let history = History::read(&round.file("fitting.npy"), m.pictures.len(), p.epochs as usize)?;
+            write_whole(&round.file("stem.onnx"), &export::stem(&engine.net)?)?;
+            let new = replace(packed_stem(&round)?, holdout, &data.test, how, kernels, &mut |e| {
+                tell(Told::Replacing(e));
+                true
+            })?;
+            let again = audit(
+                &mut engine,
+                &new.head,
+                &history.first(suspects.len()),
+                suspects,
+                holdout,
+                c.seed,
+                kernels,
+                &mut |n| tell(Told::Audited(n, suspects.len())),
+            )?;
+            for (i, accused) in accused.iter_mut().enumerate() {
+                let same = again.signals.new_label[i] == suspects.labels[i];
+                if *accused && same {
+                    *accused = false;
+                    result.readmitted += 1;
+                } else if !*accused && again.verdict.accused[i] {
+                    *accused = true;
+                    result.newly_accused += 1;
+                }
+            }
+            new_label = again.signals.new_label;
+            from = engine.state();
+        }
+        result.seconds = clock.elapsed().as_secs_f64();
+        let settled = result.newly_accused + result.readmitted == 0;
+        last = Some((engine, result.evaluation.clone()));
+        rounds.push(result);
+        if settled {
+            break;
+        }
+    }
+    let Some((engine, evaluation)) = last else { return Err(Failure::input("--rounds", "is 0")) };
+    // The stem goes the way every stem goes; a head of another build than the runtime's stays in ONNX.
+    let stem = dir.file("purified-stem.onnx");
+    write_whole(&stem, &export::stem(&engine.net)?)?;
+    match export::residual_head(&engine.net) {
+        Some(head) => {
+            let name = c.architecture.to_string();
+            write_models(dir, "purified", &name, &holdout.classes, &packed(&stem)?, &head)?;
+        }
+        None => write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?,
+    }
+    dir.record_stage(StageResult {
+        name: "purified".into(),
+        evaluation: evaluation.clone(),
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
+    dir.write_json("purify.json", &serde_json::json!({ "purification": p, "rounds": rounds }))?;
+    Ok(Purified { engine, evaluation, rounds })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pictures(labels: &[u32]) -> Pictures {
+        let pixels = labels.iter().enumerate().flat_map(|(i, _)| [i as u8; 3]).collect();
+        Pictures { h: 1, w: 1, pixels, labels: labels.to_vec(), classes: vec!["a".into(), "b".into()], files: vec![] }
+    }
+
+    #[test]
+    fn the_accused_are_forgotten_dropped_or_relabelled_and_the_holdout_is_trusted() {
+        let (suspects, holdout) = (pictures(&[0, 1, 1, 0]), pictures(&[1, 0]));
+        let (accused, new) = ([false, true, false, true], [1, 0, 0, 1]);
+        let of = |mode| material(&suspects, &accused, &new, &holdout, mode).expect("same kind of pictures");
+        let m = of(Mode::Unlearn);
+        assert_eq!(m.pictures.labels, [0, 1, 1, 0, 1, 0]);
+        assert_eq!(m.forget, [false, true, false, true, false, false]);
+        let m = of(Mode::Drop);
+        assert_eq!((m.pictures.labels, m.forget), (vec![0, 1, 1, 0], vec![false; 4]));
+        assert_eq!(m.pictures.pixels[3], 2);
+        let m = of(Mode::Relabel);
+        assert_eq!((m.pictures.labels, m.forget), (vec![0, 0, 1, 1, 1, 0], vec![false; 6]));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for (p, word) in [
+            (Purification { epochs: 0, ..Purification::default() }, "--purify-epochs"),
+            (Purification { rounds: 4, ..Purification::default() }, "--rounds"),
+        ] {
+            assert!(p.check().expect_err("refused").contains(word));
+        }
+        assert_eq!(Purification::default().check(), Ok(()));
+    }
+}
