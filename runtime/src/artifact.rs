@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! 0       magic "\x93SGM\r\n", 6 bytes
-//! 6       version, u16
+//! 6       version, u16: 1 with a stem in f32, 2 with one in 8 bits
 //! 8       manifest length M, u32 bytes
 //! 12      weight count W, u32 elements
 //! 16      manifest, M bytes of postcard
 //! 16+M    zeros up to a multiple of 16
-//!         weights, W little-endian f32: the stem's, zeros up to a multiple of 16 elements, the head's
+//!         weights, W little-endian 32-bit elements: the stem's, zeros up to a multiple of 16 elements, the head's (f32)
 //!         CRC-32 (ISO-HDLC) of all bytes before it, u32
 //! ```
 //!
@@ -28,8 +28,10 @@ pub use write::to_vec;
 pub use write::{encoded_len, write};
 
 use crate::error::{Error, Result};
+use crate::net::int8::{Int8Net, Int8Spec};
 use crate::net::{Net, Span};
 use crate::shape::Shape;
+use crate::stem::Stem;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -38,8 +40,12 @@ compile_error!("weights are read in place and are little-endian");
 
 /// The first bytes of every artifact.
 pub const MAGIC: [u8; 6] = *b"\x93SGM\r\n";
-/// The version this build writes, and the newest it reads.
-pub const VERSION: u16 = 1;
+/// The newest version this build reads.
+pub const VERSION: u16 = INT8;
+/// The version of an artifact whose stem is in `f32`.
+const F32: u16 = 1;
+/// The version of an artifact whose stem is in 8 bits.
+const INT8: u16 = 2;
 /// Bytes before the manifest: magic, version, two lengths.
 pub const HEADER_LEN: usize = 16;
 /// Bytes of the checksum at the end.
@@ -110,7 +116,7 @@ pub struct ArtifactParts<'a> {
     /// Where the model comes from, free text.
     pub provenance: &'a str,
     /// The stem.
-    pub stem: Net<'a>,
+    pub stem: Stem<'a>,
     /// The head, if there is one.
     pub head: Option<HeadParts<'a>>,
 }
@@ -139,17 +145,17 @@ impl<'a> ArtifactParts<'a> {
     }
 }
 
-/// The manifest as it is stored.
+/// The manifest as it is stored, over a [`StemSpec`] or an [`Int8Spec`].
 #[derive(Serialize, Deserialize)]
-struct Manifest<'a> {
+struct Manifest<'a, S> {
     name: &'a str,
     labels: &'a str,
     provenance: &'a str,
-    stem: StemSpec<'a>,
+    stem: S,
     head: Option<HeadSpec>,
 }
 
-/// The stem as it is stored.
+/// A stem in `f32` as it is stored.
 #[derive(Serialize, Deserialize)]
 struct StemSpec<'a> {
     input: Shape,
@@ -159,9 +165,10 @@ struct StemSpec<'a> {
     ops: &'a [u8],
 }
 
-/// The two lengths of the header, which fix every offset.
+/// The header: the version, and the two lengths, which fix every offset.
 #[derive(Clone, Copy)]
 struct Layout {
+    version: u16,
     manifest: u32,
     weights: u32,
 }
@@ -182,12 +189,13 @@ impl Layout {
         }
         let (header, _) = bytes.split_first_chunk::<HEADER_LEN>().ok_or(Error::Truncated)?;
         let &[_, _, _, _, _, _, v0, v1, m0, m1, m2, m3, w0, w1, w2, w3] = header;
-        match u16::from_le_bytes([v0, v1]) {
+        let version = match u16::from_le_bytes([v0, v1]) {
             0 => return Err(Error::NotAnArtifact),
-            VERSION => {}
+            known @ F32..=VERSION => known,
             later => return Err(Error::VersionFromTheFuture(later)),
-        }
-        Ok(Self { manifest: u32::from_le_bytes([m0, m1, m2, m3]), weights: u32::from_le_bytes([w0, w1, w2, w3]) })
+        };
+        let (manifest, weights) = (u32::from_le_bytes([m0, m1, m2, m3]), u32::from_le_bytes([w0, w1, w2, w3]));
+        Ok(Self { version, manifest, weights })
     }
 }
 
@@ -216,7 +224,7 @@ impl<'a> Artifact<'a> {
     ///
     /// Errors: [`Error::NotAnArtifact`], [`Error::VersionFromTheFuture`], [`Error::Truncated`], [`Error::WrongLength`]
     /// (bytes after the end), [`Error::Misaligned`], [`Error::Corrupt`], [`Error::BadManifest`], those of
-    /// [`Net::new_checked`], [`Error::HeadDoesNotFit`], [`Error::NotFinite`].
+    /// [`Net::new_checked`] or [`Int8Net::new_checked`], [`Error::HeadDoesNotFit`], [`Error::NotFinite`].
     pub fn new_checked(bytes: &'a [u8]) -> Result<Self> {
         let layout = Layout::read(bytes)?;
         let total = usize::try_from(layout.total()).map_err(|_| Error::Truncated)?;
@@ -239,17 +247,36 @@ impl<'a> Artifact<'a> {
             .get(HEADER_LEN..)
             .and_then(|front| front.split_at_checked(layout.manifest as usize))
             .ok_or(Error::Truncated)?;
-        let (manifest, rest) = postcard::take_from_bytes::<Manifest<'a>>(manifest).map_err(|_| Error::BadManifest)?;
-        if !rest.is_empty() || padding.iter().any(|&byte| byte != 0) {
+        if padding.iter().any(|&byte| byte != 0) {
             return Err(Error::BadManifest);
         }
-        Self::assemble(manifest, weights)
+        if layout.version == F32 {
+            return Self::assemble(
+                manifest,
+                weights,
+                |StemSpec { input, features, arena_len, op_count, ops }, weights| {
+                    Net::new_checked(input, features, arena_len as usize, op_count, ops, weights).map(Stem::F32)
+                },
+            );
+        }
+        Self::assemble(manifest, weights, |spec: Int8Spec<'a>, weights| {
+            let words = bytemuck::try_cast_slice(weights).map_err(|_| Error::Misaligned)?;
+            Int8Net::new_checked(spec, words).map(Stem::Int8)
+        })
     }
 
-    /// Checks what the manifest says against itself and the weights.
-    fn assemble(manifest: Manifest<'a>, weights: &'a [f32]) -> Result<Self> {
+    /// Decodes the manifest and checks what it says against itself and the weights.
+    fn assemble<S: Deserialize<'a>>(
+        manifest: &'a [u8],
+        weights: &'a [f32],
+        stem_of: impl FnOnce(S, &'a [f32]) -> Result<Stem<'a>>,
+    ) -> Result<Self> {
+        let (manifest, rest) =
+            postcard::take_from_bytes::<Manifest<'a, S>>(manifest).map_err(|_| Error::BadManifest)?;
+        if !rest.is_empty() {
+            return Err(Error::BadManifest);
+        }
         let Manifest { name, labels, provenance, stem, head } = manifest;
-        let StemSpec { input, features, arena_len, op_count, ops } = stem;
         let (of_stem, params) = match head {
             None => (weights, None),
             Some(head) => {
@@ -260,8 +287,8 @@ impl<'a> Artifact<'a> {
                 (of_stem, Some(params))
             }
         };
-        let stem = Net::new_checked(input, features, arena_len as usize, op_count, ops, of_stem)?;
-        if head.is_some_and(|head| head.features != features) {
+        let stem = stem_of(stem, of_stem)?;
+        if head.is_some_and(|head| head.features != stem.output()) {
             return Err(Error::HeadDoesNotFit);
         }
         let parts_of_head =
@@ -292,7 +319,7 @@ impl<'a> Artifact<'a> {
     }
 
     /// The stem, ready to run.
-    pub const fn stem(&self) -> Net<'a> {
+    pub const fn stem(&self) -> Stem<'a> {
         self.parts.stem
     }
 

@@ -89,6 +89,8 @@ pub enum OpFault {
     Slot,
     /// An activation's parameter is not finite.
     Activation,
+    /// A number of an 8-bit operation is out of range, or one of its sums could leave 32 bits.
+    Number,
 }
 
 impl fmt::Display for OpFault {
@@ -100,6 +102,7 @@ impl fmt::Display for OpFault {
             Self::Span => "a weight span is out of range",
             Self::Slot => "a slot is out of range, in use, or read before it is written",
             Self::Activation => "an activation parameter is not finite",
+            Self::Number => "a number is out of range, or a sum could leave 32 bits",
         })
     }
 }

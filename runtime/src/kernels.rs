@@ -5,8 +5,15 @@
 //! instruction set it uses is chosen once, at run time (`isa`). All layouts are NHWC; a batch is `n` pictures, one after
 //! the other.
 //!
+//! [`int8`] holds the kernels of nets in 8 bits, where all implementations give the same bits: `int8_dsp` is for Cortex-M4 and
+//! M7, `int8_host` for hosts.
+//!
 //! `unsafe` lives below this module only.
 
+pub mod int8;
+#[cfg(any(cortex_m_dsp, test))]
+#[allow(unsafe_code)]
+pub mod int8_dsp;
 pub mod reference;
 pub mod scalar;
 
@@ -18,6 +25,9 @@ mod buffer;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
 pub(crate) mod image;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
+pub(crate) mod int8_host;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
 pub mod isa;

@@ -4,6 +4,8 @@
 //!
 //! ```text
 //! model.onnx -> onnx (cut, lower) -> net -> artifact (.sgm)
+//!                                     |       |
+//!                      quantise (int8) +------+
 //!                                             |
 //! pictures   -> data -> CleanHoldout -> features -> replace -> head -> defended (stem + head)
 //!                                                                         |
@@ -30,6 +32,8 @@ pub mod data;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 #[cfg(feature = "std")]
+pub mod quantise;
+#[cfg(feature = "std")]
 pub mod session;
 
 pub mod artifact;
@@ -43,3 +47,4 @@ pub mod replace;
 pub mod rng;
 pub mod shape;
 pub mod slots;
+pub mod stem;

@@ -8,6 +8,7 @@
 #[cfg(feature = "std")]
 pub mod build;
 mod check;
+pub mod int8;
 #[cfg(feature = "std")]
 mod plan;
 mod run;
@@ -19,6 +20,8 @@ pub use build::{BuildError, NetBuilder, OwnedNet, Value};
 pub use run::{AffineArgs, ConvArgs, LinearArgs, MulArgs, NetKernels, PoolArgs, Scalar};
 
 use crate::shape::Shape;
+use core::marker::PhantomData;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Where a value lives. Offsets count `f32` elements.
@@ -260,6 +263,15 @@ impl Op {
         }
     }
 
+    /// Multiply-adds for one picture: of a convolution or a linear layer.
+    pub fn multiply_adds(&self) -> u64 {
+        match self {
+            Self::Conv { weight, y, .. } => u64::from(weight.len) * u64::from(y.shape.h) * u64::from(y.shape.w),
+            Self::Linear { weight, .. } => u64::from(weight.len),
+            _ => 0,
+        }
+    }
+
     /// The fused activation; `None` for operations that have no place for one.
     pub const fn activation(&self) -> Option<Activation> {
         match *self {
@@ -318,7 +330,7 @@ impl<'a> Net<'a> {
 
     /// The operations in order, decoded one at a time.
     pub const fn ops(&self) -> Ops<'a> {
-        Ops { bytes: self.ops, left: self.op_count }
+        Ops::new(self.ops, self.op_count)
     }
 
     /// The weights of a span; empty for a span that is not of this net.
@@ -329,26 +341,28 @@ impl<'a> Net<'a> {
 
     /// Multiply-adds of the convolutions and linear layers for one picture.
     pub fn multiply_adds(&self) -> u64 {
-        let of = |op: Op| match op {
-            Op::Conv { weight, y, .. } => u64::from(weight.len) * u64::from(y.shape.h) * u64::from(y.shape.w),
-            Op::Linear { weight, .. } => u64::from(weight.len),
-            _ => 0,
-        };
-        self.ops().map(of).fold(0, u64::saturating_add)
+        self.ops().map(|op| op.multiply_adds()).fold(0, u64::saturating_add)
     }
 }
 
-/// Iterator over the operations of a [`Net`], in order of execution.
+/// Iterator over the operations of a net, in order of execution.
 #[derive(Clone, Debug)]
-pub struct Ops<'a> {
+pub struct Ops<'a, O = Op> {
     bytes: &'a [u8],
     left: u32,
+    of: PhantomData<O>,
 }
 
-impl Iterator for Ops<'_> {
-    type Item = Op;
+impl<'a, O> Ops<'a, O> {
+    const fn new(bytes: &'a [u8], count: u32) -> Self {
+        Self { bytes, left: count, of: PhantomData }
+    }
+}
 
-    fn next(&mut self) -> Option<Op> {
+impl<O: DeserializeOwned> Iterator for Ops<'_, O> {
+    type Item = O;
+
+    fn next(&mut self) -> Option<O> {
         self.left = self.left.checked_sub(1)?;
         let (op, rest) = postcard::take_from_bytes(self.bytes).ok()?;
         self.bytes = rest;

@@ -1,4 +1,4 @@
-//! Models on a host: a net or a whole artifact run with the fast kernels, pictures spread over threads, and the shell of head
+//! Models on a host: a stem or a whole artifact run with the fast kernels, pictures spread over threads, and the shell of head
 //! replacement around the core's loop.
 
 use crate::artifact::{ArtifactParts, HeadKind, HeadSpec};
@@ -6,15 +6,19 @@ use crate::error::{Error, Result};
 use crate::head::linear::Linear;
 use crate::head::residual::Residual;
 use crate::head::{self, HeadModel};
-use crate::kernels::picture::PreparedConv;
 use crate::kernels::simd::Simd;
-use crate::kernels::{ConvShape, scalar};
-use crate::net::{Activation, AffineArgs, ConvArgs, Net, NetKernels, Op, Span};
+use crate::net::{Net, Span};
 use crate::replace::{self, FeatureBank, Progress, Settings, Source, cutmix_box, paste};
 use crate::rng::Rng;
 use crate::shape::Shape;
+use crate::stem::Stem;
+use engine::Engine;
 use std::prelude::v1::*;
 use std::vec;
+
+mod engine;
+
+pub(crate) use engine::Prepared;
 
 /// Bytes of pictures as 0..=1; as many as both slices hold.
 pub fn to_f32(bytes: &[u8], to: &mut [f32]) {
@@ -26,67 +30,23 @@ pub fn to_f32(bytes: &[u8], to: &mut [f32]) {
 /// Pictures that go through a head together.
 const HEAD_BATCH: usize = 64;
 
-/// The fast kernels, as a net calls them: one picture, the calling thread, convolutions prepared by the operation's number.
-struct Fast<'s>(&'s Simd, &'s [Option<PreparedConv>]);
-
-impl NetKernels for Fast<'_> {
-    fn conv(&mut self, op: usize, a: &ConvArgs<'_>, x: &[f32], y: &mut [f32]) {
-        let Some(conv) = self.1.get(op).and_then(Option::as_ref) else {
-            scalar::conv(a, x, y);
-            return;
-        };
-        self.0.conv_picture(conv, x, a.weight, a.bias, y);
-        activate(a.act, y);
-    }
-
-    fn affine(&mut self, _: usize, a: &AffineArgs<'_>, x: &[f32], y: &mut [f32]) {
-        let fast = match (a.scale, a.shift) {
-            (Some(scale), Some(shift)) => self.0.affine_picture(x, scale, shift, a.act, y),
-            _ => false,
-        };
-        if !fast {
-            scalar::affine(a, x, y);
-        }
-    }
-}
-
-/// Prepares every convolution that the fast kernels take: without groups, or depthwise.
-fn prepare(net: &Net<'_>, kernels: &Simd) -> Vec<Option<PreparedConv>> {
-    let prepared = |op: Op| match op {
-        Op::Conv { x, y, window, groups, weight, .. } => {
-            let depthwise = groups > 1 && groups == x.shape.c && groups == y.shape.c;
-            let shape = ConvShape { x: x.shape, y: y.shape, window };
-            (groups == 1 || depthwise).then(|| PreparedConv::new(kernels, shape, depthwise, net.span(weight)))
-        }
-        _ => None,
-    };
-    net.ops().map(prepared).collect()
-}
-
-fn activate(act: Activation, y: &mut [f32]) {
-    match act {
-        Activation::None => {}
-        Activation::Relu => y.iter_mut().for_each(|v| *v = v.max(0.0)),
-        Activation::Relu6 => y.iter_mut().for_each(|v| *v = v.clamp(0.0, 6.0)),
-        Activation::Leaky(s) => y.iter_mut().for_each(|v| *v = if *v > 0.0 { *v } else { *v * s }),
-        other => y.iter_mut().for_each(|v| *v = other.apply(*v)),
-    }
-}
-
 /// A model on this host: a net, and a head on top of it or none.
 #[derive(Debug)]
 pub struct Session<'a> {
-    net: Net<'a>,
+    stem: Engine<'a>,
     head: Option<(HeadSpec, &'a [f32])>,
     kernels: Simd,
-    convolutions: Vec<Option<PreparedConv>>,
 }
 
 impl<'a> Session<'a> {
+    /// A session over a stem alone: its output is features.
+    pub fn of_stem(stem: impl Into<Stem<'a>>, kernels: Simd) -> Self {
+        Self { stem: Engine::new(stem.into(), &kernels), head: None, kernels }
+    }
+
     /// A session over a net alone: its output is what the net gives.
     pub fn of_net(net: Net<'a>, kernels: Simd) -> Self {
-        let convolutions = prepare(&net, &kernels);
-        Self { net, head: None, kernels, convolutions }
+        Self::of_stem(net, kernels)
     }
 
     /// A session over an artifact: its output is logits with a head, features without.
@@ -106,7 +66,7 @@ impl<'a> Session<'a> {
                 Some((HeadSpec { kind: h.kind, features, classes: h.classes, span }, h.params))
             }
         };
-        Ok(Self { head, ..Self::of_net(parts.stem, kernels) })
+        Ok(Self { head, ..Self::of_stem(parts.stem, kernels) })
     }
 
     /// The kernels in use.
@@ -116,15 +76,20 @@ impl<'a> Session<'a> {
 
     /// Shape of one input.
     pub fn input(&self) -> Shape {
-        self.net.input()
+        self.stem.input()
     }
 
     /// Shape of one output.
     pub fn output(&self) -> Shape {
         match self.head {
             Some((spec, _)) => Shape::new(1, 1, spec.classes),
-            None => self.net.output(),
+            None => self.stem.output(),
         }
+    }
+
+    /// Shape of one picture's features.
+    pub fn features_shape(&self) -> Shape {
+        self.stem.output()
     }
 
     /// Features (`[n][stem output]`) of the pictures `x` (`[n][input]`, NHWC).
@@ -132,7 +97,7 @@ impl<'a> Session<'a> {
     /// # Errors
     /// [`Error::WrongLength`].
     pub fn features(&self, x: &[f32], out: &mut [f32]) -> Result<()> {
-        let (len, to) = (self.net.input().len(), self.net.output().len());
+        let (len, to) = (self.stem.input().len(), self.stem.output().len());
         let n = x.len() / len;
         if x.len() != n * len || out.len() != n * to {
             return Err(Error::WrongLength { needed: n * to, given: out.len() });
@@ -141,12 +106,8 @@ impl<'a> Session<'a> {
         let chunk = n.div_ceil(workers).max(1);
         let failed = std::sync::Mutex::new(None);
         self.kernels.for_each(x.chunks(chunk * len).zip(out.chunks_mut(chunk * to)).collect(), |(x, out)| {
-            let mut arena = vec![0.0; self.net.arena_len()];
-            for (x, out) in x.chunks_exact(len).zip(out.chunks_exact_mut(to)) {
-                if let Err(e) = self.net.run(&mut Fast(&self.kernels, &self.convolutions), x, &mut arena, out) {
-                    *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
-                    return;
-                }
+            if let Err(e) = self.stem.run(&self.kernels, x, out) {
+                *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
             }
         });
         match failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
@@ -161,7 +122,7 @@ impl<'a> Session<'a> {
     /// [`Error::WrongLength`].
     pub fn infer(&self, x: &[f32], out: &mut [f32]) -> Result<()> {
         let Some((spec, params)) = &self.head else { return self.features(x, out) };
-        let (len, classes) = (self.net.input().len(), spec.classes as usize);
+        let (len, classes) = (self.stem.input().len(), spec.classes as usize);
         let n = x.len() / len;
         if out.len() != n * classes {
             return Err(Error::WrongLength { needed: n * classes, given: out.len() });
@@ -234,7 +195,7 @@ impl<'s, 'a> PictureSource<'s, 'a> {
     /// # Errors
     /// [`Error::WrongLength`], [`Error::NotFinite`].
     pub fn new(stem: &'s Session<'a>, pictures: &'s [f32], labels: &'s [u32], augment: Augment) -> Result<Self> {
-        let needed = labels.len() * stem.net.input().len();
+        let needed = labels.len() * stem.input().len();
         if pictures.len() != needed {
             return Err(Error::WrongLength { needed, given: pictures.len() });
         }
@@ -245,7 +206,7 @@ impl<'s, 'a> PictureSource<'s, 'a> {
     }
 
     fn picture(&self, i: usize) -> &'s [f32] {
-        let len = self.stem.net.input().len();
+        let len = self.stem.input().len();
         &self.pictures[i * len..][..len]
     }
 
@@ -258,7 +219,7 @@ impl<'s, 'a> PictureSource<'s, 'a> {
 
 impl Source for PictureSource<'_, '_> {
     fn shape(&self) -> Shape {
-        self.stem.net.output()
+        self.stem.features_shape()
     }
 
     fn labels(&self) -> &[u32] {
@@ -266,15 +227,15 @@ impl Source for PictureSource<'_, '_> {
     }
 
     fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
-        let len = self.stem.net.input().len();
-        let out = n * self.stem.net.output().len();
+        let len = self.stem.input().len();
+        let out = n * self.stem.features_shape().len();
         if let Err(e) = self.stem.features(&self.pictures[first * len..(first + n) * len], &mut x[..out]) {
             self.failed = Some(e);
         }
     }
 
     fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
-        let s = self.stem.net.input();
+        let s = self.stem.input();
         let (area, keep) = match mix {
             Some(_) => cutmix_box(s.h as usize, s.w as usize, rng),
             None => ([0; 4], 1.0),
@@ -368,7 +329,7 @@ pub fn replace_head(
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<NewHead> {
     replace::check_holdout(labels, classes, settings.batch)?;
-    let shape = stem.net.output();
+    let shape = stem.features_shape();
     let mut bank = Vec::new();
     let mut source = match space {
         Space::Pictures => Either::Pictures(PictureSource::new(stem, pictures, labels, augment)?),

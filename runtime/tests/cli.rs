@@ -12,6 +12,9 @@ mod bad_models;
 #[cfg(all(feature = "onnx", feature = "data"))]
 #[path = "cli/good.rs"]
 mod good;
+#[cfg(all(feature = "onnx", feature = "data"))]
+#[path = "cli/int8.rs"]
+mod int8;
 #[cfg(not(any(feature = "onnx", feature = "data")))]
 #[path = "cli/lean.rs"]
 mod lean;

@@ -143,7 +143,7 @@ fn parts<'a>(
     head: Option<&'a NewHead>,
 ) -> ArtifactParts<'a> {
     let head = head.map(|h| HeadParts { kind: h.kind, classes: h.classes, params: &h.params });
-    ArtifactParts { name, labels, provenance, stem: stem.as_net(), head }
+    ArtifactParts { name, labels, provenance, stem: stem.as_net().into(), head }
 }
 
 /// Writes a stem with a head as `FILE.sgm` and `FILE.onnx`.

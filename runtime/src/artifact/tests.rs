@@ -1,5 +1,7 @@
 //! Golden bytes, damage of every kind, and round trips.
 
+mod int8;
+
 use super::*;
 use crate::net::tests::{Dag, Dice, cases};
 use crate::net::{Activation, NetBuilder, Op, OwnedNet, Scalar, Window};
@@ -43,11 +45,21 @@ const GOLDEN_HEAD: [f32; 10] = [0.5, 0.25, 2.0, 4.0, 1.0, -1.0, 0.75, -0.75, 0.1
 
 fn golden_parts(net: &OwnedNet) -> ArtifactParts<'_> {
     let head = HeadParts { kind: HeadKind::Linear, classes: 2, params: &GOLDEN_HEAD };
-    ArtifactParts { name: "tiny", labels: "cat\ndog", provenance: "golden", stem: net.as_net(), head: Some(head) }
+    ArtifactParts {
+        name: "tiny",
+        labels: "cat\ndog",
+        provenance: "golden",
+        stem: net.as_net().into(),
+        head: Some(head),
+    }
 }
 
 pub(crate) fn golden() -> AlignedBytes {
-    let digits: Vec<u8> = GOLDEN.bytes().filter(u8::is_ascii_hexdigit).collect();
+    from_hex(GOLDEN)
+}
+
+fn from_hex(text: &str) -> AlignedBytes {
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
     let byte = |pair: &[u8]| u8::from_str_radix(core::str::from_utf8(pair).unwrap(), 16).unwrap();
     AlignedBytes::from(&digits.chunks(2).map(byte).collect::<Vec<u8>>()[..])
 }
@@ -84,9 +96,10 @@ fn the_golden_bytes_read_back() {
     let head = HeadSpec { kind: HeadKind::Linear, features, classes: 2, span: Span { at: 32, len: 10 } };
     assert_eq!(artifact.head(), Some(head));
     assert_eq!(artifact.head_weights(), Some(&GOLDEN_HEAD[..]));
-    assert_eq!(OwnedNet::from(artifact.stem()), golden_net());
+    let stem = artifact.stem().f32().unwrap();
+    assert_eq!(OwnedNet::from(stem), golden_net());
     let (mut arena, mut output) = ([0.0; 4], [0.0; 1]);
-    artifact.stem().run(&mut Scalar, &[1.0, 2.0, 3.0, 4.0], &mut arena, &mut output).unwrap();
+    stem.run(&mut Scalar, &[1.0, 2.0, 3.0, 4.0], &mut arena, &mut output).unwrap();
     assert_eq!(output, [9.0]);
     assert_eq!(to_vec(&artifact.parts()).unwrap(), &bytes[..]);
 }
@@ -152,7 +165,8 @@ fn other_files_are_told_apart() {
         verdict(&bytes)
     };
     assert_eq!(with(0, b"ONNX"), Err(Error::NotAnArtifact));
-    assert_eq!(with(6, &[2, 0]), Err(Error::VersionFromTheFuture(2)));
+    assert_eq!(with(6, &[2, 0]), Err(Error::BadManifest), "the other precision");
+    assert_eq!(with(6, &[3, 0]), Err(Error::VersionFromTheFuture(3)));
     assert_eq!(with(6, &[0xff, 0xff]), Err(Error::VersionFromTheFuture(0xffff)));
     assert_eq!(with(6, &[0, 0]), Err(Error::NotAnArtifact));
     assert_eq!(with(8, &[0xff; 4]), Err(Error::Truncated));
@@ -207,7 +221,7 @@ pub(crate) fn random_artifact(seed: u64, ops: usize) -> Vec<u8> {
     let params = dice.floats(head_params(kind, shape, classes));
     let head = (dice.below(2) == 0).then_some(HeadParts { kind, classes, params: &params });
     let labels = if dice.below(2) == 0 { "" } else { ["a", "a\nb", "a\nb\nc"][classes as usize - 1] };
-    to_vec(&ArtifactParts { name: "n", labels, provenance: "", stem: net.as_net(), head }).unwrap()
+    to_vec(&ArtifactParts { name: "n", labels, provenance: "", stem: net.as_net().into(), head }).unwrap()
 }
 
 /// A change to an artifact: where, which of the kinds below, and a number for it.
@@ -283,7 +297,7 @@ proptest! {
         fix_crc(&mut bytes);
         let bytes = AlignedBytes::from(&bytes[..]);
         if let Ok(artifact) = Artifact::new_checked(&bytes) {
-            let net = artifact.stem();
+            let net = artifact.stem().f32().unwrap();
             if steps(&net) < 10_000_000 && net.arena_len() < 10_000_000 {
                 let mut arena = vec![0.0; net.arena_len()];
                 let mut output = vec![0.0; net.output().len()];
@@ -296,9 +310,11 @@ proptest! {
 
     #[test]
     fn noise_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let mut framed = [&MAGIC[..], &VERSION.to_le_bytes(), &bytes].concat();
-        framed.resize(framed.len().max(HEADER_LEN + CRC_LEN), 0);
-        fix_crc(&mut framed);
-        prop_assert!(verdict(&AlignedBytes::from(&framed[..])).is_err());
+        for version in [F32, INT8] {
+            let mut framed = [&MAGIC[..], &version.to_le_bytes(), &bytes].concat();
+            framed.resize(framed.len().max(HEADER_LEN + CRC_LEN), 0);
+            fix_crc(&mut framed);
+            prop_assert!(verdict(&AlignedBytes::from(&framed[..])).is_err());
+        }
     }
 }

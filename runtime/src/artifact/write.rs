@@ -1,38 +1,50 @@
 //! Writing an artifact into the caller's buffer.
 
 use super::{
-    ALIGN, ArtifactParts, CRC, CRC_LEN, HEAD_ALIGN, HEADER_LEN, HeadSpec, Layout, MAGIC, Manifest, StemSpec, VERSION,
+    ALIGN, ArtifactParts, CRC, CRC_LEN, F32, HEAD_ALIGN, HEADER_LEN, HeadSpec, INT8, Layout, MAGIC, Manifest, StemSpec,
 };
 use crate::error::{Error, Result};
-use crate::net::Span;
+use crate::net::{Net, Span};
+use crate::stem::Stem;
+use serde::Serialize;
 
-/// The stored form of the parts: the manifest, and where the sections lie.
-fn plan<'a>(parts: &ArtifactParts<'a>) -> Result<(Manifest<'a>, Layout)> {
+/// Where the sections of the parts lie, and what is stored of the head.
+fn plan(parts: &ArtifactParts<'_>) -> Result<(Option<HeadSpec>, Layout)> {
     parts.check_head()?;
     let stem = parts.stem;
-    let (mut count, mut head) = (stem.weights().len(), None);
+    let (mut count, mut head) = (stem.weights().len() / 4, None);
     if let Some(h) = parts.head {
         let at = count.next_multiple_of(HEAD_ALIGN);
         let span = Span { at: small(at)?, len: small(h.params.len())? };
         head = Some(HeadSpec { kind: h.kind, features: stem.output(), classes: h.classes, span });
         count = at.checked_add(h.params.len()).ok_or(Error::Capacity)?;
     }
-    let manifest = Manifest {
-        name: parts.name,
-        labels: parts.labels,
-        provenance: parts.provenance,
-        stem: StemSpec {
-            input: stem.input(),
-            features: stem.output(),
-            arena_len: small(stem.arena_len())?,
-            op_count: stem.op_count(),
-            ops: stem.op_bytes(),
-        },
-        head,
+    let (version, size) = match stem {
+        Stem::F32(net) => (F32, size(&manifest(parts, head, f32_spec(&net)?))?),
+        Stem::Int8(net) => (INT8, size(&manifest(parts, head, net.spec()))?),
     };
-    let size = postcard::serialize_with_flavor::<_, _, usize>(&manifest, postcard::ser_flavors::Size::default())
-        .map_err(|_| Error::BadManifest)?;
-    Ok((manifest, Layout { manifest: small(size)?, weights: small(count)? }))
+    Ok((head, Layout { version, manifest: small(size)?, weights: small(count)? }))
+}
+
+/// The manifest of the parts.
+fn manifest<'a, S>(parts: &ArtifactParts<'a>, head: Option<HeadSpec>, stem: S) -> Manifest<'a, S> {
+    Manifest { name: parts.name, labels: parts.labels, provenance: parts.provenance, stem, head }
+}
+
+fn f32_spec<'a>(net: &Net<'a>) -> Result<StemSpec<'a>> {
+    Ok(StemSpec {
+        input: net.input(),
+        features: net.output(),
+        arena_len: small(net.arena_len())?,
+        op_count: net.op_count(),
+        ops: net.op_bytes(),
+    })
+}
+
+/// Bytes of a manifest.
+fn size(manifest: &impl Serialize) -> Result<usize> {
+    postcard::serialize_with_flavor::<_, _, usize>(manifest, postcard::ser_flavors::Size::default())
+        .map_err(|_| Error::BadManifest)
 }
 
 fn small(n: usize) -> Result<u32> {
@@ -49,7 +61,7 @@ pub fn encoded_len(parts: &ArtifactParts<'_>) -> Result<usize> {
 ///
 /// Errors: those of [`encoded_len`]; [`Error::WrongLength`] if `out` is shorter.
 pub fn write(parts: &ArtifactParts<'_>, out: &mut [u8]) -> Result<usize> {
-    let (manifest, layout) = plan(parts)?;
+    let (head, layout) = plan(parts)?;
     let needed = usize::try_from(layout.total()).map_err(|_| Error::Capacity)?;
     let given = out.len();
     let out = out.get_mut(..needed).ok_or(Error::WrongLength { needed, given })?;
@@ -59,14 +71,18 @@ pub fn write(parts: &ArtifactParts<'_>, out: &mut [u8]) -> Result<usize> {
     let (front, back) = out.split_at_mut(weights_at);
     let (header, body) = front.split_at_mut(HEADER_LEN);
     header[..6].copy_from_slice(&MAGIC);
-    header[6..8].copy_from_slice(&VERSION.to_le_bytes());
+    header[6..8].copy_from_slice(&layout.version.to_le_bytes());
     header[8..12].copy_from_slice(&layout.manifest.to_le_bytes());
     header[12..].copy_from_slice(&layout.weights.to_le_bytes());
-    postcard::to_slice(&manifest, body).map_err(|_| Error::BadManifest)?;
+    match parts.stem {
+        Stem::F32(net) => postcard::to_slice(&manifest(parts, head, f32_spec(&net)?), body),
+        Stem::Int8(net) => postcard::to_slice(&manifest(parts, head, net.spec()), body),
+    }
+    .map_err(|_| Error::BadManifest)?;
 
-    let stem: &[u8] = bytemuck::cast_slice(parts.stem.weights());
+    let stem = parts.stem.weights();
     back[..stem.len()].copy_from_slice(stem);
-    if let (Some(spec), Some(head)) = (manifest.head, parts.head) {
+    if let (Some(spec), Some(head)) = (head, parts.head) {
         let params: &[u8] = bytemuck::cast_slice(head.params);
         back[4 * spec.span.at as usize..][..params.len()].copy_from_slice(params);
     }

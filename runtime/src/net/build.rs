@@ -17,7 +17,7 @@
 //! ```
 
 use super::check::infer;
-use super::plan::{Life, place};
+use super::plan::{Step, arena};
 use super::{Activation, Net, Op, Place, Slot, Span, Window};
 use crate::error::{Error, OpFault};
 use crate::shape::Shape;
@@ -338,24 +338,18 @@ impl NetBuilder {
         let readers = self.readers(output);
         let is_op = |id: &usize| readers[*id] > 0 && matches!(self.nodes[*id], Node::Op { .. });
         let order: Vec<usize> = (0..self.nodes.len()).filter(is_op).collect();
-        let mut lives: Vec<Life> = Vec::with_capacity(order.len());
         // The step that writes each value.
-        let mut step = std::vec![usize::MAX; self.nodes.len()];
+        let mut step = std::vec![None; self.nodes.len()];
+        let mut steps: Vec<Step> = Vec::with_capacity(order.len());
         for (now, &id) in order.iter().enumerate() {
-            step[id] = now;
+            step[id] = Some(now);
             if let Node::Op { op, .. } = &self.nodes[id] {
-                lives.push(Life { first: now, last: now, len: op.output().shape.len() });
-                each_input(op, |value| {
-                    if let Some(life) = lives.get_mut(step[value]) {
-                        life.last = now;
-                    }
-                });
+                let (first, second) = op.inputs();
+                let writer = |slot: Slot| if let Place::Arena(v) = slot.place { step[v as usize] } else { None };
+                steps.push(Step { len: op.output().shape.len(), reads: [writer(first), second.and_then(writer)] });
             }
         }
-        // The output lies in the caller's buffer.
-        lives.pop();
-        let offsets = place(&lives);
-        let arena_len = lives.iter().zip(&offsets).map(|(life, at)| at + life.len).max().unwrap_or(0);
+        let (offsets, arena_len) = arena(&steps);
         u32::try_from(arena_len).map_err(|_| Error::Capacity)?;
 
         let (mut ops, mut weights) = (Vec::new(), Vec::new());
@@ -365,8 +359,8 @@ impl NetBuilder {
             op.each_slot(|slot, _| {
                 let Place::Arena(value) = slot.place else { return };
                 slot.place = match step[value as usize] {
-                    usize::MAX => Place::Input,
-                    step => offsets.get(step).map_or(Place::Output, |&at| Place::Arena(at as u32)),
+                    None => Place::Input,
+                    Some(step) => offsets.get(step).map_or(Place::Output, |&at| Place::Arena(at as u32)),
                 };
             });
             op.each_span(|span| {

@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-/// Offsets are multiples of this many `f32` elements: 64 bytes.
+/// Offsets are multiples of this many elements: 64 bytes of `f32`.
 const ALIGN: usize = 16;
 
 /// A value of `len` elements, written by operation `first` and last read by operation `last`.
@@ -13,7 +13,7 @@ pub(super) struct Life {
     pub(super) len: usize,
 }
 
-/// An offset for every value, in `f32` elements. The largest values are placed first, each into the smallest gap that
+/// An offset for every value, in elements. The largest values are placed first, each into the smallest gap that
 /// holds it among the values alive at the same time.
 pub(super) fn place(lives: &[Life]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..lives.len()).collect();
@@ -41,4 +41,28 @@ pub(super) fn place(lives: &[Life]) -> Vec<usize> {
         placed.push(i);
     }
     offsets
+}
+
+/// One step of a run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    /// Elements it writes.
+    pub(super) len: usize,
+    /// The steps whose output it reads; none for the picture.
+    pub(super) reads: [Option<usize>; 2],
+}
+
+/// An offset for the output of every step but the last, whose output lies in the caller's buffer, and the length of the arena.
+pub(super) fn arena(steps: &[Step]) -> (Vec<usize>, usize) {
+    let mut lives: Vec<Life> = Vec::with_capacity(steps.len());
+    for (now, step) in steps.iter().enumerate() {
+        lives.push(Life { first: now, last: now, len: step.len });
+        for read in step.reads.into_iter().flatten() {
+            lives[read].last = now;
+        }
+    }
+    lives.pop();
+    let offsets = place(&lives);
+    let len = lives.iter().zip(&offsets).map(|(life, at)| at + life.len).max().unwrap_or(0);
+    (offsets, len)
 }

@@ -136,15 +136,37 @@ pub struct Scalar;
 impl NetKernels for Scalar {}
 
 /// Everything an operation may read: the input, and the arena on both sides of the value being written.
-struct Readable<'r> {
-    input: &'r [f32],
-    below: &'r [f32],
-    above: &'r [f32],
+pub(super) struct Readable<'r, T> {
+    input: &'r [T],
+    below: &'r [T],
+    above: &'r [T],
     above_at: usize,
 }
 
-impl<'r> Readable<'r> {
-    fn get(&self, slot: Slot) -> Option<&'r [f32]> {
+impl<'r, T> Readable<'r, T> {
+    /// The memory an operation reads and the memory it writes. `None` if the value written lies in neither arena nor output.
+    pub(super) fn split(
+        written: Slot,
+        input: &'r [T],
+        arena: &'r mut [T],
+        output: &'r mut [T],
+    ) -> Option<(Self, &'r mut [T])> {
+        let len = written.shape.len();
+        match written.place {
+            Place::Input => None,
+            Place::Output => {
+                Some((Self { input, below: arena, above: &[], above_at: usize::MAX }, output.get_mut(..len)?))
+            }
+            Place::Arena(at) => {
+                let (below, rest) = arena.split_at_mut_checked(at as usize)?;
+                let (y, above) = rest.split_at_mut_checked(len)?;
+                Some((Self { input, below, above, above_at: at as usize + len }, y))
+            }
+        }
+    }
+
+    /// The elements of a value. `None` if they lie outside, or in what is being written.
+    pub(super) fn get(&self, slot: Slot) -> Option<&'r [T]> {
         let len = slot.shape.len();
         match slot.place {
             Place::Input => self.input.get(..len),
@@ -188,19 +210,7 @@ impl Net<'_> {
         arena: &mut [f32],
         output: &mut [f32],
     ) -> Option<()> {
-        let written = op.output();
-        let len = written.shape.len();
-        let (from, y) = match written.place {
-            Place::Input => return None,
-            Place::Output => {
-                (Readable { input, below: arena, above: &[], above_at: usize::MAX }, output.get_mut(..len)?)
-            }
-            Place::Arena(at) => {
-                let (below, rest) = arena.split_at_mut_checked(at as usize)?;
-                let (y, above) = rest.split_at_mut_checked(len)?;
-                (Readable { input, below, above, above_at: at as usize + len }, y)
-            }
-        };
+        let (from, y) = Readable::split(op.output(), input, arena, output)?;
         let span = |span| self.span(span);
         match *op {
             Op::Conv { x, y: out, window, groups, weight, bias, act } => {
@@ -239,6 +249,6 @@ impl Net<'_> {
 }
 
 /// A buffer must have exactly the length the net asks for.
-fn exact(needed: usize, given: usize) -> Result<()> {
+pub(super) fn exact(needed: usize, given: usize) -> Result<()> {
     if needed == given { Ok(()) } else { Err(Error::WrongLength { needed, given }) }
 }

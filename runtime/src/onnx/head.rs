@@ -11,17 +11,23 @@ use crate::layers::norm::{EPS, NormParams};
 use crate::layers::unit::ConvParams;
 use crate::net::{Activation, Window};
 use crate::shape::Shape;
+use crate::stem::Stem;
 use std::prelude::v1::*;
 
 /// One file of a whole artifact: input `images`, the stem's output `features`, and the head's `logits`. Without a head the
 /// stem's output is the file's.
 ///
 /// # Errors
-/// The head does not fit the stem; those of [`export_net`] and [`OnnxBuilder::finish`].
+/// The stem is in 8 bits, or the head does not fit it; those of [`export_net`] and [`OnnxBuilder::finish`].
 pub fn defended(parts: &ArtifactParts<'_>) -> Result<Vec<u8>, OnnxError> {
+    let Stem::F32(stem) = &parts.stem else {
+        return Err(OnnxError::Graph(
+            "an int8 stem has no ONNX form here; the f32 artifact it was made from has".into(),
+        ));
+    };
     let mut b = OnnxBuilder::new();
-    b.input("images", parts.stem.input());
-    let (last, dims) = export_net(&parts.stem, &mut b, "images")?;
+    b.input("images", stem.input());
+    let (last, dims) = export_net(stem, &mut b, "images")?;
     b.rename(&last, "features");
     match &parts.head {
         None => b.output("features", &dims),
@@ -168,7 +174,7 @@ mod tests {
             let (stem, classes) = (net.as_net(), 4);
             let params = params(kind, stem.output(), classes);
             let head = Some(HeadParts { kind, classes: classes as u32, params: &params });
-            let parts = ArtifactParts { name: "t", labels: "", provenance: "", stem, head };
+            let parts = ArtifactParts { name: "t", labels: "", provenance: "", stem: stem.into(), head };
             let file = Model::from_bytes(&defended(&parts).unwrap()).unwrap();
             let tract = TractModel::new(&file, None).unwrap();
             let session = Session::of_artifact(&parts, Simd::new(1)).unwrap();
@@ -192,7 +198,7 @@ mod tests {
         let x = b.input(Shape::new(4, 4, 3));
         let y = b.activation(x, Activation::Relu).unwrap();
         let net = b.finish(y).unwrap();
-        let parts = ArtifactParts { name: "", labels: "", provenance: "", stem: net.as_net(), head: None };
+        let parts = ArtifactParts { name: "", labels: "", provenance: "", stem: net.as_net().into(), head: None };
         let file = Model::from_bytes(&defended(&parts).unwrap()).unwrap();
         assert_eq!(file.output_names(), ["features"]);
         let head = Some(HeadParts { kind: HeadKind::Linear, classes: 2, params: &[0.0; 3] });

@@ -80,9 +80,12 @@ fn artifacts_that_lie() {
     refused(&["inspect", &folder.put("long.sgm", [&good[..], b"x"].concat())], &["long.sgm: ", "bytes follow"]);
 
     let mut future = good.clone();
+    future[6] = 3;
+    reseal(&mut future);
+    refused(&["inspect", &folder.put("future.sgm", &future)], &["version 3 is newer"]);
     future[6] = 2;
     reseal(&mut future);
-    refused(&["inspect", &folder.put("future.sgm", &future)], &["version 2 is newer"]);
+    refused(&["inspect", &folder.put("future.sgm", &future)], &["manifest"]);
 
     let mut huge = good.clone();
     huge[12..16].fill(0xff);

@@ -154,7 +154,7 @@ pub(crate) fn small_defended() -> Vec<u8> {
     let net = small_net();
     let params = noise(head_params(HeadKind::Linear, net.as_net().output(), 3));
     let head = Some(HeadParts { kind: HeadKind::Linear, classes: 3, params: &params });
-    let (name, labels, stem) = ("small", "stop\nyield\npass", net.as_net());
+    let (name, labels, stem) = ("small", "stop\nyield\npass", net.as_net().into());
     to_vec(&ArtifactParts { name, labels, provenance: "made by a test", stem, head }).unwrap()
 }
 

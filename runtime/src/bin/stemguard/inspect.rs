@@ -2,7 +2,7 @@
 
 use crate::fail::Fail;
 use crate::keys::hex;
-use crate::model::{Loaded, head_name, head_spec, multiply_adds};
+use crate::model::{Loaded, head_name, head_spec};
 use crate::ui::{self, Common, grouped};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -12,9 +12,10 @@ use stemguard_runtime::error::Result as CoreResult;
 use stemguard_runtime::head::linear::Linear;
 use stemguard_runtime::head::residual::Residual;
 use stemguard_runtime::head::{self, HeadModel};
-use stemguard_runtime::net::Op;
+use stemguard_runtime::net::{Slot, Span};
 use stemguard_runtime::replace;
 use stemguard_runtime::shape::Shape;
+use stemguard_runtime::stem::Stem;
 
 /// Classes that training memory is told for where a stem knows none.
 const CLASSES: u32 = 10;
@@ -54,6 +55,7 @@ struct Operation {
     kind: &'static str,
     inputs: Vec<[u32; 3]>,
     output: [u32; 3],
+    /// Elements in f32, bytes in int8.
     weights: u64,
     multiply_adds: u64,
 }
@@ -101,10 +103,15 @@ struct NetReport<'a> {
     input: [u32; 3],
     /// h, w, c
     features: [u32; 3],
+    /// `f32` or `int8`
+    precision: &'static str,
     operations: Vec<Operation>,
     multiply_adds: u64,
     weight_bytes: usize,
     arena_bytes: usize,
+    /// One picture and its features, as the stem takes and gives them.
+    input_bytes: usize,
+    feature_bytes: usize,
     head: Option<HeadReport>,
     classes: u32,
     batch: u32,
@@ -134,17 +141,18 @@ const fn sides(s: Shape) -> [u32; 3] {
 }
 
 fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a>, Fail> {
-    let net = parts.stem;
+    let stem = parts.stem;
     let refuse = |e: stemguard_runtime::error::Error| Fail::at(&args.file, e);
-    let operation = |(number, op): (usize, Op)| {
-        let (a, b) = op.inputs();
-        Operation {
-            number,
-            kind: op.name(),
-            inputs: [Some(a), b].into_iter().flatten().map(|slot| sides(slot.shape)).collect(),
-            output: sides(op.output().shape),
-            weights: op.spans().into_iter().flatten().map(|span| u64::from(span.len)).sum(),
-            multiply_adds: multiply_adds(&op),
+    let operations = match stem {
+        Stem::F32(net) => {
+            let of = net.ops().enumerate();
+            of.map(|(i, op)| operation(i, op.name(), op.inputs(), op.output(), op.spans(), op.multiply_adds()))
+                .collect()
+        }
+        Stem::Int8(net) => {
+            let of = net.ops().enumerate();
+            of.map(|(i, op)| operation(i, op.name(), op.inputs(), op.output(), op.spans(), op.multiply_adds()))
+                .collect()
         }
     };
     let head = match head_spec(parts) {
@@ -162,7 +170,7 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
         (None, 0) => CLASSES,
         (None, known) => known as u32,
     };
-    let features = net.output();
+    let features = stem.output();
     let training = vec![
         training::<Linear>(HeadKind::Linear, args, features, classes).map_err(refuse)?,
         training::<Residual>(HeadKind::Residual, args, features, classes).map_err(refuse)?,
@@ -172,18 +180,40 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
         labels,
         provenance: parts.provenance,
         signature: None,
-        input: sides(net.input()),
+        input: sides(stem.input()),
         features: sides(features),
-        operations: net.ops().enumerate().map(operation).collect(),
-        multiply_adds: net.multiply_adds(),
-        weight_bytes: 4 * net.weights().len(),
-        arena_bytes: 4 * net.arena_len(),
+        precision: stem.precision(),
+        operations,
+        multiply_adds: stem.multiply_adds(),
+        weight_bytes: stem.weights().len(),
+        arena_bytes: stem.arena_bytes(),
+        input_bytes: stem.element() * stem.input().len(),
+        feature_bytes: stem.element() * features.len(),
         head,
         classes,
         batch: args.batch,
         holdout_count: args.holdout_count,
         training,
     })
+}
+
+/// One line of the list.
+fn operation(
+    number: usize,
+    kind: &'static str,
+    (a, b): (Slot, Option<Slot>),
+    output: Slot,
+    spans: [Option<Span>; 2],
+    multiply_adds: u64,
+) -> Operation {
+    Operation {
+        number,
+        kind,
+        inputs: [Some(a), b].into_iter().flatten().map(|slot| sides(slot.shape)).collect(),
+        output: sides(output.shape),
+        weights: spans.into_iter().flatten().map(|span| u64::from(span.len)).sum(),
+        multiply_adds,
+    }
 }
 
 fn training<H: HeadModel>(kind: HeadKind, args: &Args, features: Shape, classes: u32) -> CoreResult<Training> {
@@ -216,6 +246,7 @@ fn print(r: &NetReport<'_>) -> Result<(), Fail> {
     }
     ui::line(format_args!("input         {}", by(r.input)))?;
     ui::line(format_args!("features      {}", by(r.features)))?;
+    ui::line(format_args!("precision     {}", r.precision))?;
     match &r.head {
         None => ui::line("head          none")?,
         Some(head) => ui::line(format_args!("head          {}, {} classes", head.kind, head.classes))?,
@@ -225,7 +256,8 @@ fn print(r: &NetReport<'_>) -> Result<(), Fail> {
         ui::line(format!("{number:>4} {kind:15} {inputs:24} {output:14} {weights:>10} {work:>14}").trim_end())
     };
     ui::line("")?;
-    row("op", "kind", "inputs", "output", "weights", "multiply-adds")?;
+    let weights = if r.precision == "int8" { "bytes" } else { "weights" };
+    row("op", "kind", "inputs", "output", weights, "multiply-adds")?;
     for op in &r.operations {
         let inputs: Vec<String> = op.inputs.iter().map(|&shape| by(shape)).collect();
         let (weights, work) = (grouped(op.weights), grouped(op.multiply_adds));
@@ -235,6 +267,8 @@ fn print(r: &NetReport<'_>) -> Result<(), Fail> {
     let bytes = |what: &str, n: u64| ui::line(format_args!("  {what:20} {:>15}", grouped(n)));
     bytes("arena", r.arena_bytes as u64)?;
     bytes("weights", r.weight_bytes as u64)?;
+    bytes("picture", r.input_bytes as u64)?;
+    bytes("features", r.feature_bytes as u64)?;
     if let Some(head) = &r.head {
         bytes("head parameters", head.parameter_bytes as u64)?;
         bytes("head scratch", head.scratch_bytes as u64)?;

@@ -16,6 +16,8 @@ mod fail;
 mod files;
 mod infer;
 mod inspect;
+#[cfg(feature = "onnx")]
+mod int8;
 mod keygen;
 mod keys;
 mod model;

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use stemguard_runtime::artifact::sign::Claim;
 use stemguard_runtime::artifact::{self, Artifact, ArtifactParts, HeadKind, HeadSpec};
 use stemguard_runtime::head;
-use stemguard_runtime::net::{Net, Op, Span};
+use stemguard_runtime::net::int8::Int8Op;
+use stemguard_runtime::net::{Op, Slot, Span, Window};
+use stemguard_runtime::stem::Stem;
 #[cfg(feature = "onnx")]
 use stemguard_runtime::{
     net::OwnedNet,
@@ -123,7 +125,7 @@ impl Loaded {
             #[cfg(feature = "onnx")]
             Content::Onnx(file) => match &file.net {
                 Ok(net) => {
-                    let (name, stem) = (&file.name[..], net.as_net());
+                    let (name, stem) = (&file.name[..], net.as_net().into());
                     Ok(ArtifactParts { name, labels: "", provenance: "", stem, head: None })
                 }
                 Err(e) => Err(onnx_fail(&self.path, e)),
@@ -170,12 +172,12 @@ pub(crate) fn onnx_fail(path: &Path, error: &OnnxError) -> Fail {
 
 /// Refuses a model that would take absurd memory or time.
 fn bounded(path: &Path, parts: &ArtifactParts<'_>) -> Result<(), Fail> {
-    let net = parts.stem;
-    let arena = 4 * net.arena_len() as u64;
+    let stem = parts.stem;
+    let arena = stem.arena_bytes() as u64;
     if arena > MAX_MEMORY {
         return Err(Fail::at(path, format!("its arena of {arena} bytes is larger than 4 GiB")));
     }
-    let work = work(&net);
+    let work = work(&stem);
     if work > MAX_WORK {
         return Err(Fail::at(path, format!("{work} multiply-adds a picture are more than the limit of 10^12")));
     }
@@ -204,22 +206,26 @@ pub(crate) const fn head_name(kind: HeadKind) -> &'static str {
     }
 }
 
-/// Multiply-adds of one operation, for one picture.
-pub(crate) fn multiply_adds(op: &Op) -> u64 {
-    match op {
-        Op::Conv { weight, y, .. } => u64::from(weight.len) * u64::from(y.shape.h) * u64::from(y.shape.w),
-        Op::Linear { weight, .. } => u64::from(weight.len),
-        _ => 0,
+/// Multiply-adds of a stem, and the elements its pooling windows read.
+fn work(stem: &Stem<'_>) -> u64 {
+    let pooled = |y: Slot, window: Window| {
+        (y.shape.len() as u64).saturating_mul(u64::from(window.kernel[0]) * u64::from(window.kernel[1]))
+    };
+    let all = stem.multiply_adds();
+    match stem {
+        Stem::F32(net) => net
+            .ops()
+            .map(|op| match op {
+                Op::MaxPool { y, window, .. } | Op::AvgPool { y, window, .. } => pooled(y, window),
+                _ => 0,
+            })
+            .fold(all, u64::saturating_add),
+        Stem::Int8(net) => net
+            .ops()
+            .map(|op| match op {
+                Int8Op::MaxPool { y, window, .. } | Int8Op::AvgPool { y, window, .. } => pooled(y, window),
+                _ => 0,
+            })
+            .fold(all, u64::saturating_add),
     }
-}
-
-/// Multiply-adds of a net, and the elements its pooling windows read.
-fn work(net: &Net<'_>) -> u64 {
-    let pooled = net.ops().map(|op| match op {
-        Op::MaxPool { y, window, .. } | Op::AvgPool { y, window, .. } => {
-            (y.shape.len() as u64).saturating_mul(u64::from(window.kernel[0]) * u64::from(window.kernel[1]))
-        }
-        _ => 0,
-    });
-    pooled.fold(net.multiply_adds(), u64::saturating_add)
 }

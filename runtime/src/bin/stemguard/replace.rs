@@ -169,7 +169,7 @@ mod full {
         let x = pictures(args, &clean, parts.stem.output(), views)?;
         let space = if views > 0 { Space::Features { views } } else { Space::Pictures };
         let augment = Augment { shift: args.shift as usize, flip: !args.no_flip && mirrors(&holdout) };
-        let stem = Session::of_net(parts.stem, kernels.clone());
+        let stem = Session::of_stem(parts.stem, kernels.clone());
         let (bar, start) = (ui::bar(settings.epochs.into(), "replace"), Instant::now());
         bar.tick();
         let mut loss = 0.0;
