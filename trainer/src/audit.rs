@@ -118,6 +118,9 @@ pub struct Summary {
     pub classes: Vec<ClassVerdict>,
     /// Against the truth, where some pictures are poisoned.
     pub measures: Option<Measures>,
+    /// Places of the accused among the suspects, the most suspicious first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accused_pictures: Vec<u32>,
 }
 
 /// Probability that a positive ranks above a negative (ties count half), and recall at a false-positive rate of 1 %.
@@ -174,8 +177,18 @@ impl Audit {
                 false_positives: share(false),
             }
         });
-        let accused = self.verdict.accused.iter().filter(|&&a| a).count();
-        Summary { pictures: n, accused, classes: self.verdict.classes.clone(), measures }
+        let accused_pictures = self.worst_first();
+        let accused = accused_pictures.len();
+        Summary { pictures: n, accused, classes: self.verdict.classes.clone(), measures, accused_pictures }
+    }
+
+    /// Places of the accused, the most suspicious first.
+    fn worst_first(&self) -> Vec<u32> {
+        let mut worst: Vec<u32> =
+            (0u32..).zip(&self.verdict.accused).filter(|(_, accused)| **accused).map(|(i, _)| i).collect();
+        let suspicion = |i: u32| self.signals.disagreement[i as usize] + self.verdict.score[i as usize];
+        worst.sort_by(|&a, &b| suspicion(b).total_cmp(&suspicion(a)));
+        worst
     }
 
     /// Writes one line a picture: place, file, given label, the new head's label, signals, score, verdict.

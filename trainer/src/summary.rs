@@ -5,6 +5,7 @@ use crate::audit;
 use crate::engine::Engine;
 use crate::error::Failure;
 use crate::evaluate::Evaluation;
+use crate::purify::Imprint;
 use crate::report::{Attack, Counts, Curve, Picture, PictureRow, ReportData, Series, Stage};
 use crate::run::{EpochLine, Prepared, Record, RunDir, prepare};
 use crate::trap;
@@ -14,6 +15,8 @@ use stemguard_runtime::metrics::{argmax, der};
 
 /// Test pictures shown.
 const SHOWN: usize = 6;
+/// Accused pictures shown.
+const ACCUSED: usize = 12;
 
 /// How the stages of `results.json` are called and explained on the page.
 fn wording(stage: &str) -> (&str, &str) {
@@ -102,6 +105,36 @@ fn pictures(data: &Prepared, engine: &mut dyn Engine) -> Result<Vec<PictureRow>,
     Ok(rows)
 }
 
+/// The most suspicious pictures, and what the accused of each class show, stamped on clean pictures.
+fn accused(data: &Prepared, found: &audit::Summary) -> Vec<PictureRow> {
+    let (suspects, clean) = (data.suspect.pictures(), data.holdout.pictures());
+    let places: Vec<usize> =
+        found.accused_pictures.iter().map(|&i| i as usize).filter(|&i| i < suspects.len()).collect();
+    let cell = |label: &str, rgb: &[u8]| Picture { label: label.into(), h: clean.h, w: clean.w, rgb: rgb.to_vec() };
+    let mut rows = Vec::new();
+    if !places.is_empty() {
+        let cells = places.iter().take(ACCUSED);
+        let cells = cells.map(|&i| cell(name_of(suspects, suspects.labels[i] as usize), suspects.picture(i))).collect();
+        rows.push(PictureRow { caption: "the most suspicious, by their given labels".into(), cells });
+    }
+    let mut flags = vec![false; suspects.len()];
+    places.iter().for_each(|&i| flags[i] = true);
+    for class in found.classes.iter().filter(|c| c.suspected) {
+        let Some(imprint) = Imprint::of(suspects, &flags, class.class) else { continue };
+        let mut cells = Vec::new();
+        for i in (0..clean.len()).step_by((clean.len() / SHOWN).max(1)).take(SHOWN) {
+            let mut stamped = clean.picture(i).to_vec();
+            imprint.stamp(&mut stamped);
+            cells.push(cell("clean", clean.picture(i)));
+            cells.push(cell("stamped", &stamped));
+        }
+        let name = name_of(suspects, class.class as usize);
+        let caption = format!("what the accused of class {name} have in common, stamped on the holdout");
+        rows.push(PictureRow { caption, cells });
+    }
+    rows
+}
+
 fn name_of(pictures: &Pictures, class: usize) -> &str {
     pictures.classes.get(class).map_or("?", String::as_str)
 }
@@ -154,6 +187,7 @@ pub fn collect(
             data.truth.poisoned.len()
         ));
     }
+    let mut rows = pictures(&data, &mut engine)?;
     if run.file("audit.json").exists() {
         let found: audit::Summary = run.read_json("audit.json")?;
         let named: Vec<String> = found
@@ -169,6 +203,7 @@ pub fn collect(
         } else {
             format!("The audit names {}: {} of {} pictures.", named.join(", "), found.accused, found.pictures)
         });
+        rows.extend(accused(&data, &found));
         if let Some(m) = &found.measures {
             notes.push(format!(
                 "Against the truth, it accused {:.1} % of the poisoned and {:.2} % of the clean pictures.",
@@ -206,7 +241,7 @@ pub fn collect(
         stages: all.iter().map(|s| stage(&s.name, &s.evaluation, s.seconds, truth.as_ref(), attacked)).collect(),
         classes: data.test.clean.classes.clone(),
         curves: shown,
-        pictures: pictures(&data, &mut engine)?,
+        pictures: rows,
         notes,
     })
 }

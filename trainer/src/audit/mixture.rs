@@ -2,7 +2,7 @@
 //! not.
 
 /// Signals a picture is judged by.
-pub(super) const D: usize = 5;
+pub(super) const D: usize = 6;
 /// One picture's signals, standardised.
 pub(super) type Point = [f64; D];
 type Matrix = [[f64; D]; D];
@@ -129,7 +129,7 @@ mod tests {
     fn two_clouds_are_told_apart() {
         let mut rng = Rng::new(3, 0);
         let mut points = cloud(500, [0.0; D], &mut rng);
-        points.extend(cloud(40, [4.0, -4.0, 4.0, 0.0, 0.0], &mut rng));
+        points.extend(cloud(40, [4.0, -4.0, 4.0, 0.0, 0.0, 0.0], &mut rng));
         // A poor guess: half of the small cloud, a tenth of the large one.
         let guess: Vec<bool> = (0..540).map(|i| if i < 500 { i % 10 == 0 } else { i % 2 == 0 }).collect();
         let likely = split(&points, &guess).expect("they split");

@@ -22,13 +22,11 @@ const PAPER: Rgb<u8> = Rgb([24, 24, 24]);
 /// # Errors
 /// [`Failure::Input`] naming the file.
 pub(super) fn write(path: &Path, found: &Audit, suspects: &Pictures) -> Result<(), Failure> {
+    let all = found.worst_first();
     let mut rows: Vec<Vec<usize>> = Vec::new();
     for class in found.verdict.classes.iter().filter(|c| c.accused > 0) {
-        let mut worst: Vec<usize> =
-            (0..suspects.len()).filter(|&i| suspects.labels[i] == class.class && found.verdict.accused[i]).collect();
-        let suspicion = |i: &usize| found.signals.disagreement[*i] + found.verdict.score[*i];
-        worst.sort_by(|a, b| suspicion(b).total_cmp(&suspicion(a)));
-        worst.truncate(ACROSS * DOWN);
+        let of_class = |&i: &usize| suspects.labels[i] == class.class;
+        let worst: Vec<usize> = all.iter().map(|&i| i as usize).filter(of_class).take(ACROSS * DOWN).collect();
         rows.extend(worst.chunks(ACROSS).map(<[usize]>::to_vec));
     }
     let (h, w) = (suspects.h, suspects.w);

@@ -53,7 +53,7 @@ impl Signals {
             swing: history.log_odds(0..all).1,
             new_probability: vec![0.0; n],
             new_label: Vec::new(),
-            survival: Vec::new(),
+            survival: vec![0.0; n],
         }
     }
 }
@@ -100,6 +100,7 @@ impl Witnesses<'_> {
             confidence: Vec::new(),
             disagreement: Vec::new(),
             new_probability: Vec::new(),
+            survival: Vec::new(),
             ..Signals::of_history(history)
         };
         for first in (0..pictures.len()).step_by(BATCH) {

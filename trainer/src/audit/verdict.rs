@@ -188,7 +188,8 @@ pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
         if !found.suspected {
             continue;
         }
-        let weights: [f64; D] = std::array::from_fn(|d| if d == 0 { found.discord } else { found.split[d - 1] });
+        let [confidence, early, late, swing] = found.split;
+        let weights = [found.discord, confidence, early, late, swing, 0.0];
         let likely = accuse(members, signals, weights.map(|w| if w >= LEAST_WEIGHT { w } else { 0.0 }));
         for (&i, &p) in members.iter().zip(&likely) {
             verdict.score[i] = p as f32;
@@ -203,10 +204,11 @@ pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
 /// something else, and the start stands.
 const LEAST_OVERLAP: f64 = 0.5;
 
-/// How likely each member of a suspected class is poisoned. `weights` belong to disagreement, confidence, early, late and swing.
+/// How likely each member of a suspected class is poisoned. `weights` belong to disagreement, confidence, early, late, swing and
+/// survival, which differs too much from class to class to name one and only refines.
 fn accuse(members: &[usize], signals: &Signals, weights: [f64; D]) -> Vec<f64> {
     let s = signals;
-    let mut all = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing].map(|s| of(s, members));
+    let mut all = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing, &s.survival].map(|s| of(s, members));
     all.iter_mut().for_each(|s| standardise(s));
     let points: Vec<Point> = (0..members.len()).map(|i| std::array::from_fn(|d| all[d][i])).collect();
     let sum: Vec<f64> = points.iter().map(|p| p.iter().zip(&weights).map(|(p, w)| p * w).sum()).collect();
@@ -242,7 +244,7 @@ mod tests {
             s.early.push(soon + 0.5 * rng.normal());
             s.late.push(soon + 2.0 + 0.5 * rng.normal());
             s.swing.push(1.0 + 0.3 * rng.normal());
-            s.survival.push(0.5);
+            s.survival.push(share(if i < poisoned { 3.0 } else { 1.5 * rng.normal() - 1.5 }));
             s.new_label.push(label);
         }
         (s, labels)

@@ -95,6 +95,8 @@ mod tests {
     use super::*;
     use stemguard_runtime::rng::Rng;
 
+    type Stamp = dyn Fn(&mut [u8]);
+
     /// Pictures of two pixels with labels 0..4 in turn; those below `poisoned` are stamped and labelled 0.
     fn suspects(n: usize, poisoned: usize, stamp: impl Fn(&mut [u8])) -> (Pictures, Vec<bool>) {
         let mut rng = Rng::new(5, 0);
@@ -111,8 +113,7 @@ mod tests {
         let patch = |p: &mut [u8]| p[..3].fill(250);
         let blend = |p: &mut [u8]| p.iter_mut().for_each(|v| *v = (0.8 * f32::from(*v) + 0.2 * 255.0) as u8);
         let shift = |p: &mut [u8]| p[3..].iter_mut().for_each(|v| *v = v.saturating_add(20));
-        let attacks: [&dyn Fn(&mut [u8]); 3] = [&patch, &blend, &shift];
-        for (number, stamp) in attacks.into_iter().enumerate() {
+        for (number, stamp) in [&patch as &Stamp, &blend, &shift].into_iter().enumerate() {
             let (pictures, mut accused) = suspects(4000, 500, stamp);
             // A tenth of the poison is not accused, and as many clean pictures of its class are.
             (0..50).for_each(|i| accused[i] = false);
