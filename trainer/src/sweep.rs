@@ -5,7 +5,7 @@
 use crate::attack::AttackKind;
 use crate::audit;
 use crate::chain::{self, Told};
-use crate::config::RunConfig;
+use crate::config::{Crop, RunConfig};
 use crate::defend::Replacement;
 use crate::error::Failure;
 use crate::purify::Purification;
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::metrics::der;
+use stemguard_runtime::session::Space;
 
 /// A sweep file (TOML).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -66,14 +67,43 @@ pub struct Changes {
     pub tv: Option<f32>,
     /// Network.
     pub architecture: Option<crate::model::Architecture>,
+    /// How pictures are cropped.
+    pub crop: Option<Crop>,
+    /// Epochs after which the guard judges.
+    pub guard: Option<u32>,
     /// Passes over the holdout when the head is replaced.
     pub replace_epochs: Option<u32>,
+    /// Pictures a step of it.
+    pub replace_batch: Option<usize>,
+    /// Cached views of each holdout picture.
+    pub views: Option<usize>,
     /// Passes over the data of purification.
     pub purify_epochs: Option<u32>,
+    /// Share of the trusted pictures that purification inoculates.
+    pub inoculate: Option<f32>,
+}
+
+impl Changes {
+    /// How the head of a run is replaced under this setting.
+    fn replacement(&self, c: &RunConfig) -> Result<Replacement, String> {
+        if self.views.is_some_and(|views| !(1..=1024).contains(&views)) {
+            return Err("views is not within 1..1024".into());
+        }
+        if [self.replace_batch, self.replace_epochs.map(|e| e as usize)].contains(&Some(0)) {
+            return Err("replace_batch and replace_epochs are at least 1".into());
+        }
+        let mut how = Replacement::cached(c.flip, c.seed);
+        how.settings.epochs = self.replace_epochs.unwrap_or(how.settings.epochs);
+        how.settings.batch = self.replace_batch.unwrap_or(how.settings.batch);
+        if let Some(views) = self.views {
+            how.space = Space::Features { views };
+        }
+        Ok(how)
+    }
 }
 
 /// One run of a sweep: a cell of the grid.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Cell {
     /// Name of its directory.
     pub name: String,
@@ -81,8 +111,8 @@ pub struct Cell {
     pub setting: String,
     /// The trap run; the baseline is the same without the trap.
     pub config: RunConfig,
-    /// Passes over the holdout.
-    pub replace_epochs: Option<u32>,
+    /// How the head is replaced.
+    pub replacement: Replacement,
     /// How the trapped model is purified.
     pub purification: Purification,
 }
@@ -162,16 +192,24 @@ impl Plan {
                         c.mse = changes.mse.unwrap_or(c.mse);
                         c.tv = changes.tv.unwrap_or(c.tv);
                         c.architecture = changes.architecture.unwrap_or(c.architecture);
-                        c.check().map_err(|e| Failure::input(format!("setting '{setting}'"), e))?;
+                        c.crop = changes.crop.unwrap_or(c.crop);
+                        c.guard = changes.guard.or(c.guard);
+                        let default = Purification::default();
+                        let purification = Purification {
+                            epochs: changes.purify_epochs.unwrap_or(default.epochs),
+                            inoculate: changes.inoculate.unwrap_or(default.inoculate),
+                            ..default
+                        };
+                        let checked = c.check().and_then(|()| purification.check());
+                        let replacement = checked
+                            .and_then(|()| changes.replacement(&c))
+                            .map_err(|e| Failure::input(format!("setting '{setting}'"), e))?;
                         cells.push(Cell {
                             name: format!("{kind}-{rate}-{setting}-{seed}"),
                             setting: setting.clone(),
                             config: c,
-                            replace_epochs: changes.replace_epochs,
-                            purification: Purification {
-                                epochs: changes.purify_epochs.unwrap_or(Purification::default().epochs),
-                                ..Purification::default()
-                            },
+                            replacement,
+                            purification,
                         });
                     }
                 }
@@ -224,9 +262,8 @@ pub fn run_cell(cell: &Cell, out: &Path, kernels: &Simd, tell: &mut dyn FnMut(To
     if row(cell, out)?.is_some() {
         return Ok(());
     }
-    let mut how = Replacement::cached(cell.config.flip, cell.config.seed);
-    how.settings.epochs = cell.replace_epochs.unwrap_or(how.settings.epochs);
-    chain::run(&cell.config, &how, &cell.purification, &out.join(&cell.name), true, kernels, tell).map(drop)
+    chain::run(&cell.config, &cell.replacement, &cell.purification, &out.join(&cell.name), true, kernels, tell)
+        .map(drop)
 }
 
 /// Mean and sample standard deviation; the deviation of one value is 0.
@@ -320,6 +357,12 @@ mod tests {
         ] {
             let message = plan(text).expect_err("refused").to_string();
             assert!(message.contains(word), "{message}");
+        }
+        for (setting, word) in
+            [("views = 0", "views"), ("replace_batch = 0", "replace_batch"), ("inoculate = 2.0", "--inoculate")]
+        {
+            let bad = plan(&format!("data = 'signs'\nattacks = ['blend']\n[settings.a]\n{setting}")).expect("reads");
+            assert!(bad.cells().expect_err("refused").to_string().contains(word), "{setting}");
         }
         let zero = plan("data = 'signs'\nattacks = ['blend']\n[settings.a]\nepochs = 0").expect("reads");
         assert!(zero.cells().expect_err("refused").to_string().contains("--epochs"));
