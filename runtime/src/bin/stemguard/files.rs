@@ -35,6 +35,6 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
 fn failed(path: &Path, error: &io::Error) -> Fail {
     match error.kind() {
         io::ErrorKind::BrokenPipe => Fail::Pipe,
-        _ => Fail::Other(format!("{}: cannot be written: {error}", path.display())),
+        _ => Fail::at(path, format!("cannot be written: {error}")),
     }
 }
