@@ -151,3 +151,54 @@ impl Source for BankSource<'_> {
         1.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stemguard_runtime::head::HeadModel;
+    use stemguard_runtime::head::linear::Linear;
+
+    const MAP: Shape = Shape::new(8, 8, CHANNELS as u32);
+    const QUANT: Quant = Quant { scale: 0.03, zero: -11 };
+
+    fn map(rng: &mut Rng) -> [i8; 64 * CHANNELS] {
+        core::array::from_fn(|_| ((rng.normal() * 20.0) as i32 + i32::from(QUANT.zero)).clamp(-128, 127) as i8)
+    }
+
+    #[test]
+    fn a_banked_picture_pools_as_its_map_does() {
+        let (mut rng, mut bank) = (Rng::new(1, 0), Bank::new());
+        let map = map(&mut rng);
+        bank.take(&map, QUANT, 3, &mut rng);
+        let real = map.map(|q| QUANT.dequantise(q));
+        let (mut want, mut x, mut got) = ([0.0; WIDTH], [0.0; WIDTH], [0.0; WIDTH]);
+        Linear::new(MAP, 10).unwrap().pool(&real, &mut want);
+        bank.source(QUANT.scale).plain(0, 1, &mut x);
+        Linear::new(POOLED, 10).unwrap().pool(&x, &mut got);
+        // Half a step of 16 sqrt(mean), mean in steps of the scale, squared back.
+        for (got, want) in got.into_iter().zip(want) {
+            let root = (want / QUANT.scale).sqrt();
+            let bound = QUANT.scale * (root / 16.0 + 1.0 / 1024.0) + 1e-6;
+            assert!((got - want).abs() <= bound, "{got} and {want}");
+        }
+    }
+
+    #[test]
+    fn the_largest_mean_fits_a_byte() {
+        assert_eq!(pool(&[127; 64 * CHANNELS], -128)[..CHANNELS], [255; CHANNELS]);
+        assert_eq!(pool(&[-128; 64 * CHANNELS], 127)[CHANNELS..], [255; CHANNELS]);
+        assert_eq!(pool(&[5; 64 * CHANNELS], 5), [0; WIDTH]);
+    }
+
+    #[test]
+    fn a_full_bank_keeps_a_fair_sample() {
+        let (mut rng, mut bank, map) = (Rng::new(2, 0), Bank::new(), [0; 64 * CHANNELS]);
+        for label in 0..2 * CAPACITY as u32 {
+            bank.take(&map, QUANT, label, &mut rng);
+        }
+        let late = bank.labels.iter().filter(|&&label| label >= CAPACITY as u32).count();
+        assert_eq!((bank.len(), bank.seen()), (CAPACITY, 2 * CAPACITY));
+        // Binomial-like around half, a deviation of about 6.
+        assert!((100..156).contains(&late), "{late}");
+    }
+}
