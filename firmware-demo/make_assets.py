@@ -3,10 +3,11 @@
 
     firmware-demo/make_assets.py RUN STEMGUARD
 
-RUN is the demo's directory of the trapped run (`demo --out DIR` writes DIR/trap), STEMGUARD the command with ONNX and data-set readers.
+RUN is the directory of the trapped run (`demo --out DIR` writes DIR/trap), STEMGUARD the command with ONNX and data-set readers.
 Python's standard library alone.
 
-model.sgm          the run's stem in 8 bits, calibrated on its holdout, with the run's own trapped head, which is poisoned: signed as version 2
+model.sgm          the run's stem in 8 bits, calibrated on its holdout, with the run's own trapped head, which is poisoned:
+                   signed as version 2
 older.trailer      the signature of the same model as version 1
 model.key.pub.bin  the 32 bytes of the public key; the private key is thrown away
 """

@@ -56,7 +56,8 @@ class Image:
                     name, value, n, info, _, where = struct.unpack_from("<IIIBBH", data, i)
                     self.symbols.append((text(data, self.sections[link][3] + name), value, n, info & 15, where))
         self.flash = sum(s[4] for s in self.sections if s[1] & ALLOCATED and s[0] == PROGBITS)
-        self.assets = sum(n for n in {v: n for name, v, n, kind, _ in self.symbols if kind == OBJECT and "ASSET_" in name}.values())
+        embedded = {v: n for name, v, n, kind, _ in self.symbols if kind == OBJECT and "ASSET_" in name}
+        self.assets = sum(embedded.values())
         self.code = self.flash - self.assets
         self.static_ram = sum(s[4] for s in self.sections if s[1] & ALLOCATED and s[2] >= RAM_AT)
         self.functions = sorted((v & ~1, n, name) for name, v, n, kind, where in self.symbols if kind == FUNCTION and where)

@@ -14,6 +14,12 @@ import sys
 from firmware_elf import Image
 
 KIB = 1024
+STAGES = {
+    "before": "before: trapped head",
+    "after": "after: head replaced",
+    "after rollback": "after a bad head was rejected",
+    "after reboot": "after another boot",
+}
 # What reads models, flash and pictures: nothing of it may call what gives up. The rest is listed: heads and their training, whose
 # lengths the core checks before, chunks of a length that is at least 1, and ed25519-dalek in `sign::verify`.
 MUST_NOT_PANIC = (
@@ -49,7 +55,9 @@ def main():
             stages.setdefault(line.get("stage", ""), line)
         for cost in costs:
             value = cost.get("instructions", cost.get("bytes"))
-            measured[cost["measured"]] = max(value, measured.get(cost["measured"], 0))
+            # The trapped head runs in the first boot, the linear one in the others.
+            name = "new head" if cost["measured"] == "head" and n > 1 else cost["measured"]
+            measured[name] = max(value, measured.get(name, 0))
         compared += len(device)
         for a, b in zip(device, host):
             if a != b:
@@ -67,10 +75,11 @@ def main():
                 failures.append(f"{what}: {shown}, target {target}")
         table.append((what, shown, target))
 
-    for stage, what in [("before", "before: trapped head"), ("after", "after: head replaced"), ("after rollback", "after a bad head"), ("after reboot", "after another boot")]:
+    for stage, what in STAGES.items():
         if line := stages.get(stage):
             acc, asr = line["right"] / line["tested"], line["hits"] / line["triggered"]
-            row(f"ACC, ASR {what}", f"{acc:6.1%} ({line['right']}/{line['tested']}), {asr:6.1%} ({line['hits']}/{line['triggered']})")
+            counts = [f"{line[a]}/{line[b]}" for a, b in (("right", "tested"), ("hits", "triggered"))]
+            row(f"ACC, ASR {what}", f"{acc:.1%} ({counts[0]}), {asr:.1%} ({counts[1]})")
         else:
             failures.append(f"no stage '{stage}'")
     row("lines equal to the host's", f"{compared} of {compared}, to the bit" if not failures else "NOT ALL")
@@ -93,9 +102,12 @@ def main():
     row("RAM: bank and training", memory["bank"] + training, 96 * KIB)
     row("RAM: all static, one place for inference and training", measured["static memory"])
     row("RAM: stack, high water", measured["stack"])
-    for what in ("stem", "head", "training step", "store", "verify"):
-        name = {"stem": "one picture, stem (int8)", "head": "one picture, trapped head (f32)", "verify": "signature and checks of the model"}
-        row(f"instructions: {name.get(what, what)}", measured[what])
+    row("instructions: stem, one picture", measured["stem"])
+    row("instructions: trapped head (residual, f32), one picture", measured["head"])
+    row("instructions: new head (linear, f32), one picture", measured["new head"])
+    row("instructions: one training step, 32 banked pictures", measured["training step"])
+    row("instructions: storing a head", measured["store"])
+    row("instructions: verifying signature and model", measured["verify"])
 
     wide = max(len(what) for what, _, _ in table)
     print("\n" + "\n".join(f"{what:{wide}}  {value:>34}  {target}".rstrip() for what, value, target in table))

@@ -10,7 +10,7 @@
 
 #![no_std]
 
-#[cfg(feature = "host")]
+#[cfg(any(feature = "host", test))]
 extern crate std;
 
 pub mod assets;
