@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn a_line_is_an_object() {
-        let line = Line::new("stage", "a").number("n", 0).number("m", u64::MAX).digest("crc", 0x0af0_19).text("b", "c");
+        let line =
+            Line::new("stage", "a").number("n", 0).number("m", u64::MAX).digest("crc", 0x000a_f019).text("b", "c");
         assert_eq!(
             line.end(),
             "{\"stage\":\"a\",\"n\":0,\"m\":18446744073709551615,\"crc\":\"000af019\",\"b\":\"c\"}\n"
