@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Compares a device's boots with a host's and tells what the device took: the last step of scripts/firmware.sh.
+
+    scripts/firmware_report.py FOLDER
+
+FOLDER holds device-sign and device-plain (images with and without signatures), cuts.json (the host's power cuts), and for each boot
+device-N.jsonl and host-N.jsonl. Exits with 1 where a line differs or a target is missed. Python's standard library alone.
+"""
+
+import json
+import pathlib
+import sys
+
+from firmware_elf import Image
+
+KIB = 1024
+STAGES = {
+    "before": "before: trapped head",
+    "after": "after: head replaced",
+    "after rollback": "after a bad head was rejected",
+    "after reboot": "after another boot",
+}
+# What reads models, flash and pictures: nothing of it may call what gives up. The rest is listed: heads and their training, whose
+# lengths the core checks before, chunks of a length that is at least 1, and ed25519-dalek in `sign::verify`.
+MUST_NOT_PANIC = (
+    "stemguard_runtime::artifact::Artifact",
+    "stemguard_runtime::net::",
+    "stemguard_runtime::slots::",
+    "stemguard_runtime::kernels::int8::",
+    "postcard::",
+    "firmware_demo::flash::",
+    "firmware_demo::bank::",
+)
+
+
+def lines(path):
+    """Lines that must be equal, and what only a device measures."""
+    parsed = [json.loads(line) for line in path.read_text().splitlines()]
+    return [p for p in parsed if "measured" not in p], [p for p in parsed if "measured" in p]
+
+
+def grouped(n):
+    return f"{n:,}"
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = pathlib.Path(sys.argv[1])
+    failures, table, stages, measured, compared = [], [], {}, {}, 0
+    boots = len(list(folder.glob("device-*.jsonl")))
+    for n in range(1, boots + 1):
+        (device, costs), (host, _) = lines(folder / f"device-{n}.jsonl"), lines(folder / f"host-{n}.jsonl")
+        for line in device:
+            stages.setdefault(line.get("stage", ""), line)
+        for cost in costs:
+            value = cost.get("instructions", cost.get("bytes"))
+            # The trapped head runs in the first boot, the linear one in the others.
+            name = "new head" if cost["measured"] == "head" and n > 1 else cost["measured"]
+            measured[name] = max(value, measured.get(name, 0))
+        compared += len(device)
+        for a, b in zip(device, host):
+            if a != b:
+                failures.append(f"boot {n}: the device says {json.dumps(a)}, the host {json.dumps(b)}")
+        if len(device) != len(host):
+            failures.append(f"boot {n}: {len(device)} lines on the device, {len(host)} on the host")
+        failures += [f"boot {n}: fault: {line['fault']}" for line in device if "fault" in line]
+
+    def row(what, value, limit=None):
+        """A row; `limit` in bytes is not to be reached."""
+        shown, target = (grouped(value), "") if isinstance(value, int) else (value, "")
+        if limit is not None:
+            target = f"< {grouped(limit)}"
+            if value >= limit:
+                failures.append(f"{what}: {shown}, target {target}")
+        table.append((what, shown, target))
+
+    for stage, what in STAGES.items():
+        if line := stages.get(stage):
+            acc, asr = line["right"] / line["tested"], line["hits"] / line["triggered"]
+            counts = [f"{line[a]}/{line[b]}" for a, b in (("right", "tested"), ("hits", "triggered"))]
+            row(f"ACC, ASR {what}", f"{acc:.1%} ({counts[0]}), {asr:.1%} ({counts[1]})")
+        else:
+            failures.append(f"no stage '{stage}'")
+    row("lines equal to the host's", f"{compared} of {compared}, to the bit" if not failures else "NOT ALL")
+    cuts = json.loads((folder / "cuts.json").read_text())
+    row("power cuts survived / tried", f"{grouped(cuts['survived'])} / {grouped(cuts['tried'])}")
+    if cuts["survived"] != cuts["tried"]:
+        failures.append("a power cut was not survived")
+
+    signed, plain = Image(folder / "device-sign"), Image(folder / "device-plain")
+    row("flash: code and constants, no signatures", plain.code, 64 * KIB)
+    row("flash: code and constants, signatures", signed.code, 96 * KIB)
+    row("flash: model, forgeries, pictures", signed.assets)
+    memory = stages["memory"]
+    picture, features = 32 * 32 * 3, 8 * 8 * 64
+    row("RAM: arena of the stem", memory["arena"], 64 * KIB)
+    row("RAM: inference, trapped head included (work, picture, features)", memory["work"] + picture + features, 64 * KIB)
+    training = memory["training"] + memory["order"] + memory["parameters"]
+    row("RAM: bank of 256 pictures", memory["bank"])
+    row("RAM: training of a linear head (in the place of inference)", training)
+    row("RAM: bank and training", memory["bank"] + training, 96 * KIB)
+    row("RAM: all static, one place for inference and training", measured["static memory"])
+    row("RAM: stack, high water", measured["stack"])
+    row("instructions: stem, one picture", measured["stem"])
+    row("instructions: trapped head (residual, f32), one picture", measured["head"])
+    row("instructions: new head (linear, f32), one picture", measured["new head"])
+    row("instructions: one training step, 32 banked pictures", measured["training step"])
+    row("instructions: storing a head", measured["store"])
+    row("instructions: verifying signature and model", measured["verify"])
+
+    wide = max(len(what) for what, _, _ in table)
+    print("\n" + "\n".join(f"{what:{wide}}  {value:>34}  {target}".rstrip() for what, value, target in table))
+    print("\ncalls that can give up, with signatures:")
+    panics = signed.panics()
+    for name, times in panics.items():
+        print(f"  {times:3}  {name}")
+        if name.startswith(MUST_NOT_PANIC):
+            failures.append(f"{name} can panic")
+    for failure in failures:
+        print(f"FAILED: {failure}", file=sys.stderr)
+    sys.exit(bool(failures))
+
+
+main()
