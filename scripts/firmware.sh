@@ -48,5 +48,8 @@ for ((boot = 1; boot <= boots; boot++)); do
         -semihosting-config enable=on,target=native -icount shift=0 -kernel "$image") | tee "$out/device-$boot.jsonl"
     (cd "$out/host" && "$host" flash.bin) >"$out/host-$boot.jsonl"
 done
+# What `stemguard inspect` tells before flashing, to be compared with what the device finds.
+cargo run --locked --quiet --release -p stemguard-runtime --no-default-features --features cli --bin stemguard -- \
+    inspect firmware-demo/assets/model.sgm --target cortex-m --batch 32 --holdout-count 256 --json >"$out/inspect.json"
 cmp "$out/device/flash.bin" "$out/host/flash.bin"
 python3 scripts/firmware_report.py "$out"

@@ -3,8 +3,8 @@
 
     scripts/firmware_report.py FOLDER
 
-FOLDER holds device-sign and device-plain (images with and without signatures), cuts.json (the host's power cuts), and for each boot
-device-N.jsonl and host-N.jsonl. Exits with 1 where a line differs or a target is missed. Python's standard library alone.
+FOLDER holds device-sign and device-plain (images with and without signatures), cuts.json (the host's power cuts), inspect.json (what
+`stemguard inspect` tells of the model), and for each boot device-N.jsonl and host-N.jsonl. Exits with 1 where a line differs or a target is missed. Python's standard library alone.
 """
 
 import json
@@ -94,6 +94,11 @@ def main():
     row("flash: model, forgeries, pictures", signed.assets)
     memory = stages["memory"]
     picture, features = 32 * 32 * 3, 8 * 8 * 64
+    told = json.loads((folder / "inspect.json").read_text())["cortex_m"]
+    for name in ("arena", "head", "training", "work", "bank", "order", "parameter"):
+        found = memory.get(name, memory.get(name + "s"))
+        if told[name + "_bytes"] != found:
+            failures.append(f"inspect tells {told[name + '_bytes']} bytes for {name}, the device {found}")
     row("RAM: arena of the stem", memory["arena"], 64 * KIB)
     row("RAM: inference, trapped head included (work, picture, features)", memory["work"] + picture + features, 64 * KIB)
     training = memory["training"] + memory["order"] + memory["parameters"]

@@ -8,7 +8,7 @@
 //!
 //! Every stage writes one line with counts and a CRC-32 over all it computed, to the last bit of each `f32`.
 
-use crate::assets::{self, Pictures, TARGET};
+use crate::assets::{self, PICTURE_LEN, Pictures, TARGET};
 use crate::bank::{Bank, CAPACITY, POOLED, WIDTH};
 use crate::engine::{CLASSES, Engine, FEATURES, Memory, PARAMS, WORK, stem_of};
 use crate::flash::{COUNTER_AT, LAYOUT, SECTOR};
@@ -17,8 +17,9 @@ use core::mem::size_of;
 use crc::{CRC_32_ISO_HDLC, Crc, Digest, NoTable};
 use embedded_storage::nor_flash::NorFlash;
 use heapless::String;
-use stemguard_runtime::artifact::{Artifact, HeadKind, HeadSpec, head_params};
+use stemguard_runtime::artifact::{Artifact, HeadKind, HeadSpec};
 use stemguard_runtime::error::Error;
+use stemguard_runtime::footprint::{Footprint, pooled};
 use stemguard_runtime::head::linear::Linear;
 use stemguard_runtime::head::{self, HeadModel};
 use stemguard_runtime::kernels::reference::Reference;
@@ -207,26 +208,28 @@ fn refuse<P: Platform>(_: &mut P, _: u32) -> Result<(), Fault> {
 
 /// Tells the memory of each stage as the core's functions ask for it, and checks that the static buffers are that long.
 fn budget<P: Platform>(platform: &mut P, net: &Int8Net<'_>, (spec, params): Head<'_>) -> Result<(), Fault> {
-    let linear = Linear::new(FEATURES, CLASSES)?;
-    let arena = net.arena_len().div_ceil(4);
-    let inference = FEATURES.len() + head::inference_len(spec, 1)?;
-    let training = memory_len(&linear, POOLED, CLASSES, SETTINGS.batch);
-    let fits = WORK == arena.max(inference).max(training)
-        && PARAMS == linear.params()
-        && PARAMS == head_params(HeadKind::Linear, FEATURES, CLASSES as u32);
-    let bytes = |values: usize| 4 * values as u64;
+    let asked = Footprint::of(&(*net).into(), Some(spec), CLASSES, CAPACITY, SETTINGS.batch)?;
+    let held = Footprint {
+        picture: PICTURE_LEN,
+        map: FEATURES.len(),
+        work: size_of::<[f32; WORK]>(),
+        bank: CAPACITY * (WIDTH + size_of::<u32>()),
+        parameters: size_of::<[f32; PARAMS]>(),
+        ..asked
+    };
     let line = Line::new("stage", "memory")
-        .number("arena", net.arena_len() as u64)
-        .number("head", bytes(inference))
-        .number("training", bytes(training))
-        .number("work", bytes(WORK))
-        .number("bank", (CAPACITY * (WIDTH + size_of::<u32>())) as u64)
-        .number("order", bytes(2 * CAPACITY))
-        .number("parameters", bytes(PARAMS));
-    platform.line(&line.number("model_head", bytes(params.len())).end());
+        .number("arena", asked.arena as u64)
+        .number("head", asked.head as u64)
+        .number("training", asked.training as u64)
+        .number("work", held.work as u64)
+        .number("bank", held.bank as u64)
+        .number("order", asked.order as u64)
+        .number("parameters", held.parameters as u64);
+    platform.line(&line.number("model_head", 4 * params.len() as u64).end());
     if platform.instructions().is_some() {
         platform.line(&Line::new("measured", "static memory").number("bytes", size_of::<Memory>() as u64).end());
     }
+    let fits = held == asked && POOLED == pooled(FEATURES);
     if fits { Ok(()) } else { Err(Fault::Unexpected("static buffers are not what the core asks for")) }
 }
 

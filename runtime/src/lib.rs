@@ -40,6 +40,7 @@ pub mod session;
 
 pub mod artifact;
 pub mod error;
+pub mod footprint;
 pub mod head;
 pub mod kernels;
 pub mod layers;

@@ -22,6 +22,24 @@ fn logits(folder: &Folder, model: &str, x: &str, backend: &str) -> Vec<f32> {
 }
 
 #[test]
+fn inspect_tells_what_a_device_needs() {
+    let folder = Folder::new();
+    let model = folder.put("small.sgm", small_defended());
+    let args = ["inspect", &model, "--target", "cortex-m", "--batch", "8", "--holdout-count", "20"];
+    assert!(done(&args).contains("bytes on a Cortex-M: a bank of 20 pictures, steps of 8"));
+    let told = done(&[&args[..], &["--json"]].concat());
+    let (net, device) = told.split_once("\"cortex_m\":").unwrap();
+    let bytes = |name: &str| number(device, name);
+    assert_eq!(bytes("arena_bytes"), number(net, "arena_bytes"));
+    assert_eq!(bytes("model_bytes"), small_defended().len() as f64);
+    let three = ["arena_bytes", "head_bytes", "training_bytes"].map(bytes);
+    assert_eq!(bytes("work_bytes"), three.into_iter().fold(0.0, f64::max));
+    assert_eq!(bytes("order_bytes"), 160.0);
+    assert!(bytes("bank_bytes") >= 20.0 * 4.0 && bytes("total_bytes") > bytes("work_bytes") + bytes("bank_bytes"));
+    refused(&["inspect", &model, "--target", "cortex-z"], &["cortex-z"]);
+}
+
+#[test]
 fn from_a_stem_to_a_defended_model_and_back_to_onnx() {
     let folder = Folder::new();
     let (stem, x) = (folder.at("stem.sgm"), folder.put("x.npy", npy_f32(&[3, 3, 32, 32], &noise(3 * 3072))));

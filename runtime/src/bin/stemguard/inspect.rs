@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use stemguard_runtime::artifact::sign::Claim;
 use stemguard_runtime::artifact::{ArtifactParts, HeadKind};
 use stemguard_runtime::error::Result as CoreResult;
+use stemguard_runtime::footprint::Footprint;
 use stemguard_runtime::head::linear::Linear;
 use stemguard_runtime::head::residual::Residual;
 use stemguard_runtime::head::{self, HeadModel};
@@ -28,6 +29,7 @@ const CLASSES: u32 = 10;
 #[command(after_help = "Examples:\n  \
     stemguard inspect defended.sgm\n  \
     stemguard inspect stem.sgm --batch 16 --holdout-count 200 --json\n  \
+    stemguard inspect small.sgm --target cortex-m --batch 32 --holdout-count 256\n  \
     stemguard inspect model.onnx --tensors")]
 pub(crate) struct Args {
     /// The file: .sgm or .onnx
@@ -44,8 +46,39 @@ pub(crate) struct Args {
     /// Training memory: pictures of the holdout
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     holdout_count: u32,
+    /// Tell what the model takes of this kind of device, with a bank of --holdout-count pictures and steps of --batch
+    #[arg(long, value_enum)]
+    target: Option<Target>,
     #[command(flatten)]
     common: Common,
+}
+
+/// Devices that memory is told for.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Target {
+    /// Cortex-M: one static memory that stem, heads and training share; no heap.
+    CortexM,
+}
+
+/// Bytes on a device.
+#[derive(Serialize)]
+struct Device {
+    /// Flash: the artifact.
+    model_bytes: usize,
+    picture_bytes: usize,
+    map_bytes: usize,
+    arena_bytes: usize,
+    /// Inference of the model's head.
+    head_bytes: usize,
+    /// Training of a linear head.
+    training_bytes: usize,
+    /// The largest of arena, head and training.
+    work_bytes: usize,
+    bank_bytes: usize,
+    order_bytes: usize,
+    parameter_bytes: usize,
+    /// Everything but the model.
+    total_bytes: usize,
 }
 
 /// One operation.
@@ -117,6 +150,8 @@ struct NetReport<'a> {
     batch: u32,
     holdout_count: u32,
     training: Vec<Training>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cortex_m: Option<Device>,
 }
 
 /// Runs the command.
@@ -194,6 +229,28 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
         batch: args.batch,
         holdout_count: args.holdout_count,
         training,
+        cortex_m: args.target.map(|Target::CortexM| device(args, parts, classes)).transpose()?,
+    })
+}
+
+/// What the parts take on a device.
+fn device(args: &Args, parts: &ArtifactParts<'_>, classes: u32) -> Result<Device, Fail> {
+    let refuse = |e: stemguard_runtime::error::Error| Fail::at(&args.file, e);
+    let (bank, batch) = (args.holdout_count as usize, args.batch as usize);
+    let own = head_spec(parts);
+    let f = Footprint::of(&parts.stem, own.as_ref(), classes as usize, bank, batch).map_err(refuse)?;
+    Ok(Device {
+        model_bytes: stemguard_runtime::artifact::to_vec(parts).map_err(refuse)?.len(),
+        picture_bytes: f.picture,
+        map_bytes: f.map,
+        arena_bytes: f.arena,
+        head_bytes: f.head,
+        training_bytes: f.training,
+        work_bytes: f.work,
+        bank_bytes: f.bank,
+        order_bytes: f.order,
+        parameter_bytes: f.parameters,
+        total_bytes: f.total(),
     })
 }
 
@@ -282,6 +339,23 @@ fn print(r: &NetReport<'_>) -> Result<(), Fail> {
         bytes("order", t.order_bytes)?;
         bytes("parameters", t.parameter_bytes)?;
         bytes("features, one view", t.features_bytes)?;
+    }
+    let Some(d) = &r.cortex_m else { return Ok(()) };
+    ui::line(format_args!("\nbytes on a Cortex-M: a bank of {count} pictures, steps of {batch}, a linear head"))?;
+    for (what, n) in [
+        ("flash: model", d.model_bytes),
+        ("picture", d.picture_bytes),
+        ("features", d.map_bytes),
+        ("arena", d.arena_bytes),
+        ("head's inference", d.head_bytes),
+        ("training", d.training_bytes),
+        ("largest of the three", d.work_bytes),
+        ("bank", d.bank_bytes),
+        ("order of the bank", d.order_bytes),
+        ("new head", d.parameter_bytes),
+        ("RAM in all", d.total_bytes),
+    ] {
+        bytes(what, n as u64)?;
     }
     Ok(())
 }
