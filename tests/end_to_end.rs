@@ -13,7 +13,7 @@ use stemguard_trainer::error::Failure;
 use stemguard_trainer::purify::Purification;
 use stemguard_trainer::run::{RunDir, prepare};
 use stemguard_trainer::trap::{Event, train};
-use stemguard_trainer::{chain, summary};
+use stemguard_trainer::{chain, summary, sweep};
 
 /// Native and tract, relative to the largest logit.
 const LOGITS: f32 = 1e-4;
@@ -116,4 +116,29 @@ fn a_resumed_run_has_the_bits_of_an_unbroken_one_on_any_number_of_threads() {
     }
     let other = train(&RunConfig { mse: 5.0, ..c }, &data, &whole, true, &Simd::new(1), &mut silent());
     assert!(matches!(other, Err(Failure::Input(m)) if m.contains("another run")));
+}
+
+#[test]
+fn a_sweep_fills_its_cells_with_the_ceiling_beside_them_and_goes_on_where_it_stopped() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("plan.toml");
+    let plan = "data = 'signs:400'\nattacks = ['badnet-grid']\nceiling = true\n[settings.short]\nepochs = 1\nbatch = 32\n\
+                holdout = 0.2\nreplace_epochs = 2\nreplace_batch = 16\nviews = 1\npurify_epochs = 1\n";
+    std::fs::write(&file, plan).expect("written");
+    let (out, kernels) = (dir.path().join("out"), Simd::new(2));
+    let cells = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+    assert!(sweep::row(&cells[0], &out).expect("no file yet").is_none());
+    sweep::run_cell(&cells[0], &out, &kernels, &mut |_| {}).expect("the cell");
+    let row = sweep::row(&cells[0], &out).expect("files").expect("a whole cell");
+    assert!(row.ceiling.is_some_and(|v| (0.0..=1.0).contains(&v)));
+    let (ceiling, _) = RunDir::open(&out.join(&cells[0].name).join("ceiling")).expect("a run");
+    let (baseline, record) = RunDir::open(&out.join(&cells[0].name).join("baseline")).expect("a run");
+    let counts = RunDir::open(&ceiling.path).expect("a run").1.counts;
+    assert_eq!((counts.poisoned, counts.train), (0, record.counts.train - record.counts.poisoned));
+    assert_eq!(ceiling.results().expect("results").stages[0].name, "ceiling");
+    assert_eq!(baseline.results().expect("results").stages[0].name, "trained");
+    let mut told = 0;
+    sweep::run_cell(&cells[0], &out, &kernels, &mut |_| told += 1).expect("nothing left");
+    assert_eq!(told, 0);
+    assert!(sweep::table(&[row]).contains("| badnet-grid | 0.1 | short | 1 |"));
 }

@@ -25,6 +25,7 @@ mod signs;
 mod spec;
 
 pub use error::DataError;
+pub use folder::read_picture;
 pub use npz::{write_npz, write_npz_split};
 pub use signs::CLASSES as SIGN_CLASSES;
 pub use spec::{KINDS, Part, SIGNS_DEFAULT, Source, Spec};

@@ -29,6 +29,8 @@ extern crate alloc;
 
 #[cfg(feature = "data")]
 pub mod data;
+#[cfg(feature = "std")]
+pub mod files;
 #[cfg(feature = "onnx")]
 pub mod onnx;
 #[cfg(feature = "std")]

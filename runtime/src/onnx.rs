@@ -23,7 +23,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use export::{OnnxBuilder, export_net, merged, write_file_atomically};
+pub use export::{OnnxBuilder, export_net, merged};
 pub use graph::Model;
 pub use head::defended;
 pub use lower::lower;

@@ -9,6 +9,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::Path;
+use stemguard_runtime::files;
 
 /// The metadata entry that tells how far a run is.
 const PROGRESS: &str = "stemguard";
@@ -21,22 +22,12 @@ struct Progress {
     fingerprint: String,
 }
 
-/// Writes a file beside its place, then moves it there: a reader sees the old one or the new one, whole.
+/// Writes a file, whole or not at all.
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    use std::io::Write as _;
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
-    let beside = Path::new(&beside);
-    let result = std::fs::File::create(beside)
-        .and_then(|mut f| f.write_all(bytes).and_then(|()| f.sync_all()))
-        .and_then(|()| std::fs::rename(beside, path));
-    result.map_err(|e| {
-        let _ = std::fs::remove_file(beside);
-        Failure::file(path, format!("cannot be written: {e}"))
-    })
+    files::write(path, bytes).map_err(|e| Failure::file(path, format!("cannot be written: {e}")))
 }
 
 /// Writes the state after `epochs` epochs of the run with this fingerprint.

@@ -87,6 +87,9 @@ pub struct RunConfig {
     /// the published loss to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<u32>,
+    /// Whether the poisoned pictures are left out, as only an experiment can: the ceiling of what a defence reaches. Baselines only.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oracle: bool,
 }
 
 impl RunConfig {
@@ -115,6 +118,7 @@ impl RunConfig {
             seed: 0,
             every: 5,
             guard: None,
+            oracle: false,
         }
     }
 
@@ -138,6 +142,9 @@ impl RunConfig {
             c if c.batch < 2 => fail("--batch must be at least 2".into()),
             c if c.guard.is_some_and(|g| g < 2 || g >= c.epochs) => {
                 fail(format!("--guard {} is not within 2 and the epochs", c.guard.unwrap_or(0)))
+            }
+            c if c.oracle && c.trap => {
+                fail("--oracle is for baselines: a trap is shown what is poisoned by nobody".into())
             }
             c if c.every == 0 => fail("--every must be at least 1".into()),
             c if !(c.rate > 0.0 && c.rate <= 10.0) => fail(format!("--lr {} is not within 0..10", c.rate)),

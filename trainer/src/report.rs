@@ -18,7 +18,7 @@ mod verdict;
 mod wire;
 
 use serde::{Deserialize, Serialize};
-use std::{fs, io, io::Write as _, path::Path};
+use std::{io, path::Path};
 
 /// Everything the page of one run shows.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -174,19 +174,5 @@ pub fn render(data: &ReportData) -> String {
 /// # Errors
 /// `InvalidInput` where `path` names no file; otherwise what the file system says.
 pub fn write(path: &Path, data: &ReportData) -> io::Result<()> {
-    let Some(name) = path.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path of the report names no file"));
-    };
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(format!(".{}.part", std::process::id()));
-    let beside = path.with_file_name(beside);
-    let written = fs::File::create(&beside)
-        .and_then(|mut file| file.write_all(render(data).as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        // Best effort: the first error is the one to tell.
-        let _ = fs::remove_file(&beside);
-    }
-    written
+    stemguard_runtime::files::write(path, render(data).as_bytes())
 }

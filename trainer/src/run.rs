@@ -80,7 +80,7 @@ pub struct Results {
 /// One stage's figures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageResult {
-    /// `trained` (undefended), `trapped`, `control`, `defended`.
+    /// `trained` (undefended), `ceiling` (on the clean part alone), `trapped`, `control`, `defended`, `purified`.
     pub name: String,
     /// Its figures.
     pub evaluation: Evaluation,
@@ -116,7 +116,10 @@ pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prep
     let attack = build(&c.attack, rest.h, rest.w)?;
     let descent = Descent::new(c, kernels, dir);
     let perturb: Option<&dyn Perturb> = if c.attack.kind.needs_perturb() { Some(&descent) } else { None };
-    let (suspect, truth) = poison(rest, &c.attack, &*attack, perturb)?;
+    let (mut suspect, mut truth) = poison(rest, &c.attack, &*attack, perturb)?;
+    if c.oracle {
+        (suspect, truth) = truth.clean_part(&suspect);
+    }
     let stamped = triggered(&test, &*attack, c.attack.target)?;
     let test = TestSet { clean: test, triggered: stamped, target: c.attack.target };
     Ok(Prepared { suspect, truth, holdout, test, split, attack })

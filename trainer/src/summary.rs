@@ -22,6 +22,7 @@ const ACCUSED: usize = 12;
 fn wording(stage: &str) -> (&str, &str) {
     match stage {
         "trained" => ("baseline", "Trained on the suspect data without a defence."),
+        "ceiling" => ("ceiling", "Trained on the clean part of the suspect data alone: what no defence can know."),
         "trapped" => ("trapped", "Stage 1: stem, light head and reconstruction head; figures with the light head."),
         "control" => ("control", "A new head on the undefended stem: what replacing alone does."),
         "defended" => ("defended", "Stage 2: a new head on the trapped stem, from the clean holdout."),

@@ -9,7 +9,8 @@ use crate::config::{Crop, RunConfig};
 use crate::defend::Replacement;
 use crate::error::Failure;
 use crate::purify::Purification;
-use crate::run::RunDir;
+use crate::run::{RunDir, prepare};
+use crate::trap::train;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use stemguard_runtime::kernels::simd::Simd;
@@ -36,6 +37,9 @@ pub struct Plan {
     /// Trigger files by attack name.
     #[serde(default)]
     pub triggers: std::collections::BTreeMap<String, PathBuf>,
+    /// Whether to train on the clean part alone too: the ceiling of what a defence reaches.
+    #[serde(default)]
+    pub ceiling: bool,
     /// Settings, by name, each a table of what differs from the published recipe; none: the recipe itself.
     #[serde(default)]
     pub settings: std::collections::BTreeMap<String, Changes>,
@@ -111,6 +115,8 @@ pub struct Cell {
     pub setting: String,
     /// The trap run; the baseline is the same without the trap.
     pub config: RunConfig,
+    /// Whether the ceiling is trained.
+    pub ceiling: bool,
     /// How the head is replaced.
     pub replacement: Replacement,
     /// How the trapped model is purified.
@@ -132,6 +138,8 @@ pub struct Row {
     pub acc: [f64; 5],
     /// ASR of the same.
     pub asr: [f64; 5],
+    /// ACC of training on the clean part alone, where it was trained.
+    pub ceiling: Option<f64>,
     /// Robust accuracy of the purified model.
     pub ra: f64,
     /// Its defence effectiveness rating.
@@ -208,6 +216,7 @@ impl Plan {
                             name: format!("{kind}-{rate}-{setting}-{seed}"),
                             setting: setting.clone(),
                             config: c,
+                            ceiling: self.ceiling,
                             replacement,
                             purification,
                         });
@@ -219,7 +228,7 @@ impl Plan {
     }
 }
 
-/// The figures of a cell, if both its runs are done.
+/// The figures of a cell, if all its runs are done.
 ///
 /// # Errors
 /// [`Failure::Input`] naming a damaged file.
@@ -233,6 +242,10 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
     else {
         return Ok(None);
     };
+    let ideal = dir("ceiling").results()?.stages.into_iter().find(|s| s.name == "ceiling").map(|s| s.evaluation.acc);
+    if cell.ceiling && ideal.is_none() {
+        return Ok(None);
+    }
     let audit: audit::Summary = trap.read_json("audit.json")?;
     let measures = audit.measures.unwrap_or_else(|| audit::Measures {
         false_positives: audit.accused as f64 / audit.pictures.max(1) as f64,
@@ -246,6 +259,7 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         seed: cell.config.seed,
         acc: all.map(|e| e.acc),
         asr: all.map(|e| e.asr),
+        ceiling: ideal,
         ra: purified.ra,
         der: der(trained.acc, trained.asr, purified.acc, purified.asr),
         chance: purified.chance,
@@ -262,8 +276,14 @@ pub fn run_cell(cell: &Cell, out: &Path, kernels: &Simd, tell: &mut dyn FnMut(To
     if row(cell, out)?.is_some() {
         return Ok(());
     }
-    chain::run(&cell.config, &cell.replacement, &cell.purification, &out.join(&cell.name), true, kernels, tell)
-        .map(drop)
+    let out = out.join(&cell.name);
+    chain::run(&cell.config, &cell.replacement, &cell.purification, &out, true, kernels, tell)?;
+    if cell.ceiling {
+        let c = RunConfig { trap: false, guard: None, oracle: true, ..cell.config.clone() };
+        let data = prepare(&c, kernels, Some(&out))?;
+        train(&c, &data, &out.join("ceiling"), true, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
+    }
+    Ok(())
 }
 
 /// Mean and sample standard deviation; the deviation of one value is 0.
@@ -281,7 +301,7 @@ pub fn table(rows: &[Row]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from(
         "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | replaced | purified | RA | DER | chance | \
-         audit recall | clean accused |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         ceiling ACC | audit recall | clean accused |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     for row in rows {
@@ -301,7 +321,7 @@ pub fn table(rows: &[Row]) -> String {
         let pair = |i: usize| format!("{} / {}", cell(&|r| r.acc[i]), cell(&|r| r.asr[i]));
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             first.attack,
             first.rate,
             first.setting,
@@ -314,6 +334,7 @@ pub fn table(rows: &[Row]) -> String {
             cell(&|r| r.ra),
             cell(&|r| r.der),
             cell(&|r| r.chance),
+            if group.iter().all(|r| r.ceiling.is_some()) { cell(&|r| r.ceiling.unwrap_or(0.0)) } else { String::new() },
             cell(&|r| r.recall),
             cell(&|r| r.false_positives)
         );
@@ -377,6 +398,7 @@ mod tests {
             seed,
             acc: [0.5; 5],
             asr: [1.0, 0.5, 1.0, 0.5, asr],
+            ceiling: None,
             ra: 0.25,
             der: 0.75,
             chance: 0.02,

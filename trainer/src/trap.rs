@@ -104,7 +104,11 @@ pub fn train(
         Some(e) => e,
         None => evaluate(&data.test, &mut |x| engine.logits(x).map_err(Failure::from))?,
     };
-    let name = if c.trap { "trapped" } else { "trained" };
+    let name = match (c.trap, c.oracle) {
+        (true, _) => "trapped",
+        (false, true) => "ceiling",
+        (false, false) => "trained",
+    };
     if done < c.epochs || dir.results()?.stages.iter().all(|s| s.name != name) {
         let seconds = started.elapsed().as_secs_f64();
         dir.record_stage(StageResult { name: name.into(), evaluation: evaluation.clone(), seconds })?;

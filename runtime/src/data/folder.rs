@@ -66,13 +66,19 @@ pub(super) fn decode_all(
 ) -> Result<Pictures, DataError> {
     let (h, w) = size;
     let mut pixels = allocate(dir, found.len(), h, w)?;
-    fill(&mut pixels, h * w * 3, |i, out| decode(&found[i].path, size, out))?;
+    fill(&mut pixels, h * w * 3, |i, out| read_picture(&found[i].path, size, out))?;
     let labels = found.iter().map(|f| f.label).collect();
     Ok(Pictures { h, w, pixels, labels, classes, files: found.iter().map(|f| f.name.clone()).collect() })
 }
 
-/// Decodes one PNG, JPEG or PNM file to RGB at `size` (height, width). Transparency is dropped.
-fn decode(path: &Path, size: (usize, usize), out: &mut [u8]) -> Result<(), DataError> {
+/// Reads one PNG, JPEG or PNM file as RGB, resized to `size` (height, width), into `out` (`[h][w][3]`). Transparency is dropped.
+///
+/// # Errors
+/// [`DataError`] naming the file; [`DataError::Mismatch`] where `out` has another length.
+pub fn read_picture(path: &Path, size: (usize, usize), out: &mut [u8]) -> Result<(), DataError> {
+    if Some(out.len()) != size.0.checked_mul(size.1).and_then(|n| n.checked_mul(3)) {
+        return Err(DataError::Mismatch("a picture's size and its buffer differ"));
+    }
     let file = fs::File::open(path).map_err(|error| DataError::Io { path: path.to_path_buf(), error })?;
     decode_from(path, BufReader::new(file), size, out)
 }

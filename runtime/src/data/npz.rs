@@ -5,11 +5,13 @@
 
 use std::fs;
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::prelude::v1::*;
 
 use npyz::npz::{NpzArchive, NpzWriter};
 use npyz::{DType, WriterBuilder};
+
+use crate::files;
 
 use super::{DataError, MAX_BYTES, MAX_CLASSES, MAX_SIDE, Part, Pictures};
 
@@ -280,8 +282,7 @@ fn float(bytes: &[u8], big: bool) -> f64 {
 
 /// Writes pictures as arrays `x` (`uint8`, `[n][h][w][3]`), `y` (`int64`, `[n]`) and `classes` (strings).
 ///
-/// The file is written beside `path`, then renamed, so `path` never holds half of it. Its bytes are a function of the
-/// pictures alone.
+/// The file is whole or absent ([`files`]), and its bytes are a function of the pictures alone.
 ///
 /// # Errors
 /// [`DataError::Io`], with an archive member beyond 4 GiB among the causes.
@@ -307,19 +308,12 @@ fn write(path: &Path, parts: &[(&str, &str, &Pictures)]) -> Result<(), DataError
     if parts.iter().all(|(_, _, pictures)| pictures.is_empty()) {
         return Err(DataError::Empty { path: path.to_path_buf() });
     }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".part");
-    let beside = PathBuf::from(beside);
-    let written = write_to(&beside, parts).and_then(|()| fs::rename(&beside, path));
-    written.map_err(|error| {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&beside);
-        DataError::Io { path: path.to_path_buf(), error }
-    })
+    files::write_by(path, |file| write_to(file, parts))
+        .map_err(|error| DataError::Io { path: path.to_path_buf(), error })
 }
 
-fn write_to(path: &Path, parts: &[(&str, &str, &Pictures)]) -> io::Result<()> {
-    let mut archive = NpzWriter::new(BufWriter::new(fs::File::create(path)?));
+fn write_to(file: &mut fs::File, parts: &[(&str, &str, &Pictures)]) -> io::Result<()> {
+    let mut archive = NpzWriter::new(BufWriter::new(file));
     for &(x, y, pictures) in parts {
         let shape = [pictures.len(), pictures.h, pictures.w, 3].map(|side| side as u64);
         member(&mut archive, x, "|u1", &shape, &pictures.pixels)?;
@@ -336,9 +330,7 @@ fn write_to(path: &Path, parts: &[(&str, &str, &Pictures)]) -> io::Result<()> {
         let text: Vec<u8> = classes.iter().flat_map(padded).collect();
         member(&mut archive, "classes", &format!("<U{width}"), &[classes.len() as u64], &text)?;
     }
-    let mut file = archive.zip_writer().finish()?;
-    file.flush()?;
-    file.get_ref().sync_all()
+    archive.zip_writer().finish()?.flush()
 }
 
 /// Adds one array whose elements are `data` already, in C order.

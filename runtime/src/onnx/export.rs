@@ -5,7 +5,6 @@ use super::graph::Model;
 use crate::net::{Activation, Net, Op, Place, Slot, Window};
 use crate::shape::Shape;
 use prost::Message;
-use std::path::Path;
 use std::prelude::v1::*;
 use tract_onnx::pb;
 use tract_onnx::pb::attribute_proto::AttributeType;
@@ -300,28 +299,6 @@ pub fn merged(
     builder.rename(&logits, "logits");
     builder.output("logits", &[classes]);
     builder.finish()
-}
-
-/// Writes a file beside its place, then renames it there: a crash leaves the old file or the new one, never a part.
-///
-/// # Errors
-/// The system refuses.
-pub fn write_file_atomically(path: impl AsRef<Path>, bytes: &[u8]) -> Result<(), OnnxError> {
-    use std::io::Write;
-    let path = path.as_ref();
-    let failed = |source| OnnxError::File { path: path.into(), source };
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.part", std::process::id()));
-    let beside = path.with_file_name(name);
-    let written = std::fs::File::create(&beside).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_file(&beside);
-    }
-    written.map_err(failed)
 }
 
 /// A tensor an operation of the net has written.

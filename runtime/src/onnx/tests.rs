@@ -5,7 +5,7 @@ mod operations;
 mod refused;
 
 use super::export::export_net;
-use super::{Model, OnnxBuilder, OnnxError, TractModel, lower, merged, write_file_atomically};
+use super::{Model, OnnxBuilder, OnnxError, TractModel, lower, merged};
 use crate::net::{Activation, OwnedNet, Scalar};
 use crate::shape::Shape;
 use std::path::PathBuf;
@@ -207,8 +207,8 @@ fn merged_file_computes_features_then_logits() {
     .unwrap();
     let file = tempfile::tempdir().unwrap();
     let path = file.path().join("merged.onnx");
-    write_file_atomically(&path, b"old").unwrap();
-    write_file_atomically(&path, &bytes).unwrap();
+    crate::files::write(&path, b"old").unwrap();
+    crate::files::write(&path, &bytes).unwrap();
     assert_eq!(std::fs::read_dir(file.path()).unwrap().count(), 1);
 
     let whole = Model::from_file(&path).unwrap();
@@ -273,6 +273,6 @@ fn write_exported() {
         let (last, dims) = export_net(&net.as_net(), &mut builder, "images").unwrap();
         builder.rename(&last, "output");
         builder.output("output", &dims);
-        write_file_atomically(PathBuf::from(&out).join(format!("{name}.onnx")), &builder.finish().unwrap()).unwrap();
+        crate::files::write(&PathBuf::from(&out).join(format!("{name}.onnx")), &builder.finish().unwrap()).unwrap();
     }
 }

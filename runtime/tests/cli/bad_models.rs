@@ -174,7 +174,7 @@ fn outputs_that_cannot_be_written() {
     let folder = Folder::new();
     let model = folder.put("small.sgm", small_defended());
     if std::path::Path::new("/dev/full").exists() {
-        failed(&["export", &model, "--out", "/dev/full"], 1, &["/dev/full", "cannot be written"]);
+        failed(&["export", &model, "--out", "/dev/full"], 2, &["/dev/full", "cannot be written"]);
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let output = command().args(["inspect", &model]).stdout(full).output().unwrap();
         assert_eq!(output.status.code(), Some(1));

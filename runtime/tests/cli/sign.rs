@@ -153,7 +153,7 @@ fn bad_keys_and_models_are_told_and_nothing_is_written() {
     refused(&["sign", &model, "--key", &key, "--model-version", "1", "--out", &none], &["does not exist"]);
     if std::path::Path::new("/dev/full").exists() {
         let args = ["sign", &model, "--key", &key, "--model-version", "1", "--out", "/dev/full"];
-        failed(&args, 1, &["/dev/full", "cannot be written"]);
+        failed(&args, 2, &["/dev/full", "cannot be written"]);
     }
 
     refused(&["verify", &model, "--key", &key], &["model.key: ", "no `PUBLIC KEY`"]);

@@ -68,6 +68,14 @@ impl Truth {
         self.poisoned.len() < self.requested
     }
 
+    /// The suspects without the poisoned ones, and that nothing among them is poisoned.
+    pub fn clean_part(&self, suspects: &SuspectSet) -> (SuspectSet, Self) {
+        let clean: Vec<usize> = (0..suspects.len()).filter(|&i| !self.is_poisoned(i as u32)).collect();
+        let set = SuspectSet(suspects.0.subset(&clean));
+        let truth = Self { pictures: set.len(), poisoned: Vec::new(), true_labels: Vec::new(), ..self.clone() };
+        (set, truth)
+    }
+
     /// Whether the picture at this place is poisoned.
     pub fn is_poisoned(&self, index: u32) -> bool {
         self.poisoned.binary_search(&index).is_ok()

@@ -30,6 +30,19 @@ fn stamped(config: &AttackConfig, set: &Pictures, index: usize) -> Vec<u8> {
 }
 
 #[test]
+fn the_clean_part_is_what_was_not_poisoned() {
+    let set = pictures(200, SIDE, SIDE);
+    let c = config(AttackKind::BadnetGrid);
+    let attack = build(&c, SIDE, SIDE).unwrap();
+    let (suspects, truth) = poison(set.clone(), &c, &*attack, None).unwrap();
+    assert!(!truth.poisoned.is_empty());
+    let (clean, nothing) = truth.clean_part(&suspects);
+    assert_eq!((clean.len(), nothing.poisoned.len()), (200 - truth.poisoned.len(), 0));
+    let left: Vec<usize> = (0..200).filter(|&i| !truth.is_poisoned(i as u32)).collect();
+    assert_eq!(clean.pictures(), &set.subset(&left));
+}
+
+#[test]
 fn names_go_both_ways() {
     for (place, info) in attacks().iter().enumerate() {
         assert_eq!(info.kind as usize, place);

@@ -6,6 +6,7 @@ use stemguard_runtime::session::to_f32;
 use stemguard_runtime::shape::Shape;
 
 /// The longest side of a picture file, in pixels.
+#[cfg(not(feature = "data"))]
 const MAX_SIDE: u32 = 16_384;
 
 /// The model must take three channels.
@@ -16,26 +17,12 @@ pub(crate) fn check_channels(model: &Path, shape: Shape) -> Result<(), Fail> {
     }
 }
 
-/// Reads a PNG, JPEG or PNM file into `out` (`[h][w][3]`, 0..=1), resized to the shape by triangle filter.
+/// Reads a PNG, JPEG or PNM file into `out` (`[h][w][3]`, 0..=1), resized to the shape as the data readers do.
 #[cfg(feature = "data")]
 pub(crate) fn read(path: &Path, shape: Shape, out: &mut [f32]) -> Result<(), Fail> {
-    use image::{ImageReader, Limits, imageops};
-    let refuse = |why: &dyn std::fmt::Display| Fail::at(path, format!("not a readable picture: {why}"));
-    let reader = ImageReader::open(path).map_err(|e| Fail::at(path, e))?;
-    let mut reader = reader.with_guessed_format().map_err(|e| Fail::at(path, e))?;
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE);
-    limits.max_image_height = Some(MAX_SIDE);
-    limits.max_alloc = Some(1 << 30);
-    reader.limits(limits);
-    let mut picture = reader.decode().map_err(|e| refuse(&e))?.into_rgb8();
-    if picture.width() == 0 || picture.height() == 0 {
-        return Err(refuse(&"a side of zero pixels"));
-    }
-    if (picture.height(), picture.width()) != (shape.h, shape.w) {
-        picture = imageops::resize(&picture, shape.w, shape.h, imageops::FilterType::Triangle);
-    }
-    to_f32(picture.as_raw(), out);
+    let mut pixels = vec![0; shape.len()];
+    stemguard_runtime::data::read_picture(path, (shape.h as usize, shape.w as usize), &mut pixels)?;
+    to_f32(&pixels, out);
     Ok(())
 }
 

@@ -131,6 +131,9 @@ pub(crate) struct Recipe {
     /// accused from then on (`trap` only).
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
     pub(crate) guard: Option<u32>,
+    /// Leave the poisoned pictures out: the ceiling that a defence is measured against (`train` only).
+    #[arg(long)]
+    pub(crate) oracle: bool,
 }
 
 /// Names of the optimisers.
@@ -205,6 +208,7 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
         seed: data.seed,
         every: recipe.every,
         guard: recipe.guard.filter(|_| trap).map(|g| if g == 0 { recipe.epochs.div_ceil(3) } else { g }),
+        oracle: recipe.oracle,
         ..published
     };
     config.check().map_err(Failure::Input)?;

@@ -1,0 +1,110 @@
+//! Output files, whole or absent: written beside their place, flushed to the disk, then renamed there. A crash leaves the old file
+//! or the new one, never a part.
+
+use std::ffi::OsString;
+use std::format;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Writes a file. A link stays a link: what it names is replaced. A device or a pipe is written as it is.
+///
+/// # Errors
+/// What the system says; nothing is left behind.
+pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_by(path, |file| file.write_all(bytes))
+}
+
+/// As [`write`], a new file that only its owner can read and write from its first byte on, where the system knows such files.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    write_as(path, &options, |file| file.write_all(bytes))
+}
+
+/// As [`write`], what `fill` puts into the file.
+///
+/// # Errors
+/// As [`write`], and those of `fill`.
+pub fn write_by(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    write_as(path, OpenOptions::new().write(true).create(true).truncate(true), fill)
+}
+
+fn write_as(path: &Path, options: &OpenOptions, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    if fs::metadata(&target).is_ok_and(|data| !data.is_file()) {
+        return OpenOptions::new().write(true).open(&target).and_then(|mut device| fill(&mut device));
+    }
+    let Some(last) = target.file_name() else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
+    };
+    let mut name = OsString::from(".");
+    name.push(last);
+    name.push(format!(".{}.part", std::process::id()));
+    let beside = target.with_file_name(name);
+    let written = options.open(&beside).and_then(|mut file| {
+        fill(&mut file)?;
+        file.sync_all()?;
+        fs::rename(&beside, &target)
+    });
+    if written.is_err() {
+        // The first error is the one to tell.
+        let _ = fs::remove_file(&beside);
+    }
+    written?;
+    // The new name is on the disk once the folder is. Not every file system can flush one.
+    let _ = File::open(folder(&target)).and_then(|folder| folder.sync_all());
+    Ok(())
+}
+
+/// The folder a file lies in.
+pub fn folder(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write(&path, b"old").unwrap();
+        let failed = write_by(&path, |file| {
+            file.write_all(b"ne")?;
+            Err(io::Error::other("no more"))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "no more");
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        write(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(write(&dir.path().join("no/such/folder"), b"x").is_err());
+        assert!(write(Path::new("/"), b"x").is_err() && write(Path::new(""), b"x").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_and_private_files_are_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link, key) = (dir.path().join("file"), dir.path().join("link"), dir.path().join("key"));
+        write(&file, b"1").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write(&link, b"2").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"2");
+        write_private(&key, b"secret").unwrap();
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}
