@@ -55,6 +55,9 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
     let bytes = AlignedBytes::from_file(run.join("defended.sgm")).expect("defended.sgm");
     let artifact = Artifact::new_checked(&bytes).expect("a sound artifact");
     assert_eq!(artifact.labels().count(), 10);
+    let (tripwire, alarms) = (artifact.tripwire().expect("the trapped head"), summary.tripwire.expect("its figures"));
+    assert_eq!((tripwire.threshold, tripwire.false_positive_rate), (alarms.threshold, alarms.rate));
+    assert!([alarms.true_positives, alarms.false_positives].iter().all(|v| (0.0..=1.0).contains(v)));
     let session = Session::of_artifact(&artifact.parts(), kernels.clone()).expect("a session");
     let spec = "signs:100@test".parse().expect("a specification");
     let pictures = load_part(&spec, &LoadOptions { size: None, seed: 9 }, Part::Test).expect("pictures");
@@ -88,6 +91,7 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
     let data = summary::collect(&run, &record, Some(&baseline), &kernels).expect("a report");
     let names: Vec<&str> = data.stages.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["baseline", "control", "trapped", "defended", "purified"]);
+    assert!(data.notes.iter().any(|note| note.starts_with("The tripwire: ")), "{:?}", data.notes);
     let page = stemguard_trainer::report::render(&data);
     assert!(page.contains("badnet-grid") && !page.contains("http://") && page.contains("</html>"));
 }

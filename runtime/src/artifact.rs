@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! 0       magic "\x93SGM\r\n", 6 bytes
-//! 6       version, u16: 1 with a stem in f32, 2 with one in 8 bits
+//! 6       version, u16: 1 with a stem in f32, 2 with one in 8 bits; 3 and 4: the same with a tripwire
 //! 8       manifest length M, u32 bytes
 //! 12      weight count W, u32 elements
 //! 16      manifest, M bytes of postcard
 //! 16+M    zeros up to a multiple of 16
-//!         weights, W little-endian 32-bit elements: the stem's, zeros up to a multiple of 16 elements, the head's (f32)
+//!         weights, W little-endian 32-bit elements: the stem's, the head's, the witness's (both f32), with zeros between them
+//!         up to multiples of 16 elements
 //!         CRC-32 (ISO-HDLC) of all bytes before it, u32
 //! ```
 //!
@@ -41,18 +42,22 @@ compile_error!("weights are read in place and are little-endian");
 /// The first bytes of every artifact.
 pub const MAGIC: [u8; 6] = *b"\x93SGM\r\n";
 /// The newest version this build reads.
-pub const VERSION: u16 = INT8;
+pub const VERSION: u16 = INT8_WATCHED;
 /// The version of an artifact whose stem is in `f32`.
 const F32: u16 = 1;
 /// The version of an artifact whose stem is in 8 bits.
 const INT8: u16 = 2;
+/// As [`F32`], with a tripwire.
+const F32_WATCHED: u16 = 3;
+/// As [`INT8`], with a tripwire.
+const INT8_WATCHED: u16 = 4;
 /// Bytes before the manifest: magic, version, two lengths.
 pub const HEADER_LEN: usize = 16;
 /// Bytes of the checksum at the end.
 const CRC_LEN: usize = 4;
 /// The whole file must begin on such a boundary, and so do its weights, in bytes.
 const ALIGN: usize = 16;
-/// The head's weights begin at a multiple of this many elements: 64 bytes.
+/// The weights of a head begin at a multiple of this many elements: 64 bytes.
 const HEAD_ALIGN: usize = 16;
 
 pub(crate) static CRC: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISO_HDLC);
@@ -77,6 +82,17 @@ pub struct HeadSpec {
     pub classes: u32,
     /// Its parameters, in elements of the artifact's weights.
     pub span: Span,
+}
+
+/// A tripwire: where the parameters of its witness lie, and when it raises an alarm.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TripwireSpec {
+    /// The witness, a head over the same features with the same classes as the artifact's head.
+    pub witness: HeadSpec,
+    /// A score above it raises an alarm; finite.
+    pub threshold: f32,
+    /// The false-positive rate it was set for, 0..=1.
+    pub false_positive_rate: f32,
 }
 
 /// Number of parameters of a head over `features` with `classes` classes, in `f32` elements. With `c` the feature channels:
@@ -106,6 +122,17 @@ pub struct HeadParts<'a> {
     pub params: &'a [f32],
 }
 
+/// A tripwire to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct TripwireParts<'a> {
+    /// The witness, with as many classes as the head.
+    pub witness: HeadParts<'a>,
+    /// A [`score`](crate::tripwire::score) above it raises an alarm; finite.
+    pub threshold: f32,
+    /// The false-positive rate it was set for, 0..=1.
+    pub false_positive_rate: f32,
+}
+
 /// What an artifact holds: read from one with [`Artifact::parts`], written with [`write()`].
 #[derive(Clone, Copy, Debug)]
 pub struct ArtifactParts<'a> {
@@ -119,6 +146,8 @@ pub struct ArtifactParts<'a> {
     pub stem: Stem<'a>,
     /// The head, if there is one.
     pub head: Option<HeadParts<'a>>,
+    /// The tripwire, if there is one; only with a head.
+    pub tripwire: Option<TripwireParts<'a>>,
 }
 
 impl<'a> ArtifactParts<'a> {
@@ -129,23 +158,33 @@ impl<'a> ArtifactParts<'a> {
     }
 
     /// A head must have classes, the number of parameters its kind asks for, finite ones, and one label a class if labels
-    /// are known.
-    fn check_head(&self) -> Result<()> {
-        let Some(head) = self.head else { return Ok(()) };
-        let features = self.stem.output();
-        if !(1..=Shape::MAX_SIDE).contains(&head.classes)
-            || head.params.len() != head_params(head.kind, features, head.classes)
-        {
-            return Err(Error::HeadDoesNotFit);
+    /// are known; a tripwire a witness like that for as many classes, a finite threshold and a rate that is one.
+    fn check_heads(&self) -> Result<()> {
+        if let Some(head) = self.head {
+            self.check_head(&head)?;
+            if !self.labels.is_empty() && self.labels().count() != head.classes as usize {
+                return Err(Error::HeadDoesNotFit);
+            }
         }
-        if !self.labels.is_empty() && self.labels().count() != head.classes as usize {
+        let Some(TripwireParts { witness, threshold, false_positive_rate }) = self.tripwire else { return Ok(()) };
+        if self.head.is_none_or(|head| head.classes != witness.classes) || !(0.0..=1.0).contains(&false_positive_rate) {
+            return Err(Error::TripwireDoesNotFit);
+        }
+        self.check_head(&witness).map_err(|e| if e == Error::NotFinite { e } else { Error::TripwireDoesNotFit })?;
+        if threshold.is_finite() { Ok(()) } else { Err(Error::NotFinite) }
+    }
+
+    fn check_head(&self, head: &HeadParts<'_>) -> Result<()> {
+        if !(1..=Shape::MAX_SIDE).contains(&head.classes)
+            || head.params.len() != head_params(head.kind, self.stem.output(), head.classes)
+        {
             return Err(Error::HeadDoesNotFit);
         }
         if head.params.iter().all(|p| p.is_finite()) { Ok(()) } else { Err(Error::NotFinite) }
     }
 }
 
-/// The manifest as it is stored, over a [`StemSpec`] or an [`Int8Spec`].
+/// The manifest as it is stored, over a [`StemSpec`] or an [`Int8Spec`]; with a tripwire, a [`TripwireSpec`] follows it.
 #[derive(Serialize, Deserialize)]
 struct Manifest<'a, S> {
     name: &'a str,
@@ -216,15 +255,17 @@ pub fn digest(artifact: &[u8]) -> [u8; 32] {
 pub struct Artifact<'a> {
     parts: ArtifactParts<'a>,
     head: Option<HeadSpec>,
+    tripwire: Option<TripwireSpec>,
 }
 
 impl<'a> Artifact<'a> {
-    /// Checks a whole artifact: magic, version, lengths, alignment to 16 bytes, CRC, manifest, net, finite weights, and that
-    /// the head fits the stem, in this order.
+    /// Checks a whole artifact: magic, version, lengths, alignment to 16 bytes, CRC, manifest, net, finite weights, that the head
+    /// fits the stem and the tripwire the head, in this order.
     ///
     /// Errors: [`Error::NotAnArtifact`], [`Error::VersionFromTheFuture`], [`Error::Truncated`], [`Error::WrongLength`]
     /// (bytes after the end), [`Error::Misaligned`], [`Error::Corrupt`], [`Error::BadManifest`], those of
-    /// [`Net::new_checked`] or [`Int8Net::new_checked`], [`Error::HeadDoesNotFit`], [`Error::NotFinite`].
+    /// [`Net::new_checked`] or [`Int8Net::new_checked`], [`Error::HeadDoesNotFit`], [`Error::TripwireDoesNotFit`],
+    /// [`Error::NotFinite`].
     pub fn new_checked(bytes: &'a [u8]) -> Result<Self> {
         let layout = Layout::read(bytes)?;
         let total = usize::try_from(layout.total()).map_err(|_| Error::Truncated)?;
@@ -250,16 +291,18 @@ impl<'a> Artifact<'a> {
         if padding.iter().any(|&byte| byte != 0) {
             return Err(Error::BadManifest);
         }
-        if layout.version == F32 {
+        let watched = layout.version >= F32_WATCHED;
+        if matches!(layout.version, F32 | F32_WATCHED) {
             return Self::assemble(
                 manifest,
+                watched,
                 weights,
                 |StemSpec { input, features, arena_len, op_count, ops }, weights| {
                     Net::new_checked(input, features, arena_len as usize, op_count, ops, weights).map(Stem::F32)
                 },
             );
         }
-        Self::assemble(manifest, weights, |spec: Int8Spec<'a>, weights| {
+        Self::assemble(manifest, watched, weights, |spec: Int8Spec<'a>, weights| {
             let words = bytemuck::try_cast_slice(weights).map_err(|_| Error::Misaligned)?;
             Int8Net::new_checked(spec, words).map(Stem::Int8)
         })
@@ -268,22 +311,39 @@ impl<'a> Artifact<'a> {
     /// Decodes the manifest and checks what it says against itself and the weights.
     fn assemble<S: Deserialize<'a>>(
         manifest: &'a [u8],
+        watched: bool,
         weights: &'a [f32],
         stem_of: impl FnOnce(S, &'a [f32]) -> Result<Stem<'a>>,
     ) -> Result<Self> {
-        let (manifest, rest) =
+        let (manifest, mut rest) =
             postcard::take_from_bytes::<Manifest<'a, S>>(manifest).map_err(|_| Error::BadManifest)?;
+        let Manifest { name, labels, provenance, stem, head } = manifest;
+        let mut tripwire = None;
+        if watched {
+            let (spec, behind) = postcard::take_from_bytes::<TripwireSpec>(rest).map_err(|_| Error::BadManifest)?;
+            (tripwire, rest) = (Some(spec), behind);
+        }
         if !rest.is_empty() {
             return Err(Error::BadManifest);
         }
-        let Manifest { name, labels, provenance, stem, head } = manifest;
+        let (weights, witness) = match (tripwire, head) {
+            (None, _) => (weights, None),
+            (Some(_), None) => return Err(Error::TripwireDoesNotFit),
+            (Some(TripwireSpec { witness, .. }), Some(HeadSpec { span: Span { at, len }, .. })) => {
+                let (before, params) = last(weights, witness.span).ok_or(Error::TripwireDoesNotFit)?;
+                let end = (at as usize).checked_add(len as usize).ok_or(Error::TripwireDoesNotFit)?;
+                // Between head and witness lie zeros.
+                let (before, between) = before.split_at_checked(end).ok_or(Error::TripwireDoesNotFit)?;
+                if between.len() >= HEAD_ALIGN || between.iter().any(|v| v.to_bits() != 0) {
+                    return Err(Error::TripwireDoesNotFit);
+                }
+                (before, Some(params))
+            }
+        };
         let (of_stem, params) = match head {
             None => (weights, None),
             Some(head) => {
-                let (of_stem, params) = weights.split_at_checked(head.span.at as usize).ok_or(Error::HeadDoesNotFit)?;
-                if params.len() != head.span.len as usize || !of_stem.len().is_multiple_of(HEAD_ALIGN) {
-                    return Err(Error::HeadDoesNotFit);
-                }
+                let (of_stem, params) = last(weights, head.span).ok_or(Error::HeadDoesNotFit)?;
                 (of_stem, Some(params))
             }
         };
@@ -291,11 +351,19 @@ impl<'a> Artifact<'a> {
         if head.is_some_and(|head| head.features != stem.output()) {
             return Err(Error::HeadDoesNotFit);
         }
-        let parts_of_head =
-            head.zip(params).map(|(head, params)| HeadParts { kind: head.kind, classes: head.classes, params });
-        let parts = ArtifactParts { name, labels, provenance, stem, head: parts_of_head };
-        parts.check_head()?;
-        Ok(Self { parts, head })
+        if tripwire.is_some_and(|tripwire| tripwire.witness.features != stem.output()) {
+            return Err(Error::TripwireDoesNotFit);
+        }
+        let parts_of = |spec: HeadSpec, params| HeadParts { kind: spec.kind, classes: spec.classes, params };
+        let parts_of_head = head.zip(params).map(|(head, params)| parts_of(head, params));
+        let parts_of_tripwire = tripwire.zip(witness).map(|(tripwire, params)| TripwireParts {
+            witness: parts_of(tripwire.witness, params),
+            threshold: tripwire.threshold,
+            false_positive_rate: tripwire.false_positive_rate,
+        });
+        let parts = ArtifactParts { name, labels, provenance, stem, head: parts_of_head, tripwire: parts_of_tripwire };
+        parts.check_heads()?;
+        Ok(Self { parts, head, tripwire })
     }
 
     /// Everything the artifact holds, as [`write()`] takes it: change a part and write it again.
@@ -332,4 +400,20 @@ impl<'a> Artifact<'a> {
     pub fn head_weights(&self) -> Option<&'a [f32]> {
         self.parts.head.map(|head| head.params)
     }
+
+    /// The tripwire's witness and threshold, if there is a tripwire.
+    pub const fn tripwire(&self) -> Option<TripwireSpec> {
+        self.tripwire
+    }
+
+    /// The parameters of the tripwire's witness, [`head_params`] elements, if there is a tripwire.
+    pub fn witness_weights(&self) -> Option<&'a [f32]> {
+        self.parts.tripwire.map(|tripwire| tripwire.witness.params)
+    }
+}
+
+/// Cuts a head's span, which ends where the weights end and begins on its boundary, off them.
+fn last(weights: &[f32], span: Span) -> Option<(&[f32], &[f32])> {
+    let cut = weights.split_at_checked(span.at as usize);
+    cut.filter(|(before, params)| params.len() == span.len as usize && before.len().is_multiple_of(HEAD_ALIGN))
 }

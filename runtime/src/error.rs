@@ -36,6 +36,8 @@ pub enum Error {
     },
     /// A head's feature shape is not what the stem produces.
     HeadDoesNotFit,
+    /// A tripwire without a head, one whose witness does not fit the features and classes of the head, or one whose rate is none.
+    TripwireDoesNotFit,
     /// A label is not below the number of classes.
     LabelOutOfRange {
         /// The offending label.
@@ -120,6 +122,7 @@ impl fmt::Display for Error {
             Self::NotFinite => f.write_str("a value is NaN or infinite"),
             Self::WrongLength { needed, given } => write!(f, "a buffer of {given} elements where {needed} are needed"),
             Self::HeadDoesNotFit => f.write_str("the head does not fit the stem's feature shape"),
+            Self::TripwireDoesNotFit => f.write_str("the tripwire does not fit the head"),
             Self::LabelOutOfRange { label, classes } => write!(f, "label {label} is not below the {classes} classes"),
             Self::ClassAbsent(c) => write!(f, "no picture of class {c} in the holdout"),
             Self::HoldoutTooSmall { holdout, batch } => {

@@ -51,3 +51,4 @@ pub mod rng;
 pub mod shape;
 pub mod slots;
 pub mod stem;
+pub mod tripwire;

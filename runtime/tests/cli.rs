@@ -22,3 +22,6 @@ mod lean;
 mod sign;
 #[path = "cli/support.rs"]
 mod support;
+#[cfg(all(feature = "onnx", feature = "data"))]
+#[path = "cli/tripwire.rs"]
+mod tripwire;

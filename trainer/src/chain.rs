@@ -5,7 +5,7 @@ use crate::config::RunConfig;
 use crate::defend::{Replacement, packed_stem, replace, write};
 use crate::engine::{CpuEngine, Engine as _};
 use crate::error::Failure;
-use crate::evaluate::Evaluation;
+use crate::evaluate::{Alarms, Evaluation};
 use crate::purify::{self, Purification, purify};
 use crate::run::{Prepared, RunDir, prepare};
 use crate::trap::{Event, train};
@@ -51,6 +51,8 @@ pub struct Summary {
     pub control: Figures,
     /// The head replaced on the trapped stem: the two published stages alone.
     pub replaced: DefendedFigures,
+    /// The trapped head beside it, as a tripwire.
+    pub tripwire: Option<Alarms>,
     /// The audit of the suspects.
     pub audit: audit::Summary,
     /// The purified model: the end of the chain.
@@ -74,6 +76,8 @@ pub enum Told<'a> {
 pub struct Outcome {
     /// The head replaced on the trapped stem.
     pub replaced: Evaluation,
+    /// The trapped head beside it, as a tripwire; `None` where it is of another build than the runtime's heads.
+    pub tripwire: Option<Alarms>,
     /// The audit.
     pub audit: audit::Summary,
     /// The purified model.
@@ -96,10 +100,12 @@ pub fn finish(
     kernels: &Simd,
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Outcome, Failure> {
-    let new = replace(packed_stem(dir)?, data.holdout.pictures(), &data.test, how, kernels, &mut |p| {
+    let holdout = data.holdout.pictures();
+    let mut new = replace(packed_stem(dir)?, holdout, &data.test, how, kernels, &mut |p| {
         tell(Told::Replacing("replace", p));
         true
     })?;
+    new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
     let found = witness(dir, c, data, trapped, &new.head, kernels, &mut |done, of| tell(Told::Audited(done, of)))?;
     let purified = purify(dir, c, data, &trapped.state(), &found, how, p, resume, kernels, &mut |told| match told {
@@ -108,7 +114,8 @@ pub fn finish(
     })?;
     // The list of pictures stays in audit.json.
     let audit = audit::Summary { accused_pictures: Vec::new(), ..found.summary(Some(&data.truth)) };
-    Ok(Outcome { replaced: new.evaluation, audit, purified: purified.evaluation })
+    let tripwire = new.tripwire.map(|t| t.alarms);
+    Ok(Outcome { replaced: new.evaluation, tripwire, audit, purified: purified.evaluation })
 }
 
 /// Runs the chain into `out/baseline` and `out/trap`.
@@ -152,6 +159,7 @@ pub fn run(
         trapped: figures(&trapped.evaluation),
         control: figures(&control.evaluation),
         replaced: defended(&end.replaced),
+        tripwire: end.tripwire,
         audit: end.audit,
         defended: defended(&end.purified),
         seconds: started.elapsed().as_secs_f64(),

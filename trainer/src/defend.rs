@@ -2,20 +2,27 @@
 //!
 //! The stem goes the way every stem goes: ONNX, lowered to a net, run by the runtime. On a trap run the result is the
 //! *defended* model; on an undefended one it is the *control*.
+//!
+//! The defended model keeps the trapped head as a tripwire: both heads read the stem they were trained on. A purified model has
+//! another stem, on whose features the trapped head's answers mean nothing, and no head that has learnt the backdoor: it gets none.
 
 use crate::checkpoint::write_whole;
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, Logits, TestSet, answers, evaluate};
+use crate::evaluate::{Alarms, BATCH, Evaluation, Logits, TestSet, answers, evaluate};
+use crate::export;
+use crate::model::TrapNet;
 use crate::run::{RunDir, StageResult};
 use std::path::Path;
 use std::time::Instant;
-use stemguard_runtime::artifact::{self, ArtifactParts, HeadKind, HeadParts};
+use stemguard_runtime::artifact::{self, ArtifactParts, HeadKind, TripwireParts};
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::metrics::Rate;
 use stemguard_runtime::net::OwnedNet;
 use stemguard_runtime::onnx::{self, Model};
 use stemguard_runtime::replace::{Progress, Settings};
-use stemguard_runtime::session::{self, Augment, NewHead, Session, Space, replace_head};
+use stemguard_runtime::session::{self, Augment, NewHead, Session, Space, replace_head, set_tripwire};
+use stemguard_runtime::tripwire::Alarm;
 
 /// How the head of a run is replaced.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +35,12 @@ pub struct Replacement {
     pub augment: Augment,
     /// How the head is trained.
     pub settings: Settings,
+    /// Share of the clean holdout that may raise the alarm of the tripwire, 0..=1.
+    pub alarm_fpr: f32,
 }
+
+/// The false-positive rate a tripwire is set for by default.
+pub const ALARM_FPR: f32 = 0.01;
 
 impl Replacement {
     /// Cached views in feature space, the published settings otherwise; mirrored or not as the run's training was.
@@ -38,6 +50,7 @@ impl Replacement {
             space: Space::Features { views: 8 },
             augment: Augment { flip, ..Augment::PUBLISHED },
             settings: Settings { seed, ..Settings::CACHED },
+            alarm_fpr: ALARM_FPR,
         }
     }
 }
@@ -50,8 +63,26 @@ pub struct Defended {
     pub head: NewHead,
     /// Its figures.
     pub evaluation: Evaluation,
+    /// The trapped head beside it, where it was kept.
+    pub tripwire: Option<Tripwire>,
     /// Seconds the replacement took, without evaluation.
     pub seconds: f64,
+}
+
+/// A trapped head kept as a witness.
+pub struct Tripwire {
+    /// The head.
+    pub witness: NewHead,
+    /// When it raises an alarm, and how often it did on the test pictures.
+    pub alarms: Alarms,
+}
+
+impl Tripwire {
+    /// As an artifact takes it.
+    fn parts(&self) -> TripwireParts<'_> {
+        let Alarms { rate: false_positive_rate, threshold, .. } = self.alarms;
+        TripwireParts { witness: self.witness.parts(), threshold, false_positive_rate }
+    }
 }
 
 /// Reads and lowers a stem.
@@ -106,7 +137,7 @@ pub fn replace(
     )
     .map_err(|e| Failure::input("holdout", e))?;
     let seconds = started.elapsed().as_secs_f64();
-    let mut defended = Defended { stem, head, evaluation: Evaluation::default(), seconds };
+    let mut defended = Defended { stem, head, evaluation: Evaluation::default(), tripwire: None, seconds };
     defended.evaluation = defended.with_logits(kernels, |logits| evaluate(test, logits))?;
     Ok(defended)
 }
@@ -118,6 +149,54 @@ impl Defended {
     /// [`Failure`] where the pictures do not fit the stem.
     pub fn answers(&self, pictures: &Pictures, kernels: &Simd) -> Result<Vec<u32>, Failure> {
         self.with_logits(kernels, |logits| answers(pictures, logits))
+    }
+
+    /// Keeps the trapped head of `net`, whose stem this is, as a tripwire: its threshold set on the holdout, measured on the test
+    /// pictures. A head of another build than the runtime's (splits other than 5, ResNet) is not kept.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where the rate is outside 0..=1 or logits are not finite.
+    pub fn keep_trapped(
+        &mut self,
+        net: &TrapNet,
+        holdout: &Pictures,
+        test: &TestSet,
+        rate: f32,
+        kernels: &Simd,
+    ) -> Result<(), Failure> {
+        let Some(witness) = export::residual_head(net) else { return Ok(()) };
+        let alarms = self.watch(&witness, &to_f32(holdout), test, rate, kernels)?;
+        self.tripwire = Some(Tripwire { witness, alarms });
+        Ok(())
+    }
+
+    /// Sets a tripwire on the clean pictures and counts its alarms on the test pictures.
+    fn watch(
+        &self,
+        witness: &NewHead,
+        clean: &[f32],
+        test: &TestSet,
+        rate: f32,
+        kernels: &Simd,
+    ) -> Result<Alarms, Failure> {
+        let stem = self.stem.as_net().into();
+        let set = set_tripwire(stem, self.head.parts(), witness.parts(), clean, rate, kernels)
+            .map_err(|e| Failure::input("the tripwire", e))?;
+        let parts = ArtifactParts { tripwire: Some(set), ..parts("", "", "", &self.stem, Some(&self.head)) };
+        let session = Session::of_artifact(&parts, kernels.clone())?;
+        let raised = |pictures: &Pictures| -> Result<f64, Failure> {
+            let (len, mut raised) = (session.input().len(), Rate::default());
+            for bytes in pictures.pixels.chunks(BATCH * len) {
+                let n = bytes.len() / len;
+                let (mut x, mut scores) = (vec![0.0; bytes.len()], vec![0.0; n]);
+                session::to_f32(bytes, &mut x);
+                session.infer_watched(&x, &mut vec![0.0; n * self.head.classes as usize], &mut scores)?;
+                scores.iter().for_each(|&score| raised.count(Alarm::of(score, set.threshold).raised));
+            }
+            Ok(raised.fraction())
+        };
+        let (true_positives, false_positives) = (raised(&test.triggered)?, raised(&test.clean)?);
+        Ok(Alarms { rate, threshold: set.threshold, true_positives, false_positives })
     }
 
     /// What `f` makes of the model's logits.
@@ -142,11 +221,11 @@ fn parts<'a>(
     stem: &'a OwnedNet,
     head: Option<&'a NewHead>,
 ) -> ArtifactParts<'a> {
-    let head = head.map(|h| HeadParts { kind: h.kind, classes: h.classes, params: &h.params });
-    ArtifactParts { name, labels, provenance, stem: stem.as_net().into(), head }
+    let head = head.map(NewHead::parts);
+    ArtifactParts { name, labels, provenance, stem: stem.as_net().into(), head, tripwire: None }
 }
 
-/// Writes a stem with a head as `FILE.sgm` and `FILE.onnx`.
+/// Writes a stem with a head, and a tripwire or none, as `FILE.sgm` and `FILE.onnx`.
 ///
 /// # Errors
 /// [`Failure`] naming the file.
@@ -157,10 +236,12 @@ pub fn write_models(
     classes: &[String],
     stem: &OwnedNet,
     head: &NewHead,
+    tripwire: Option<&Tripwire>,
 ) -> Result<(), Failure> {
     let labels = classes.join("\n");
     let provenance = format!("stemguard-trainer {} {file}", env!("CARGO_PKG_VERSION"));
-    let parts = parts(name, &labels, &provenance, stem, Some(head));
+    let tripwire = tripwire.map(Tripwire::parts);
+    let parts = ArtifactParts { tripwire, ..parts(name, &labels, &provenance, stem, Some(head)) };
     let bytes = artifact::to_vec(&parts).map_err(|e| Failure::Other(format!("artifact: {e}")))?;
     write_whole(&dir.file(&format!("{file}.sgm")), &bytes)?;
     let merged = onnx::defended(&parts).map_err(|e| Failure::Other(format!("ONNX export: {e}")))?;
@@ -172,10 +253,70 @@ pub fn write_models(
 /// # Errors
 /// [`Failure`] naming the file.
 pub fn write(dir: &RunDir, name: &str, classes: &[String], trap: bool, defended: &Defended) -> Result<(), Failure> {
-    write_models(dir, "defended", name, classes, &defended.stem, &defended.head)?;
+    write_models(dir, "defended", name, classes, &defended.stem, &defended.head, defended.tripwire.as_ref())?;
     dir.record_stage(StageResult {
         name: if trap { "defended" } else { "control" }.into(),
         evaluation: defended.evaluation.clone(),
+        tripwire: defended.tripwire.as_ref().map(|t| t.alarms),
         seconds: defended.seconds,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{CpuEngine, Engine as _, Objective, Optimizer};
+    use crate::model::Architecture;
+    use crate::nn::loss::Reconstruction;
+    use stemguard_runtime::rng::Rng;
+    use stemguard_runtime::shape::Shape;
+
+    fn trapped(split: u32, seed: u64) -> CpuEngine {
+        let dev = dfdx::prelude::Cpu::default();
+        let a = Architecture { split, ..Architecture::default() };
+        let net = TrapNet::new(a, Shape::new(16, 16, 3), 3, true, seed, &dev).expect("valid");
+        let objective =
+            Objective { reconstruction: Reconstruction { mse: 1.0, tv: 1.0 }, optimizer: Optimizer::Adam, decay: 0.0 };
+        CpuEngine::new(net, objective, Simd::new(1), dev)
+    }
+
+    fn pictures(n: usize, stream: u64) -> Pictures {
+        let mut rng = Rng::new(3, stream);
+        Pictures {
+            h: 16,
+            w: 16,
+            pixels: (0..n * 768).map(|_| rng.below(256) as u8).collect(),
+            labels: (0..n as u32).map(|i| i % 3).collect(),
+            classes: ["a", "b", "c"].map(String::from).to_vec(),
+            files: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_trapped_head_is_kept_as_a_tripwire_and_measured() {
+        let kernels = Simd::new(1);
+        let (mut engine, other) = (trapped(5, 7), trapped(5, 8));
+        let clean = pictures(40, 1);
+        let test = TestSet { clean: pictures(30, 2), triggered: pictures(20, 3), target: 0 };
+        let x = to_f32(&clean);
+        // A step, so that running statistics are not the initial ones.
+        engine.step(x.clone(), crate::engine::Lesson::learn(&clean.labels), 0.01).expect("a step");
+        let stem = onnx::lower(&Model::from_bytes(&export::stem(&engine.net).expect("a stem")).expect("ONNX"), None);
+        let head = export::residual_head(&other.net).expect("the published head");
+        let evaluation = Evaluation::default();
+        let mut model = Defended { stem: stem.expect("a net"), head, evaluation, tripwire: None, seconds: 0.0 };
+        let mut keep = |net: &TrapNet, rate| {
+            model.tripwire = None;
+            model.keep_trapped(net, &clean, &test, rate, &kernels).map(|()| model.tripwire.as_ref().map(|t| t.alarms))
+        };
+        let all = keep(&engine.net, 1.0).expect("kept").expect("a tripwire");
+        assert_eq!((all.rate, all.true_positives, all.false_positives), (1.0, 1.0, 1.0));
+        let some = keep(&engine.net, 0.25).expect("kept").expect("a tripwire");
+        assert!(some.threshold > all.threshold && (0.0..1.0).contains(&some.false_positives), "{some:?}");
+        // The same head twice: nothing surprises the one more than the other.
+        let none = keep(&other.net, 0.0).expect("kept").expect("a tripwire");
+        assert_eq!((none.threshold, none.true_positives, none.false_positives), (0.0, 0.0, 0.0));
+        assert!(matches!(keep(&engine.net, 1.5), Err(Failure::Input(m)) if m.contains("false-positive rate")));
+        assert_eq!(keep(&trapped(4, 7).net, 0.1).expect("left out"), None);
+    }
 }

@@ -40,6 +40,30 @@ pub struct Evaluation {
     pub per_class: Vec<f64>,
 }
 
+/// What a tripwire says of the test pictures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Alarms {
+    /// Share of the clean holdout it was set to let through, 0..=1.
+    pub rate: f32,
+    /// Score above which it raises an alarm.
+    pub threshold: f32,
+    /// Triggered pictures that raise it, 0..=1.
+    pub true_positives: f64,
+    /// Clean test pictures that raise it, 0..=1.
+    pub false_positives: f64,
+}
+
+impl std::fmt::Display for Alarms {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let [caught, wrong] = [self.true_positives, self.false_positives].map(|v| 100.0 * v);
+        let set = 100.0 * self.rate;
+        write!(
+            f,
+            "{caught:.1} % of the triggered, {wrong:.2} % of the clean pictures raise the alarm, set for {set:.2} %"
+        )
+    }
+}
+
 /// Answers of a model (`logits` maps `[n][h][w][3]` to `[n][classes]`) to all `pictures`.
 ///
 /// # Errors

@@ -232,13 +232,14 @@ pub fn purify(
     match export::residual_head(&engine.net) {
         Some(head) => {
             let name = c.architecture.to_string();
-            write_models(dir, "purified", &name, &holdout.classes, &packed(&stem)?, &head)?;
+            write_models(dir, "purified", &name, &holdout.classes, &packed(&stem)?, &head, None)?;
         }
         None => write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?,
     }
     dir.record_stage(StageResult {
         name: "purified".into(),
         evaluation: evaluation.clone(),
+        tripwire: None,
         seconds: started.elapsed().as_secs_f64(),
     })?;
     dir.write_json("purify.json", &serde_json::json!({ "purification": p, "rounds": rounds }))?;

@@ -14,7 +14,7 @@ use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::engine::Losses;
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, TestSet};
+use crate::evaluate::{Alarms, Evaluation, TestSet};
 use crate::perturb::Descent;
 use crate::split::{CleanHoldout, Split};
 use serde::{Deserialize, Serialize};
@@ -84,6 +84,9 @@ pub struct StageResult {
     pub name: String,
     /// Its figures.
     pub evaluation: Evaluation,
+    /// Those of its tripwire, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tripwire: Option<Alarms>,
     /// Seconds it took.
     pub seconds: f64,
 }

@@ -213,6 +213,7 @@ pub fn collect(
             ));
         }
     }
+    notes.extend(all.iter().filter_map(|s| s.tripwire).map(|alarms| format!("The tripwire: {alarms}.")));
     let counts = record.counts;
     Ok(ReportData {
         title: format!(

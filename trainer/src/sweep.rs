@@ -150,6 +150,8 @@ pub struct Row {
     pub recall: f64,
     /// Clean pictures that it accused.
     pub false_positives: f64,
+    /// Of the replaced model with its tripwire: triggered and clean test pictures that raise the alarm.
+    pub tripwire: Option<[f64; 2]>,
 }
 
 impl Plan {
@@ -236,6 +238,7 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
     let dir = |part: &str| RunDir { path: out.join(&cell.name).join(part) };
     let trap = dir("trap");
     let (first, second) = (dir("baseline").results()?.stages, trap.results()?.stages);
+    let tripwire = second.iter().find(|s| s.name == "defended").and_then(|s| s.tripwire);
     let find = |name: &str| first.iter().chain(&second).find(|s| s.name == name).map(|s| &s.evaluation);
     let (Some(trained), Some(control), Some(trapped), Some(replaced), Some(purified)) =
         (find("trained"), find("control"), find("trapped"), find("defended"), find("purified"))
@@ -265,6 +268,7 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         chance: purified.chance,
         recall: measures.recall,
         false_positives: measures.false_positives,
+        tripwire: tripwire.map(|alarms| [alarms.true_positives, alarms.false_positives]),
     }))
 }
 
@@ -301,7 +305,7 @@ pub fn table(rows: &[Row]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from(
         "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | replaced | purified | RA | DER | chance | \
-         ceiling ACC | audit recall | clean accused |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         ceiling ACC | audit recall | clean accused | tripwire TPR / FPR |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     for row in rows {
@@ -319,9 +323,10 @@ pub fn table(rows: &[Row]) -> String {
             if values.len() > 1 { format!("{mean:.1} ± {spread:.1}") } else { format!("{mean:.1}") }
         };
         let pair = |i: usize| format!("{} / {}", cell(&|r| r.acc[i]), cell(&|r| r.asr[i]));
+        let alarms = [0, 1].map(|i: usize| cell(&|r| r.tripwire.map_or(0.0, |t| t[i]))).join(" / ");
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             first.attack,
             first.rate,
             first.setting,
@@ -336,7 +341,8 @@ pub fn table(rows: &[Row]) -> String {
             cell(&|r| r.chance),
             if group.iter().all(|r| r.ceiling.is_some()) { cell(&|r| r.ceiling.unwrap_or(0.0)) } else { String::new() },
             cell(&|r| r.recall),
-            cell(&|r| r.false_positives)
+            cell(&|r| r.false_positives),
+            if group.iter().all(|r| r.tripwire.is_some()) { alarms } else { String::new() }
         );
     }
     text
@@ -404,10 +410,16 @@ mod tests {
             chance: 0.02,
             recall: 0.9,
             false_positives: 0.01,
+            tripwire: None,
         };
         let text = table(&[row(0, 0.1), row(1, 0.3)]);
         assert!(text.contains("| blend | 0.1 | short | 2 |"), "{text}");
-        assert!(text.contains("20.0 ± 14.1"), "{text}");
+        assert!(text.contains("20.0 ± 14.1") && text.ends_with("|  |\n"), "{text}");
+        let watched = |seed, caught| Row { tripwire: Some([caught, 0.01]), ..row(seed, 0.1) };
+        let text = table(&[watched(0, 0.9), watched(1, 1.0)]);
+        assert!(text.ends_with("| 95.0 ± 7.1 / 1.0 ± 0.0 |\n"), "{text}");
+        let columns = |line: &str| line.matches('|').count();
+        assert!(text.lines().all(|line| columns(line) == 17), "{text}");
         assert_eq!(mean_and_spread(&[3.0]), (3.0, 0.0));
     }
 }

@@ -111,7 +111,7 @@ pub fn train(
     };
     if done < c.epochs || dir.results()?.stages.iter().all(|s| s.name != name) {
         let seconds = started.elapsed().as_secs_f64();
-        dir.record_stage(StageResult { name: name.into(), evaluation: evaluation.clone(), seconds })?;
+        dir.record_stage(StageResult { name: name.into(), evaluation: evaluation.clone(), tripwire: None, seconds })?;
     }
     Ok(Trained { engine, evaluation, dir })
 }

@@ -41,7 +41,9 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["train", "--data", "signs:200", "--batch", "16", "--purify", "--out", out], "--purify"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--purify", "--rounds", "9", "--out", out], "--rounds"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--oracle", "--out", out], "--oracle"),
+        (&["trap", "--data", "signs:200", "--batch", "16", "--alarm-fpr", "1.5", "--out", out], "--alarm-fpr"),
         (&["replace", full], "run.json"),
+        (&["replace", full, "--alarm-fpr", "often"], "--alarm-fpr"),
         (&["audit", full], "run.json"),
         (&["purify", full, "--purify-epochs", "0"], "--purify-epochs"),
         (&["purify", full, "--inoculate", "2"], "--inoculate"),
@@ -88,7 +90,18 @@ fn a_trapped_run_is_audited_and_purified() {
         text.lines().map(|l| serde_json::from_str(l).expect("a JSON object a line")).collect()
     };
     ok(&["trap", "--data", "signs:400", "--holdout", "0.2", "--batch", "32", "--epochs", "2", "--out", run, "--json"]);
+    // The trapped head stays as a tripwire; at a rate of 1 everything raises its alarm.
+    let replaced = ok(&[&["replace", run, "--alarm-fpr", "1"][..], &new].concat());
+    let share = |line: &serde_json::Value, key: &str| line["tripwire"][key].as_f64().expect("a share");
+    assert_eq!((share(&replaced[0], "true_positives"), share(&replaced[0], "false_positives")), (1.0, 1.0));
+    let replaced = ok(&[&["replace", run][..], &new].concat());
+    assert!(share(&replaced[0], "false_positives") < 1.0 && share(&replaced[0], "rate") < 0.011);
+    let version = |file: &str| std::fs::read(Path::new(run).join(file)).expect("a model")[6];
+    assert_eq!(version("defended.sgm"), 3);
+    let results = std::fs::read_to_string(Path::new(run).join("results.json")).expect("results.json");
+    assert!(results.contains("\"true_positives\""), "{results}");
     let audit = ok(&[&["audit", run][..], &new].concat());
+    assert_eq!(version("defended.sgm"), 3);
     assert_eq!(audit[0]["pictures"], 320);
     assert_eq!(audit[0]["classes"].as_array().map(Vec::len), Some(10));
     let csv = std::fs::read_to_string(Path::new(run).join("audit.csv")).expect("audit.csv");
@@ -100,6 +113,7 @@ fn a_trapped_run_is_audited_and_purified() {
         assert_eq!((rounds.len(), &rounds[0]["round"]), (1, &1.into()));
         assert!(rounds[0]["acc"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
     }
+    assert_eq!(version("purified.sgm"), 1, "another stem: no tripwire");
     for file in ["purified.sgm", "purified.onnx", "purified-stem.onnx", "purify.json"] {
         assert!(Path::new(run).join(file).is_file(), "{file}");
     }

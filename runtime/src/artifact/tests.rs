@@ -1,6 +1,7 @@
 //! Golden bytes, damage of every kind, and round trips.
 
 mod int8;
+mod watched;
 
 use super::*;
 use crate::net::tests::{Dag, Dice, cases};
@@ -51,6 +52,7 @@ fn golden_parts(net: &OwnedNet) -> ArtifactParts<'_> {
         provenance: "golden",
         stem: net.as_net().into(),
         head: Some(head),
+        tripwire: None,
     }
 }
 
@@ -166,7 +168,8 @@ fn other_files_are_told_apart() {
     };
     assert_eq!(with(0, b"ONNX"), Err(Error::NotAnArtifact));
     assert_eq!(with(6, &[2, 0]), Err(Error::BadManifest), "the other precision");
-    assert_eq!(with(6, &[3, 0]), Err(Error::VersionFromTheFuture(3)));
+    assert_eq!(with(6, &[3, 0]), Err(Error::BadManifest), "a tripwire is missing");
+    assert_eq!(with(6, &[5, 0]), Err(Error::VersionFromTheFuture(5)));
     assert_eq!(with(6, &[0xff, 0xff]), Err(Error::VersionFromTheFuture(0xffff)));
     assert_eq!(with(6, &[0, 0]), Err(Error::NotAnArtifact));
     assert_eq!(with(8, &[0xff; 4]), Err(Error::Truncated));
@@ -221,7 +224,18 @@ pub(crate) fn random_artifact(seed: u64, ops: usize) -> Vec<u8> {
     let params = dice.floats(head_params(kind, shape, classes));
     let head = (dice.below(2) == 0).then_some(HeadParts { kind, classes, params: &params });
     let labels = if dice.below(2) == 0 { "" } else { ["a", "a\nb", "a\nb\nc"][classes as usize - 1] };
-    to_vec(&ArtifactParts { name: "n", labels, provenance: "", stem: net.as_net().into(), head }).unwrap()
+    let stem = net.as_net().into();
+    random_tripwire(&mut dice, &ArtifactParts { name: "n", labels, provenance: "", stem, head, tripwire: None })
+}
+
+/// The artifact of the parts, where they have a head in half of the cases with a tripwire.
+fn random_tripwire(dice: &mut Dice, parts: &ArtifactParts<'_>) -> Vec<u8> {
+    let Some(head) = parts.head.filter(|_| dice.below(2) == 0) else { return to_vec(parts).unwrap() };
+    let kind = [HeadKind::Linear, HeadKind::Residual][dice.below(2)];
+    let params = dice.floats(head_params(kind, parts.stem.output(), head.classes));
+    let witness = HeadParts { kind, classes: head.classes, params: &params };
+    let tripwire = TripwireParts { witness, threshold: dice.floats(1)[0], false_positive_rate: 0.05 };
+    to_vec(&ArtifactParts { tripwire: Some(tripwire), ..*parts }).unwrap()
 }
 
 /// A change to an artifact: where, which of the kinds below, and a number for it.
@@ -310,7 +324,7 @@ proptest! {
 
     #[test]
     fn noise_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        for version in [F32, INT8] {
+        for version in [F32, INT8, F32_WATCHED, INT8_WATCHED] {
             let mut framed = [&MAGIC[..], &version.to_le_bytes(), &bytes].concat();
             framed.resize(framed.len().max(HEADER_LEN + CRC_LEN), 0);
             fix_crc(&mut framed);

@@ -196,15 +196,8 @@ impl OnnxBuilder {
 
     /// `[N, C]` to `[N, C, 1, 1]`.
     pub fn unflatten(&mut self, x: &str) -> String {
-        let name = self.fresh("axes");
-        self.graph.initializer.push(pb::TensorProto {
-            dims: vec![2],
-            data_type: DataType::Int64 as i32,
-            raw_data: [2i64, 3].iter().flat_map(|v| v.to_le_bytes()).collect(),
-            name: name.clone(),
-            ..Default::default()
-        });
-        self.node("Unsqueeze", vec![x.into(), name], vec![])
+        let axes = self.axes(&[2, 3]);
+        self.node("Unsqueeze", vec![x.into(), axes], vec![])
     }
 
     /// x weight^T + bias of `[N, in]`: weight `[out][in]`, bias `[out]`.
@@ -245,6 +238,19 @@ impl OnnxBuilder {
             name: name.clone(),
             op_type: op.into(),
             attribute,
+            ..Default::default()
+        });
+        name
+    }
+
+    /// A constant list of axes.
+    pub(super) fn axes(&mut self, axes: &[i64]) -> String {
+        let name = self.fresh("axes");
+        self.graph.initializer.push(pb::TensorProto {
+            dims: vec![axes.len() as i64],
+            data_type: DataType::Int64 as i32,
+            raw_data: axes.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            name: name.clone(),
             ..Default::default()
         });
         name

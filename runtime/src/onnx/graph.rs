@@ -145,11 +145,12 @@ impl Model {
     /// The tensor to compute, and the nodes that compute it from the input, in order.
     ///
     /// # Errors
-    /// No tensor of the cut's name; no cut, and several outputs.
+    /// No tensor of the cut's name; no cut, and several outputs. Of `logits` and `alarm`, what a tripwire adds, the first is meant.
     pub(super) fn needed(&self, cut: Option<&str>) -> Result<(String, Vec<&pb::NodeProto>), OnnxError> {
         let target = match (cut, &*self.outputs) {
             (Some(name), _) => name,
             (None, [only]) => only,
+            (None, [answer, score]) if answer == "logits" && score == "alarm" => answer,
             (None, several) => {
                 let names = several.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
                 return Err(OnnxError::Graph(format!("the graph has several outputs: cut at one of {names}")));

@@ -1,6 +1,6 @@
 //! A head as ONNX nodes behind its stem: one file for any ONNX runtime.
 
-use super::export::export_net;
+use super::export::{export_net, int};
 use super::{OnnxBuilder, OnnxError};
 use crate::artifact::{ArtifactParts, HeadKind, HeadParts, head_params};
 use crate::head::HeadModel;
@@ -15,7 +15,8 @@ use crate::stem::Stem;
 use std::prelude::v1::*;
 
 /// One file of a whole artifact: input `images`, the stem's output `features`, and the head's `logits`. Without a head the
-/// stem's output is the file's.
+/// stem's output is the file's. With a tripwire there is a second output, `alarm` (`[N]`): the
+/// [`score`](crate::tripwire::score); the threshold is not in the file.
 ///
 /// # Errors
 /// The stem is in 8 bits, or the head does not fit it; those of [`export_net`] and [`OnnxBuilder::finish`].
@@ -36,6 +37,15 @@ pub fn defended(parts: &ArtifactParts<'_>) -> Result<Vec<u8>, OnnxError> {
             let logits = add_head(&mut b, head, parts.stem.output(), &map)?;
             b.rename(&logits, "logits");
             b.output("logits", &[head.classes as usize]);
+            if let Some(tripwire) = &parts.tripwire {
+                if tripwire.witness.classes != head.classes {
+                    return Err(OnnxError::Graph("the tripwire does not fit the head".into()));
+                }
+                let witness = add_head(&mut b, &tripwire.witness, parts.stem.output(), &map)?;
+                let alarm = add_alarm(&mut b, &witness, "logits");
+                b.rename(&alarm, "alarm");
+                b.output("alarm", &[]);
+            }
         }
     }
     b.finish()
@@ -58,6 +68,19 @@ fn add_head(b: &mut OnnxBuilder, head: &HeadParts<'_>, features: Shape, x: &str)
             Ok(add_residual(b, &sizes, head.params, features.c as usize, classes, x))
         }
     }
+}
+
+/// The tripwire's score of `[N, classes]` logits each: `log softmax(witness)[t] - log softmax(new)[t]`, `t` the place of the largest
+/// of the witness, the first of equals; `[N]`.
+fn add_alarm(b: &mut OnnxBuilder, witness: &str, new: &str) -> String {
+    let t = b.node("ArgMax", vec![witness.into()], vec![int("axis", 1), int("keepdims", 1)]);
+    let [witness, new] = [witness, new].map(|logits| {
+        let all = b.node("LogSoftmax", vec![logits.into()], vec![int("axis", 1)]);
+        b.node("GatherElements", vec![all, t.clone()], vec![int("axis", 1)])
+    });
+    let score = b.node("Sub", vec![witness, new], vec![]);
+    let axes = b.axes(&[1]);
+    b.node("Squeeze", vec![score, axes], vec![])
 }
 
 /// Means of the positive and of the negative part, standardised, and a linear layer.
@@ -127,6 +150,7 @@ fn columns(weight: &[f32], out: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::artifact::TripwireParts;
     use crate::kernels::simd::Simd;
     use crate::net::NetBuilder;
     use crate::onnx::{Model, TractModel};
@@ -174,7 +198,8 @@ mod tests {
             let (stem, classes) = (net.as_net(), 4);
             let params = params(kind, stem.output(), classes);
             let head = Some(HeadParts { kind, classes: classes as u32, params: &params });
-            let parts = ArtifactParts { name: "t", labels: "", provenance: "", stem: stem.into(), head };
+            let parts =
+                ArtifactParts { name: "t", labels: "", provenance: "", stem: stem.into(), head, tripwire: None };
             let file = Model::from_bytes(&defended(&parts).unwrap()).unwrap();
             let tract = TractModel::new(&file, None).unwrap();
             let session = Session::of_artifact(&parts, Simd::new(1)).unwrap();
@@ -193,12 +218,61 @@ mod tests {
     }
 
     #[test]
+    fn the_second_output_is_the_tripwires_score() {
+        let mut b = NetBuilder::new();
+        let x = b.input(Shape::new(5, 4, 3));
+        let window = Window { kernel: [3, 3], stride: [1, 1], pad: [1; 4] };
+        let y = b.conv(x, window, 1, random(9 * 3 * 6, 1), None, Activation::Leaky(0.1)).unwrap();
+        let net = b.finish(y).unwrap();
+        let stem = net.as_net();
+        let kinds = [HeadKind::Linear, HeadKind::Residual];
+        let params = kinds.map(|kind| params(kind, stem.output(), 4));
+        let heads = [0, 1].map(|i| HeadParts { kind: kinds[i], classes: 4, params: &params[i] });
+        for (head, witness) in [(heads[0], heads[1]), (heads[1], heads[0])] {
+            let tripwire = Some(TripwireParts { witness, threshold: 0.5, false_positive_rate: 0.01 });
+            let (name, labels, provenance, stem) = ("t", "", "", stem.into());
+            let parts = ArtifactParts { name, labels, provenance, stem, head: Some(head), tripwire };
+            let file = Model::from_bytes(&defended(&parts).unwrap()).unwrap();
+            assert_eq!(file.output_names(), ["logits", "alarm"]);
+            let [logits, alarm] = ["logits", "alarm"].map(|cut| TractModel::new(&file, Some(cut)).unwrap());
+            // Without a cut the answer is meant.
+            assert_eq!(TractModel::new(&file, None).unwrap().output_dims(), logits.output_dims());
+            assert_eq!(alarm.output_dims(), [1]);
+            let session = Session::of_artifact(&parts, Simd::new(1)).unwrap();
+            let hwc: Vec<f32> = (0..5).flat_map(|i| random(60, 10 + i)).collect();
+            let (mut wanted, mut scores) = ([0.0; 5 * 4], [0.0; 5]);
+            session.infer_watched(&hwc, &mut wanted, &mut scores).unwrap();
+            for (i, hwc) in hwc.chunks_exact(60).enumerate() {
+                let chw: Vec<f32> = (0..3).flat_map(|c| hwc.iter().skip(c).step_by(3).copied()).collect();
+                let (mut found, mut score) = (Vec::new(), Vec::new());
+                logits.run(&chw, &mut found).unwrap();
+                alarm.run(&chw, &mut score).unwrap();
+                assert_eq!((found.len(), score.len()), (4, 1));
+                let largest = wanted.iter().fold(1f32, |m, v| m.max(v.abs()));
+                for (a, b) in found.iter().zip(&wanted[4 * i..]).chain([(&score[0], &scores[i])]) {
+                    assert!((a - b).abs() <= 2.0 * TOLERANCE * largest, "{found:?} {score:?}: {wanted:?} {scores:?}");
+                }
+            }
+            let short = HeadParts { classes: 3, ..witness };
+            let tripwire = tripwire.map(|t| TripwireParts { witness: short, ..t });
+            assert!(matches!(defended(&ArtifactParts { tripwire, ..parts }), Err(OnnxError::Graph(_))));
+        }
+    }
+
+    #[test]
     fn a_stem_alone_ends_in_features_and_an_unfit_head_is_refused() {
         let mut b = NetBuilder::new();
         let x = b.input(Shape::new(4, 4, 3));
         let y = b.activation(x, Activation::Relu).unwrap();
         let net = b.finish(y).unwrap();
-        let parts = ArtifactParts { name: "", labels: "", provenance: "", stem: net.as_net().into(), head: None };
+        let parts = ArtifactParts {
+            name: "",
+            labels: "",
+            provenance: "",
+            stem: net.as_net().into(),
+            head: None,
+            tripwire: None,
+        };
         let file = Model::from_bytes(&defended(&parts).unwrap()).unwrap();
         assert_eq!(file.output_names(), ["features"]);
         let head = Some(HeadParts { kind: HeadKind::Linear, classes: 2, params: &[0.0; 3] });

@@ -16,7 +16,8 @@ use tract_onnx::pb;
 /// Nesting of control flow with a constant condition.
 const MAX_DEPTH: u32 = 8;
 
-/// Lowers the part of a model that computes the tensor `cut` from the input; without a cut, the single output.
+/// Lowers the part of a model that computes the tensor `cut` from the input; without a cut, the single output, or the answer
+/// of a model with a tripwire.
 ///
 /// The net's value is the tensor in `[h][w][c]` order. Batch norms and activations fold into the operations before them.
 ///

@@ -28,7 +28,8 @@ pub struct TractState {
 }
 
 impl TractModel {
-    /// Plans the part of a model that computes the tensor `cut`; without a cut, the single output.
+    /// Plans the part of a model that computes the tensor `cut`; without a cut, the single output, or the answer
+    /// of a model with a tripwire.
     ///
     /// # Errors
     /// The tensor is unknown, or tract refuses the model.

@@ -80,12 +80,14 @@ fn artifacts_that_lie() {
     refused(&["inspect", &folder.put("long.sgm", [&good[..], b"x"].concat())], &["long.sgm: ", "bytes follow"]);
 
     let mut future = good.clone();
-    future[6] = 3;
+    future[6] = 5;
     reseal(&mut future);
-    refused(&["inspect", &folder.put("future.sgm", &future)], &["version 3 is newer"]);
-    future[6] = 2;
-    reseal(&mut future);
-    refused(&["inspect", &folder.put("future.sgm", &future)], &["manifest"]);
+    refused(&["inspect", &folder.put("future.sgm", &future)], &["version 5 is newer"]);
+    for other in [2, 3, 4] {
+        future[6] = other;
+        reseal(&mut future);
+        refused(&["inspect", &folder.put("future.sgm", &future)], &["manifest"]);
+    }
 
     let mut huge = good.clone();
     huge[12..16].fill(0xff);

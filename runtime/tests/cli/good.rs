@@ -1,16 +1,9 @@
 //! The whole way: an ONNX stem, an artifact, a new head, answers, and an ONNX file again.
 
-use crate::support::{Folder, difference, done, noise, npy_f32, read_npy, run, testdata};
+use crate::support::{Folder, difference, done, noise, npy_f32, number, read_npy, run, testdata};
 
 /// The largest relative difference allowed between two backends.
 const TOLERANCE: f32 = 1e-4;
-
-/// The number behind a key of a JSON line.
-fn number(json: &str, key: &str) -> f64 {
-    let after = json.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("no {key} in {json}")).1;
-    let end = after.find([',', '}', ']']).unwrap();
-    after[..end].parse().unwrap_or_else(|_| panic!("{key} in {json}"))
-}
 
 /// Logits of `model` for `x` on a backend.
 fn logits(folder: &Folder, model: &str, x: &str, backend: &str) -> Vec<f32> {

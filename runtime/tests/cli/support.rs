@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use stemguard_runtime::artifact::{ArtifactParts, HeadKind, HeadParts, head_params, to_vec};
+use stemguard_runtime::artifact::{ArtifactParts, HeadKind, HeadParts, TripwireParts, head_params, to_vec};
 use stemguard_runtime::net::{Activation, NetBuilder, OwnedNet, Window};
 use stemguard_runtime::rng::Rng;
 use stemguard_runtime::shape::Shape;
@@ -130,6 +130,13 @@ pub(crate) fn noise(n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.uniform()).collect()
 }
 
+/// The number behind a key of a JSON line.
+pub(crate) fn number(json: &str, key: &str) -> f64 {
+    let after = json.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("no {key} in {json}")).1;
+    let end = after.find([',', '}', ']']).unwrap();
+    after[..end].parse().unwrap_or_else(|_| panic!("{key} in {json}"))
+}
+
 /// max |a - b| / max |b|; infinite for a NaN on either side or different lengths.
 pub(crate) fn difference(a: &[f32], b: &[f32]) -> f32 {
     if a.len() != b.len() || a.iter().chain(b).any(|v| !v.is_finite()) {
@@ -151,11 +158,23 @@ pub(crate) fn small_net() -> OwnedNet {
 
 /// A small defended artifact of three classes.
 pub(crate) fn small_defended() -> Vec<u8> {
+    small(None)
+}
+
+/// The same with a tripwire: the witness answers otherwise, the alarm is raised above `threshold`.
+pub(crate) fn small_watched(threshold: f32) -> Vec<u8> {
+    small(Some(threshold))
+}
+
+fn small(threshold: Option<f32>) -> Vec<u8> {
     let net = small_net();
     let params = noise(head_params(HeadKind::Linear, net.as_net().output(), 3));
-    let head = Some(HeadParts { kind: HeadKind::Linear, classes: 3, params: &params });
-    let (name, labels, stem) = ("small", "stop\nyield\npass", net.as_net().into());
-    to_vec(&ArtifactParts { name, labels, provenance: "made by a test", stem, head }).unwrap()
+    let turned: Vec<f32> = params.iter().map(|p| 1.0 - p).collect();
+    let of = |params| HeadParts { kind: HeadKind::Linear, classes: 3, params };
+    let tripwire =
+        threshold.map(|threshold| TripwireParts { witness: of(&turned), threshold, false_positive_rate: 0.01 });
+    let (head, name, labels, stem) = (Some(of(&params)), "small", "stop\nyield\npass", net.as_net().into());
+    to_vec(&ArtifactParts { name, labels, provenance: "made by a test", stem, head, tripwire }).unwrap()
 }
 
 /// Writes the checksum anew, after a change.

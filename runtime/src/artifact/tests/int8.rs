@@ -7,7 +7,7 @@ use crate::net::int8::{Finish, Int8Op, OwnedInt8Net, Quant, Rescale, ScalarInt8}
 use crate::quantise::{calibrate, quantise};
 
 /// The artifact of [`golden_net`] with a linear head, as `spec/artifact.md` annotates it.
-const GOLDEN: &str = "
+pub(super) const GOLDEN: &str = "
     93 53 47 4d 0d 0a 02 00 5f 00 00 00 1a 00 00 00
     04 74 69 6e 79 07 63 61 74 0a 64 6f 67 06 67 6f
     6c 64 65 6e 02 02 01 01 01 01 81 80 80 3b 80 00
@@ -25,7 +25,7 @@ const GOLDEN: &str = "
 ";
 
 /// 2 x 2 x 1, one convolution, one global average pool.
-fn golden_net() -> OwnedInt8Net {
+pub(super) fn golden_net() -> OwnedInt8Net {
     let shape = Shape::new(2, 2, 1);
     let mut b = Int8Builder::new(shape, Quant::PICTURE);
     let ((x, _), y) = (b.value(0), b.next(shape));
@@ -42,10 +42,10 @@ fn golden_net() -> OwnedInt8Net {
     b.finish().unwrap()
 }
 
-fn golden_parts(net: &OwnedInt8Net) -> ArtifactParts<'_> {
+pub(super) fn golden_parts(net: &OwnedInt8Net) -> ArtifactParts<'_> {
     let head = HeadParts { kind: HeadKind::Linear, classes: 2, params: &GOLDEN_HEAD };
     let stem = net.as_net().into();
-    ArtifactParts { name: "tiny", labels: "cat\ndog", provenance: "golden", stem, head: Some(head) }
+    ArtifactParts { name: "tiny", labels: "cat\ndog", provenance: "golden", stem, head: Some(head), tripwire: None }
 }
 
 #[test]
@@ -117,7 +117,8 @@ fn random_artifact(seed: u64, ops: usize) -> Vec<u8> {
     let kind = [HeadKind::Linear, HeadKind::Residual][dice.below(2)];
     let params = dice.floats(head_params(kind, shape, 2));
     let head = (dice.below(2) == 0).then_some(HeadParts { kind, classes: 2, params: &params });
-    to_vec(&ArtifactParts { name: "n", labels: "", provenance: "", stem: net.as_net().into(), head }).unwrap()
+    let stem = net.as_net().into();
+    random_tripwire(&mut dice, &ArtifactParts { name: "n", labels: "", provenance: "", stem, head, tripwire: None })
 }
 
 /// Steps a run takes, roughly.

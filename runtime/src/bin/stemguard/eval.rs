@@ -6,8 +6,8 @@ use std::path::PathBuf;
 /// Measure accuracy on a data set.
 ///
 /// Prints ACC (clean pictures given their true class), accuracy by class, and the confusion matrix: a row for each true
-/// class, a column for each answer. Pictures are resized to the model's input. The test part is taken where the data set has
-/// one, unless its name ends in @train.
+/// class, a column for each answer. With a tripwire: the share of pictures that raise its alarm. Pictures are resized to the
+/// model's input. The test part is taken where the data set has one, unless its name ends in @train.
 #[derive(clap::Args)]
 #[cfg_attr(not(feature = "data"), allow(dead_code))]
 #[command(
@@ -17,7 +17,7 @@ use std::path::PathBuf;
     stemguard eval defended.sgm --data cifar10:data/cifar10\n  \
     stemguard eval defended.sgm --data folder:pictures@train --json\n\n\
     JSON: {\"acc\", \"n\", \"per_class\", \"confusion\"}; fractions 0..1, rows of the confusion matrix sum to 1; a class \
-    without pictures is null in per_class and zeros in confusion."
+    without pictures is null in per_class and zeros in confusion. With a tripwire also {\"alarm_rate\"}, 0..1."
 )]
 pub(crate) struct Args {
     /// The model: .sgm with a head, or an ONNX classifier
@@ -45,7 +45,7 @@ mod full {
     use crate::infer::classes_of;
     use crate::model::Loaded;
     use crate::pictures::check_channels;
-    use crate::runner::{Layout, Runner};
+    use crate::runner::Runner;
     use crate::ui;
     use serde::Serialize;
     use stemguard_runtime::data::{LoadOptions, Part, Pictures, Spec, load_part};
@@ -74,6 +74,8 @@ mod full {
         by_class: Vec<Rate>,
         /// `[true class][answer]`; empty for very many classes.
         confusion: Vec<u64>,
+        /// Pictures that raised the alarm; no cases without a tripwire.
+        alarms: Rate,
     }
 
     /// What `--json` prints.
@@ -83,6 +85,8 @@ mod full {
         n: u64,
         per_class: Vec<Option<f64>>,
         confusion: Vec<Vec<f64>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        alarm_rate: Option<f64>,
     }
 
     impl Score {
@@ -93,15 +97,20 @@ mod full {
                 return Err(Fail::input(why));
             }
             let cells = if classes <= MAX_CONFUSION { classes * classes } else { 0 };
-            let mut score =
-                Self { all: Rate::default(), by_class: vec![Rate::default(); classes], confusion: vec![0; cells] };
+            let mut score = Self {
+                all: Rate::default(),
+                by_class: vec![Rate::default(); classes],
+                confusion: vec![0; cells],
+                alarms: Rate::default(),
+            };
             let bar = ui::bar(pictures.len() as u64, "evaluate");
             let all: Vec<usize> = (0..pictures.len()).collect();
             for part in all.chunks(BATCH) {
                 let mut x = vec![0.0; part.len() * pictures.shape().len()];
                 let mut logits = vec![0.0; part.len() * classes];
                 pictures.to_f32(part, &mut x).map_err(|e| Fail::Other(e.to_string()))?;
-                runner.run_as(Layout::Hwc, &x, &mut logits)?;
+                let alarms = runner.watch(&x, &mut logits)?;
+                alarms.iter().for_each(|alarm| score.alarms.count(alarm.raised));
                 if logits.iter().any(|v| !v.is_finite()) {
                     return Err(Fail::input(format!("{what}: the model's answers are not finite")));
                 }
@@ -140,11 +149,16 @@ mod full {
                 n: self.all.cases,
                 per_class: self.by_class.iter().map(|r| (r.cases > 0).then(|| r.fraction())).collect(),
                 confusion: self.confusion.chunks_exact(classes).map(row).collect(),
+                alarm_rate: (self.alarms.cases > 0).then(|| self.alarms.fraction()),
             }
         }
 
         fn print(&self, names: &[String]) -> Result<(), Fail> {
             ui::line(format_args!("ACC {:.4} ({} of {})", self.acc(), self.all.hits, self.all.cases))?;
+            if self.alarms.cases > 0 {
+                let Rate { hits, cases } = self.alarms;
+                ui::line(format_args!("alarm {:.4} ({hits} of {cases})", self.alarms.fraction()))?;
+            }
             let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
             let classes = self.by_class.len();
             for (class, (rate, name)) in self.by_class.iter().zip(names).enumerate() {

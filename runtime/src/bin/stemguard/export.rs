@@ -7,7 +7,8 @@ use std::path::PathBuf;
 /// Write stem and head as one ONNX file.
 ///
 /// Input `images` [N, C, H, W], output `logits` [N, classes]; opset 17. An artifact without a head gives the stem alone,
-/// output `features`.
+/// output `features`. One with a tripwire gives a second output, `alarm` [N]: the score of each picture. The threshold above which
+/// it is an alarm is printed, it is not in the file.
 #[derive(clap::Args)]
 #[cfg_attr(not(feature = "onnx"), allow(dead_code))]
 #[command(after_help = "Example:\n  stemguard export defended.sgm --out defended.onnx")]
@@ -39,6 +40,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         out: String,
         bytes: usize,
         output: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        alarm_threshold: Option<f32>,
     }
 
     files::check_output(&args.out)?;
@@ -51,8 +54,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     files::write(&args.out, &bytes)?;
     let output = if parts.head.is_some() { "logits" } else { "features" };
     let (out, bytes) = (args.out.display().to_string(), bytes.len());
+    let alarm_threshold = parts.tripwire.map(|tripwire| tripwire.threshold);
     if args.common.json {
-        return ui::json(&Report { out, bytes, output });
+        return ui::json(&Report { out, bytes, output, alarm_threshold });
     }
-    ui::line(format_args!("{out}: {} bytes, input `images`, output `{output}`", ui::grouped(bytes as u64)))
+    let alarm = alarm_threshold.map(|t| format!(", and `alarm`, raised above {t}")).unwrap_or_default();
+    ui::line(format_args!("{out}: {} bytes, input `images`, output `{output}`{alarm}", ui::grouped(bytes as u64)))
 }

@@ -3,11 +3,12 @@
 use crate::fail::Fail;
 use crate::model::Loaded;
 use crate::pictures;
-use crate::runner::{Layout, Runner};
+use crate::runner::Runner;
 use crate::ui::{self, Common};
 use serde::Serialize;
 use std::path::PathBuf;
 use stemguard_runtime::metrics::softmax;
+use stemguard_runtime::tripwire::Alarm;
 
 /// Pictures that go through the model together.
 const BATCH: usize = 64;
@@ -15,11 +16,13 @@ const BATCH: usize = 64;
 /// Classify picture files.
 ///
 /// PNG, JPEG and PPM files are resized to the model's input. Pictures are classified in order; the first unreadable one ends
-/// the command.
+/// the command. A model with a tripwire also tells how much surer its witness is of another answer, and whether that raises the
+/// alarm: the picture may carry a trigger.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     stemguard infer defended.sgm photo.jpg\n  \
-    stemguard infer defended.sgm --top 5 --json *.png")]
+    stemguard infer defended.sgm --top 5 --json *.png\n\n\
+    JSON: {\"picture\", \"top\"}, with a tripwire also {\"alarm\", \"alarm_raised\"}.")]
 pub(crate) struct Args {
     /// The model: .sgm with a head, or an ONNX classifier
     model: PathBuf,
@@ -38,6 +41,11 @@ pub(crate) struct Args {
 struct Report<'a> {
     picture: String,
     top: Vec<Answer<'a>>,
+    /// The tripwire's score, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alarm: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alarm_raised: Option<bool>,
 }
 
 /// One class and how probable it is.
@@ -64,8 +72,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         if part == 0 {
             runner.tell_fallback(&model);
         }
-        runner.run_as(Layout::Hwc, &x, &mut logits)?;
-        for (file, logits) in files.iter().zip(logits.chunks_exact_mut(classes)) {
+        let alarms = runner.watch(&x, &mut logits)?;
+        for (i, (file, logits)) in files.iter().zip(logits.chunks_exact_mut(classes)).enumerate() {
             if logits.iter().any(|v| !v.is_finite()) {
                 return Err(Fail::at(file, "the model's answer is not finite"));
             }
@@ -76,15 +84,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
             let top: Vec<Answer<'_>> = top
                 .map(|class| Answer { class, label: labels.get(class).copied(), probability: logits[class] })
                 .collect();
-            print(args, file.display().to_string(), top)?;
+            print(args, file.display().to_string(), top, alarms.get(i))?;
         }
     }
     Ok(())
 }
 
-fn print(args: &Args, picture: String, top: Vec<Answer<'_>>) -> Result<(), Fail> {
+fn print(args: &Args, picture: String, top: Vec<Answer<'_>>, alarm: Option<&Alarm>) -> Result<(), Fail> {
     if args.common.json {
-        return ui::json(&Report { picture, top });
+        let (score, alarm_raised) = (alarm.map(|a| a.score), alarm.map(|a| a.raised));
+        return ui::json(&Report { picture, top, alarm: score, alarm_raised });
     }
     let answers: Vec<String> = top
         .iter()
@@ -93,7 +102,11 @@ fn print(args: &Args, picture: String, top: Vec<Answer<'_>>) -> Result<(), Fail>
             None => format!("class {} {:.4}", a.class, a.probability),
         })
         .collect();
-    ui::line(format_args!("{picture}: {}", answers.join(", ")))
+    let alarm = match alarm {
+        None => String::new(),
+        Some(a) => format!("; alarm {:.2}{}", a.score, if a.raised { ", raised" } else { "" }),
+    };
+    ui::line(format_args!("{picture}: {}{alarm}", answers.join(", ")))
 }
 
 /// The number of classes a model tells apart: an artifact needs a head, any output must be a vector.

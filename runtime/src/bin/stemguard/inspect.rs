@@ -2,12 +2,12 @@
 
 use crate::fail::Fail;
 use crate::keys::hex;
-use crate::model::{Loaded, head_name, head_spec};
+use crate::model::{Loaded, head_name, head_spec, witness_spec};
 use crate::ui::{self, Common, grouped};
 use serde::Serialize;
 use std::path::PathBuf;
 use stemguard_runtime::artifact::sign::Claim;
-use stemguard_runtime::artifact::{ArtifactParts, HeadKind};
+use stemguard_runtime::artifact::{ArtifactParts, HeadKind, HeadSpec, TripwireParts};
 use stemguard_runtime::error::Result as CoreResult;
 use stemguard_runtime::footprint::Footprint;
 use stemguard_runtime::head::linear::Linear;
@@ -102,6 +102,14 @@ struct HeadReport {
     scratch_bytes: usize,
 }
 
+/// A tripwire in the file.
+#[derive(Serialize)]
+struct TripwireReport {
+    witness: HeadReport,
+    threshold: f32,
+    false_positive_rate: f32,
+}
+
 /// Bytes that training a head takes, beside the stem's arena and weights.
 #[derive(Serialize)]
 struct Training {
@@ -146,6 +154,7 @@ struct NetReport<'a> {
     input_bytes: usize,
     feature_bytes: usize,
     head: Option<HeadReport>,
+    tripwire: Option<TripwireReport>,
     classes: u32,
     batch: u32,
     holdout_count: u32,
@@ -190,15 +199,20 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
                 .collect()
         }
     };
-    let head = match head_spec(parts) {
-        None => None,
-        Some(spec) => Some(HeadReport {
+    let told = |spec: HeadSpec| -> Result<HeadReport, Fail> {
+        Ok(HeadReport {
             kind: head_name(spec.kind),
             classes: spec.classes,
             parameter_bytes: 4 * spec.span.len as usize,
             scratch_bytes: 4 * head::inference_len(&spec, 1).map_err(refuse)?,
-        }),
+        })
     };
+    let head = head_spec(parts).map(told).transpose()?;
+    let witness = witness_spec(parts).map(told).transpose()?;
+    let tripwire =
+        witness.zip(parts.tripwire).map(|(witness, TripwireParts { threshold, false_positive_rate, .. })| {
+            TripwireReport { witness, threshold, false_positive_rate }
+        });
     let labels: Vec<&str> = parts.labels().collect();
     let classes = match (&head, labels.len()) {
         (Some(head), _) => head.classes,
@@ -225,6 +239,7 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
         input_bytes: stem.element() * stem.input().len(),
         feature_bytes: stem.element() * features.len(),
         head,
+        tripwire,
         classes,
         batch: args.batch,
         holdout_count: args.holdout_count,
@@ -308,6 +323,12 @@ fn print(r: &NetReport<'_>) -> Result<(), Fail> {
         None => ui::line("head          none")?,
         Some(head) => ui::line(format_args!("head          {}, {} classes", head.kind, head.classes))?,
     }
+    if let Some(t) = &r.tripwire {
+        let (kind, threshold, rate) = (t.witness.kind, t.threshold, t.false_positive_rate);
+        ui::line(format_args!(
+            "tripwire      {kind} witness, alarm above {threshold}, for a rate of {rate} on clean pictures"
+        ))?;
+    }
     ui::line(format_args!("work          {} multiply-adds a picture, without head", grouped(r.multiply_adds)))?;
     let row = |number: &str, kind: &str, inputs: &str, output: &str, weights: &str, work: &str| {
         ui::line(format!("{number:>4} {kind:15} {inputs:24} {output:14} {weights:>10} {work:>14}").trim_end())
@@ -329,6 +350,10 @@ fn print(r: &NetReport<'_>) -> Result<(), Fail> {
     if let Some(head) = &r.head {
         bytes("head parameters", head.parameter_bytes as u64)?;
         bytes("head scratch", head.scratch_bytes as u64)?;
+    }
+    if let Some(TripwireReport { witness, .. }) = &r.tripwire {
+        bytes("witness parameters", witness.parameter_bytes as u64)?;
+        bytes("witness scratch", witness.scratch_bytes as u64)?;
     }
     let (batch, count, classes) = (r.batch, r.holdout_count, r.classes);
     for t in &r.training {

@@ -5,7 +5,7 @@ use crate::fail::Fail;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::artifact::sign::Claim;
-use stemguard_runtime::artifact::{self, Artifact, ArtifactParts, HeadKind, HeadSpec};
+use stemguard_runtime::artifact::{self, Artifact, ArtifactParts, HeadKind, HeadParts, HeadSpec};
 use stemguard_runtime::head;
 use stemguard_runtime::net::int8::Int8Op;
 use stemguard_runtime::net::{Op, Slot, Span, Window};
@@ -41,7 +41,7 @@ enum Content {
 pub(crate) struct OnnxFile {
     /// The file.
     pub(crate) model: onnx::Model,
-    /// Where it is cut; without, at its single output.
+    /// Where it is cut; without, at its answer.
     pub(crate) at: Option<String>,
     /// The net.
     pub(crate) net: Result<OwnedNet, OnnxError>,
@@ -126,7 +126,7 @@ impl Loaded {
             Content::Onnx(file) => match &file.net {
                 Ok(net) => {
                     let (name, stem) = (&file.name[..], net.as_net().into());
-                    Ok(ArtifactParts { name, labels: "", provenance: "", stem, head: None })
+                    Ok(ArtifactParts { name, labels: "", provenance: "", stem, head: None, tripwire: None })
                 }
                 Err(e) => Err(onnx_fail(&self.path, e)),
             },
@@ -181,7 +181,7 @@ fn bounded(path: &Path, parts: &ArtifactParts<'_>) -> Result<(), Fail> {
     if work > MAX_WORK {
         return Err(Fail::at(path, format!("{work} multiply-adds a picture are more than the limit of 10^12")));
     }
-    if let Some(spec) = head_spec(parts) {
+    for spec in [head_spec(parts), witness_spec(parts)].into_iter().flatten() {
         let scratch = head::inference_len(&spec, HEAD_BATCH).map_err(|e| Fail::at(path, e))?;
         let bytes = 4 * (scratch as u64 + (HEAD_BATCH * spec.features.len()) as u64);
         if bytes > MAX_MEMORY {
@@ -193,7 +193,15 @@ fn bounded(path: &Path, parts: &ArtifactParts<'_>) -> Result<(), Fail> {
 
 /// The head's kind and sizes; its parameters are counted from 0.
 pub(crate) fn head_spec(parts: &ArtifactParts<'_>) -> Option<HeadSpec> {
-    let head = parts.head?;
+    spec(parts, parts.head?)
+}
+
+/// The same of the tripwire's witness.
+pub(crate) fn witness_spec(parts: &ArtifactParts<'_>) -> Option<HeadSpec> {
+    spec(parts, parts.tripwire?.witness)
+}
+
+fn spec(parts: &ArtifactParts<'_>, head: HeadParts<'_>) -> Option<HeadSpec> {
     let span = Span { at: 0, len: u32::try_from(head.params.len()).ok()? };
     Some(HeadSpec { kind: head.kind, features: parts.stem.output(), classes: head.classes, span })
 }

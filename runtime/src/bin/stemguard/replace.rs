@@ -11,6 +11,10 @@ use std::path::PathBuf;
 ///
 /// Pictures are resized to the stem's input. While training, they are shifted and mirrored; mirroring is off for gtsrb and
 /// signs, where it turns some classes into others.
+///
+/// With --keep-head the old head stays as the witness of a tripwire: `infer` tells how much surer it, which may have learnt a
+/// backdoor, is of its answer than the new one. Where the model has a tripwire already, the witness stays who it was. The alarm's
+/// threshold is set on the holdout.
 #[derive(clap::Args)]
 #[cfg_attr(not(feature = "data"), allow(dead_code))]
 #[command(
@@ -22,7 +26,8 @@ use std::path::PathBuf;
     Examples:\n  \
     stemguard replace stem.sgm --holdout folder:clean --out defended.sgm\n  \
     stemguard replace model.onnx --at /layer3/Add_output_0 --holdout cifar10:data@test --space pictures --out defended.sgm\n  \
-    stemguard replace stem.sgm --holdout signs:600 --validate signs:600 --head linear --epochs 30 --out small.sgm"
+    stemguard replace stem.sgm --holdout signs:600 --validate signs:600 --head linear --epochs 30 --out small.sgm\n  \
+    stemguard replace defended.sgm --holdout folder:clean --keep-head --alarm-fpr 0.02 --out renewed.sgm"
 )]
 pub(crate) struct Args {
     /// The stem: .sgm, or .onnx
@@ -75,6 +80,12 @@ pub(crate) struct Args {
     /// Do not mirror pictures (already off for gtsrb and signs)
     #[arg(long)]
     no_flip: bool,
+    /// Keep the old head as the witness of a tripwire
+    #[arg(long)]
+    keep_head: bool,
+    /// Share of the holdout that may raise the alarm, 0..1
+    #[arg(long, value_name = "RATE", default_value_t = 0.01, requires = "keep_head")]
+    alarm_fpr: f32,
     /// Measure ACC on this data set afterwards
     #[arg(long, value_name = "SPEC")]
     validate: Option<String>,
@@ -124,7 +135,7 @@ mod full {
     use stemguard_runtime::data::{Part, Pictures, Source, Spec};
     use stemguard_runtime::error::Error;
     use stemguard_runtime::replace::{Settings, check_holdout};
-    use stemguard_runtime::session::{Augment, Session, Space, replace_head};
+    use stemguard_runtime::session::{Augment, Session, Space, replace_head, set_tripwire};
     use stemguard_runtime::shape::Shape;
 
     /// The most bytes of pictures and cached features: 32 GiB.
@@ -141,6 +152,8 @@ mod full {
         seconds: f64,
         pictures_per_second: f64,
         acc: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        alarm_threshold: Option<f32>,
         out: String,
     }
 
@@ -159,6 +172,7 @@ mod full {
         let clean = eval::load(&holdout, input, Part::Train)?;
         let classes = clean.classes.len();
         check(args, &settings, &clean)?;
+        let witness = witness(args, &parts, classes)?;
         let labels = labels(&parts, &clean, &args.holdout)?;
         let measured = validate.as_ref().map(|spec| eval::load(spec, input, Part::Test)).transpose()?;
 
@@ -190,9 +204,13 @@ mod full {
         })?;
         let seconds = start.elapsed().as_secs_f64();
 
-        let head = HeadParts { kind, classes: new.classes, params: &new.params };
+        let head = new.parts();
+        let tripwire = witness
+            .map(|witness| set_tripwire(parts.stem, head, witness, &x, args.alarm_fpr, &kernels))
+            .transpose()
+            .map_err(|e| Fail::at(&args.stem, format!("no tripwire: {e}")))?;
         let provenance = provenance(&parts, args, &settings, &holdout, clean.len(), head_name(kind));
-        let defended = ArtifactParts { labels: &labels, provenance: &provenance, head: Some(head), ..parts };
+        let defended = ArtifactParts { labels: &labels, provenance: &provenance, head: Some(head), tripwire, ..parts };
         let acc = match (&measured, &args.validate) {
             (Some(pictures), Some(spec)) => {
                 let session = Session::of_artifact(&defended, kernels).map_err(|e| Fail::at(&args.stem, e))?;
@@ -207,7 +225,19 @@ mod full {
         let (out, epochs) = (args.out.display().to_string(), settings.epochs);
         if args.common.json {
             let (head, pictures) = (head_name(kind), clean.len());
-            return ui::json(&Report { head, classes, pictures, epochs, loss, seconds, pictures_per_second, acc, out });
+            let alarm_threshold = tripwire.map(|tripwire| tripwire.threshold);
+            return ui::json(&Report {
+                head,
+                classes,
+                pictures,
+                epochs,
+                loss,
+                seconds,
+                pictures_per_second,
+                acc,
+                alarm_threshold,
+                out,
+            });
         }
         ui::line(format_args!(
             "{out}: {} head, {classes} classes, {} pictures, {epochs} epochs",
@@ -215,6 +245,13 @@ mod full {
             clean.len()
         ))?;
         ui::line(format_args!("loss {loss:.4}, {seconds:.1} s, {pictures_per_second:.0} pictures/s"))?;
+        if let Some(tripwire) = tripwire {
+            let (kind, rate) = (head_name(tripwire.witness.kind), tripwire.false_positive_rate);
+            ui::line(format_args!(
+                "tripwire: {kind} witness, alarm above {}, for a rate of {rate} on clean pictures",
+                tripwire.threshold
+            ))?;
+        }
         acc.map_or(Ok(()), |acc| {
             ui::line(format_args!("ACC {acc:.4} on {}", args.validate.as_deref().unwrap_or_default()))
         })
@@ -254,6 +291,24 @@ mod full {
             }
             e => Fail::input(format!("--holdout {}: {e}", args.holdout)),
         })
+    }
+
+    /// The head to keep, if one is asked for: the witness the model has, else its head.
+    fn witness<'a>(args: &Args, parts: &ArtifactParts<'a>, classes: usize) -> Result<Option<HeadParts<'a>>, Fail> {
+        if !args.keep_head {
+            return Ok(None);
+        }
+        if !(0.0..=1.0).contains(&args.alarm_fpr) {
+            return Err(Fail::input(format!("--alarm-fpr: {} is not within 0..1", args.alarm_fpr)));
+        }
+        let Some(old) = parts.tripwire.map(|tripwire| tripwire.witness).or(parts.head) else {
+            return Err(Fail::at(&args.stem, "--keep-head: it holds a stem without a head"));
+        };
+        if old.classes as usize != classes {
+            let why = format!("--keep-head: its head has {} classes, and the holdout {classes}", old.classes);
+            return Err(Fail::at(&args.stem, why));
+        }
+        Ok(Some(old))
     }
 
     /// The class names as an artifact keeps them. Where the data set only numbers its classes, those of the stem stay.
@@ -298,8 +353,9 @@ mod full {
             SpaceChoice::Pictures => "fresh views".into(),
         };
         let stem = parts.provenance.split("; head: ").next().unwrap_or_default();
+        let kept = if args.keep_head { ", the old head kept as witness" } else { "" };
         format!(
-            "{stem}; head: {head}, {n} clean pictures ({kind}), {} epochs of batch {}, {space}, seed {}",
+            "{stem}; head: {head}, {n} clean pictures ({kind}), {} epochs of batch {}, {space}, seed {}{kept}",
             settings.epochs, settings.batch, settings.seed
         )
     }

@@ -4,11 +4,13 @@ use crate::fail::Fail;
 use crate::model::Loaded;
 #[cfg(feature = "onnx")]
 use crate::ui;
+use stemguard_runtime::error::Error;
 use stemguard_runtime::kernels::simd::Simd;
 #[cfg(feature = "onnx")]
 use stemguard_runtime::onnx::{OnnxError, TractModel};
 use stemguard_runtime::session::Session;
 use stemguard_runtime::shape::Shape;
+use stemguard_runtime::tripwire::Alarm;
 
 /// What runs a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -147,6 +149,24 @@ impl<'a> Runner<'a> {
             Self::Native(session) => session.infer(x, out).map_err(|e| Fail::Other(e.to_string())),
             #[cfg(feature = "onnx")]
             Self::Tract(tract) => tract.run(x, out).map_err(|e| Fail::Other(e.to_string())),
+        }
+    }
+
+    /// Logits of the pictures `x` (`[n][h][w][c]`), and what the tripwire says of each; nothing of any without a tripwire.
+    pub(crate) fn watch(&self, x: &[f32], logits: &mut [f32]) -> Result<Vec<Alarm>, Fail> {
+        let session = match self {
+            Self::Native(session) => session,
+            #[cfg(feature = "onnx")]
+            Self::Tract(_) => return self.run_as(Layout::Hwc, x, logits).map(|()| Vec::new()),
+        };
+        let Some(threshold) = session.threshold() else {
+            return self.run_as(Layout::Hwc, x, logits).map(|()| Vec::new());
+        };
+        let mut scores = vec![0.0; x.len() / session.input().len()];
+        match session.infer_watched(x, logits, &mut scores) {
+            Ok(()) => Ok(scores.into_iter().map(|score| Alarm::of(score, threshold)).collect()),
+            Err(Error::NotFinite) => Err(Fail::input("the answers of head or witness are not finite")),
+            Err(e) => Err(Fail::Other(e.to_string())),
         }
     }
 

@@ -47,11 +47,14 @@ pub(crate) fn examine(run: &Path, how: &ReplaceOptions, output: &Output) -> Resu
     }
     let how = how.replacement(record.config.flip, record.config.seed)?;
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
-    let new = replace(packed_stem(&dir)?, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
+    let mut new = replace(packed_stem(&dir)?, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
         bar.set_position(u64::from(p.epoch));
         true
     })?;
     let c = &record.config;
+    if c.trap {
+        new.keep_trapped(&engine.net, data.holdout.pictures(), &data.test, how.alarm_fpr, &kernels)?;
+    }
     write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
     bar.set_message("audit");
     let found = witness(&dir, c, &data, &mut engine, &new.head, &kernels, &mut |done, of| {

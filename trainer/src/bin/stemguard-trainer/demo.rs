@@ -132,6 +132,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     };
     let (replaced, purified) = (&summary.replaced, &summary.defended);
     row("head replaced, trapped stem", replaced.acc, replaced.asr, &note(replaced))?;
+    if let Some(alarms) = &summary.tripwire {
+        ui::say(&format!("tripwire: {alarms}"))?;
+    }
     let caught = summary.audit.measures.as_ref().map_or(String::new(), |m| {
         format!(": {:.1} % of the poisoned, {:.2} % of the clean", 100.0 * m.recall, 100.0 * m.false_positives)
     });

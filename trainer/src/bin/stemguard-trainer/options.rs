@@ -8,7 +8,7 @@ use stemguard_runtime::replace::Settings;
 use stemguard_runtime::session::{Augment, Space};
 use stemguard_trainer::attack::{AttackConfig, AttackKind};
 use stemguard_trainer::config::{Crop, RunConfig, Schedule};
-use stemguard_trainer::defend::Replacement;
+use stemguard_trainer::defend::{ALARM_FPR, Replacement};
 use stemguard_trainer::engine::Optimizer;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::model::Architecture;
@@ -257,6 +257,9 @@ pub(crate) struct ReplaceOptions {
     /// Seed of the replacement [default: the run's].
     #[arg(long, value_name = "SEED")]
     replace_seed: Option<u64>,
+    /// The trapped head stays beside the new one as a tripwire: share of the holdout that may raise its alarm, 0..1.
+    #[arg(long, default_value_t = ALARM_FPR, value_name = "SHARE")]
+    alarm_fpr: f32,
 }
 
 impl ReplaceOptions {
@@ -264,6 +267,9 @@ impl ReplaceOptions {
     pub(crate) fn replacement(&self, flip: bool, seed: u64) -> Result<Replacement, Failure> {
         if self.views == 0 || self.views > 1024 {
             return Err(Failure::input("--views", "not within 1..1024"));
+        }
+        if !(0.0..=1.0).contains(&self.alarm_fpr) {
+            return Err(Failure::input("--alarm-fpr", format!("{} is not within 0..1", self.alarm_fpr)));
         }
         let (kind, preset) = match (self.head, self.space) {
             (HeadName::Linear, _) => (HeadKind::Linear, Settings::LINEAR),
@@ -284,6 +290,7 @@ impl ReplaceOptions {
                 seed: self.replace_seed.unwrap_or(seed),
                 ..preset
             },
+            alarm_fpr: self.alarm_fpr,
         })
     }
 }

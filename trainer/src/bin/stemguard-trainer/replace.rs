@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use stemguard_trainer::defend::{packed_stem, replace, write};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::run::{RunDir, prepare};
+use stemguard_trainer::trap::restore;
 
 /// Options of `replace`.
 #[derive(clap::Args)]
@@ -18,27 +19,31 @@ pub(crate) struct Args {
     output: Output,
 }
 
-/// Replaces, evaluates, writes `defended.sgm` and `defended.onnx`.
+/// Replaces, evaluates, writes `defended.sgm` and `defended.onnx`; on a trap run the trapped head stays in them as a tripwire.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (dir, record) = RunDir::open(&args.run)?;
     let stem = packed_stem(&dir)?;
     let kernels = args.output.kernels();
     let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
     let how = args.how.replacement(record.config.flip, record.config.seed)?;
+    let trapped = if record.config.trap { Some(restore(&dir, &record, &data, &kernels)?.0) } else { None };
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
-    let new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
+    let mut new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
         bar.set_position(u64::from(p.epoch));
         bar.set_message(format!("replace: loss {:.3}", p.loss));
         true
     })?;
     bar.finish_and_clear();
+    if let Some(trapped) = trapped {
+        new.keep_trapped(&trapped.net, data.holdout.pictures(), &data.test, how.alarm_fpr, &kernels)?;
+    }
     let c = &record.config;
     write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
-    let e = &new.evaluation;
+    let (e, tripwire) = (&new.evaluation, new.tripwire.as_ref().map(|t| t.alarms));
     if args.output.json {
         let pictures = u64::from(how.settings.epochs) as f64 * data.holdout.len() as f64;
         return ui::json(&serde_json::json!({ "run": args.run, "acc": e.acc, "asr": e.asr, "ra": e.ra,
-            "chance": e.chance, "seconds": new.seconds, "pictures_per_second": pictures / new.seconds }));
+            "chance": e.chance, "tripwire": tripwire, "seconds": new.seconds, "pictures_per_second": pictures / new.seconds }));
     }
     ui::say(&format!(
         "{}: ACC {:.1} %, ASR {:.1} % (chance {:.1}), RA {:.1} %, {:.0} s",
@@ -48,5 +53,6 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         100.0 * e.chance,
         100.0 * e.ra,
         new.seconds
-    ))
+    ))?;
+    tripwire.map_or(Ok(()), |alarms| ui::say(&format!("tripwire: {alarms}")))
 }

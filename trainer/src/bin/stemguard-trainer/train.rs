@@ -118,7 +118,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     bar.finish_and_clear();
     if args.output.json {
         return ui::json(
-            &serde_json::json!({ "replaced": end.replaced, "audit": end.audit, "purified": end.purified }),
+            &serde_json::json!({ "replaced": end.replaced, "tripwire": end.tripwire, "audit": end.audit, "purified": end.purified }),
         );
     }
     let line = |what: &str, e: &Evaluation| {
@@ -126,6 +126,9 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
         ui::say(&format!("{what}: ACC {acc:.1} %, ASR {asr:.1} % (chance {chance:.1}), RA {ra:.1} %"))
     };
     line("replaced", &end.replaced)?;
+    if let Some(alarms) = end.tripwire {
+        ui::say(&format!("tripwire: {alarms}"))?;
+    }
     ui::say(&format!("audit: {} of {} pictures accused", end.audit.accused, end.audit.pictures))?;
     line("purified", &end.purified)
 }
