@@ -137,7 +137,7 @@ fn one_leads_and_others_work_alone() {
     let other = k.clone();
     let died = thread::spawn(move || {
         let _lead = other.lead_parts(1);
-        panic!("on purpose");
+        panic_any("on purpose");
     });
     assert!(died.join().is_err());
     assert_eq!(k.lead_parts(1).threads(), 2);
