@@ -21,7 +21,7 @@ pub mod scalar;
 #[allow(unsafe_code)]
 pub(crate) mod arch;
 #[cfg(feature = "std")]
-mod buffer;
+pub(crate) mod buffer;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
 pub(crate) mod image;
@@ -46,6 +46,9 @@ mod simd_gradient;
 #[cfg(feature = "std")]
 mod simd_join;
 #[cfg(feature = "std")]
+#[allow(unsafe_code)]
+pub(crate) mod team;
+#[cfg(feature = "std")]
 mod transposed;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
@@ -55,7 +58,7 @@ pub(crate) mod vector;
 pub(crate) mod winograd;
 
 #[cfg(all(test, feature = "std"))]
-mod tests;
+pub(crate) mod tests;
 
 use crate::error::{Error, Result};
 use crate::net::Window;

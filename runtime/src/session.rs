@@ -7,6 +7,7 @@ use crate::head::linear::Linear;
 use crate::head::residual::Residual;
 use crate::head::{self, HeadModel};
 use crate::kernels::simd::Simd;
+use crate::kernels::team::Lead;
 use crate::net::{Net, Span};
 use crate::replace::{self, FeatureBank, Progress, Settings, Source, cutmix_box, paste};
 use crate::rng::Rng;
@@ -109,7 +110,8 @@ impl<'a> Session<'a> {
         self.stem.output()
     }
 
-    /// Features (`[n][stem output]`) of the pictures `x` (`[n][input]`, NHWC).
+    /// Features (`[n][stem output]`) of the pictures `x` (`[n][input]`, NHWC). Neither `n` nor the number of threads changes a
+    /// picture's features.
     ///
     /// # Errors
     /// [`Error::WrongLength`].
@@ -119,11 +121,15 @@ impl<'a> Session<'a> {
         if x.len() != n * len || out.len() != n * to {
             return Err(Error::WrongLength { needed: n * to, given: out.len() });
         }
+        // Pictures side by side use every thread fully; one picture shared by all does not, so it takes twice as many threads to pay.
+        if self.stem.is_shared() && 2 * n <= self.kernels.threads() {
+            return self.stem.run(&self.kernels, self.kernels.lead(), x, out);
+        }
         let workers = (self.kernels.threads() * 4).min(n.max(1));
         let chunk = n.div_ceil(workers).max(1);
         let failed = std::sync::Mutex::new(None);
         self.kernels.for_each(x.chunks(chunk * len).zip(out.chunks_mut(chunk * to)).collect(), |(x, out)| {
-            if let Err(e) = self.stem.run(&self.kernels, x, out) {
+            if let Err(e) = self.stem.run(&self.kernels, Lead::alone(), x, out) {
                 *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);
             }
         });

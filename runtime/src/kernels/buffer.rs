@@ -5,7 +5,7 @@ use std::prelude::v1::*;
 use std::vec;
 
 /// A heap buffer that starts on a cache line.
-pub(super) struct Aligned {
+pub(crate) struct Aligned {
     store: Vec<f32>,
     skip: usize,
     len: usize,
@@ -22,7 +22,7 @@ impl Aligned {
         Self { store: Vec::new(), skip: 0, len: 0 }
     }
 
-    pub(super) fn zeroed(len: usize) -> Self {
+    pub(crate) fn zeroed(len: usize) -> Self {
         let mut a = Self::new();
         a.grow(len);
         a
@@ -37,11 +37,11 @@ impl Aligned {
         }
     }
 
-    pub(super) fn get(&self) -> &[f32] {
+    pub(crate) fn get(&self) -> &[f32] {
         &self.store[self.skip..self.skip + self.len]
     }
 
-    pub(super) fn get_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn get_mut(&mut self) -> &mut [f32] {
         &mut self.store[self.skip..self.skip + self.len]
     }
 }

@@ -10,6 +10,9 @@
 use super::buffer::{Aligned, scratch};
 use super::image::{column_blocks, is_one_block};
 use super::isa::{Isa, Table, table};
+#[cfg(feature = "parallel")]
+use super::team::Team;
+use super::team::{LEAST, Lead};
 use super::transposed::{Pad, Transposed, forward_correlation, pad_rows, padded_len, window_pad};
 use super::winograd::Winograd;
 use super::{ConvShape, Kernels, OutputGradient, Prologue, Skip};
@@ -30,7 +33,14 @@ pub struct Simd {
     isa: Isa,
     pub(super) table: &'static Table,
     #[cfg(feature = "parallel")]
-    pool: Option<std::sync::Arc<rayon::ThreadPool>>,
+    threads: Option<std::sync::Arc<Threads>>,
+}
+
+/// The threads: a pool for many pictures, and, from the first time one is asked for, a team for one.
+#[cfg(feature = "parallel")]
+struct Threads {
+    pool: rayon::ThreadPool,
+    team: std::sync::OnceLock<Team>,
 }
 
 impl core::fmt::Debug for Simd {
@@ -81,10 +91,10 @@ impl Simd {
             table: table(isa),
             // A pool that cannot be started leaves the work to the calling thread.
             #[cfg(feature = "parallel")]
-            pool: (threads > 1)
+            threads: (threads > 1)
                 .then(|| rayon::ThreadPoolBuilder::new().num_threads(threads).build().ok())
                 .flatten()
-                .map(std::sync::Arc::new),
+                .map(|pool| std::sync::Arc::new(Threads { pool, team: std::sync::OnceLock::new() })),
         }
     }
 
@@ -96,17 +106,34 @@ impl Simd {
     /// The number of threads in use.
     pub fn threads(&self) -> usize {
         #[cfg(feature = "parallel")]
-        return self.pool.as_ref().map_or(1, |p| p.current_num_threads());
+        return self.threads.as_ref().map_or(1, |t| t.pool.current_num_threads());
         #[cfg(not(feature = "parallel"))]
         1
     }
 
-    /// Runs `f` on every item, spread over the threads.
+    /// All threads as a team for the operations of one picture, with the calling thread as its leader; that one alone where there
+    /// are no more, or while another thread leads them.
+    pub(crate) fn lead(&self) -> Lead<'_> {
+        self.lead_parts(LEAST)
+    }
+
+    /// The same, where a part of `least` multiply-adds is worth its while.
+    pub(crate) fn lead_parts(&self, least: usize) -> Lead<'_> {
+        #[cfg(feature = "parallel")]
+        if let Some(threads) = &self.threads {
+            let helpers = threads.pool.current_num_threads() - 1;
+            return Lead::of(threads.team.get_or_init(|| Team::new(helpers)), least);
+        }
+        let _ = least;
+        Lead::alone()
+    }
+
+    /// Runs `f` on every item, spread over the threads; a single one on the calling thread.
     pub fn for_each<T: Send>(&self, items: Vec<T>, f: impl Fn(T) + Send + Sync) {
         #[cfg(feature = "parallel")]
-        if let Some(pool) = &self.pool {
+        if let Some(threads) = self.threads.as_ref().filter(|_| items.len() > 1) {
             use rayon::prelude::*;
-            pool.install(|| items.into_par_iter().with_max_len(1).for_each(&f));
+            threads.pool.install(|| items.into_par_iter().with_max_len(1).for_each(&f));
             return;
         }
         items.into_iter().for_each(f);

@@ -14,7 +14,7 @@ use std::vec;
 /// Rounding differs with the order of the sums: relative to the largest value of the result.
 const TOLERANCE: f64 = 2e-5;
 
-pub(super) fn noise(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
     let mut rng = rand_pcg::Pcg32::new(seed, 7);
     (0..len).map(|_| rng.next_u32() as f32 / u32::MAX as f32 * 2.0 - 1.0).collect()
 }
@@ -39,7 +39,7 @@ pub(super) fn shape(x: [u32; 3], cout: u32, kernel: [u32; 2], stride: [u32; 2], 
 }
 
 /// Odd sizes, one pixel, one channel, channels that fill no vector, strides with holes, padding, large windows.
-fn cases() -> Vec<ConvShape> {
+pub(super) fn cases() -> Vec<ConvShape> {
     let square = |h, w, c, o, k, s, p| shape([h, w, c], o, [k, k], [s, s], [p; 4]);
     vec![
         square(32, 32, 3, 16, 3, 1, 1),

@@ -12,9 +12,10 @@ use super::ConvShape;
 use super::image::Correlation;
 use super::isa::Table;
 use super::vector::Vector;
+use core::ops::Range;
 
 /// Side of a tile of outputs, of its inputs, and the number of positions.
-const OUT: usize = 4;
+pub(super) const OUT: usize = 4;
 const IN: usize = 6;
 pub(super) const PLANES: usize = IN * IN;
 /// Tiles times channels (in and out) that one block of tiles should hold: about 300 KB of transformed values.
@@ -149,7 +150,9 @@ pub(crate) struct Grid {
     /// From one row of pixels to the next, and from one picture to the next.
     row: usize,
     picture: usize,
-    /// Channels: from one pixel to the next.
+    /// From one pixel to the next: all channels.
+    pixel: usize,
+    /// Channels worked on; tiles have no others.
     c: usize,
     /// Pixels of a picture that exist.
     h: usize,
@@ -162,7 +165,7 @@ impl Grid {
     fn place(&self, tile: usize) -> (usize, usize, usize) {
         let (line, tx) = (tile / self.across, tile % self.across);
         let (picture, ty) = (line / self.down, line % self.down);
-        let at = picture * self.picture + OUT * ty * self.row + OUT * tx * self.c;
+        let at = picture * self.picture + OUT * ty * self.row + OUT * tx * self.pixel;
         (at, (self.h - OUT * ty).min(OUT), (self.w - OUT * tx).min(OUT))
     }
 }
@@ -187,7 +190,7 @@ unsafe fn to_planes<V: Vector, L: Line<V, I, IN>, const I: usize>(
                 let mut d = [[V::splat(0.0); I]; I];
                 for (i, line) in d.iter_mut().enumerate() {
                     for (j, d) in line.iter_mut().enumerate() {
-                        *d = V::load(x.add(at + i * g.row + j * g.c + c));
+                        *d = V::load(x.add(at + i * g.row + j * g.pixel + c));
                     }
                 }
                 let v = both::<V, L, I, IN>(&d);
@@ -246,7 +249,7 @@ pub(crate) unsafe fn output<V: Vector>(
                 let v = both::<V, Output, IN, OUT>(&d);
                 for (i, line) in v.iter().enumerate().take(rows) {
                     for (j, v) in line.iter().enumerate().take(columns) {
-                        v.add(b).store(y.add(at + i * g.row + j * g.c + c));
+                        v.add(b).store(y.add(at + i * g.row + j * g.pixel + c));
                     }
                 }
             }
@@ -299,6 +302,8 @@ pub(crate) unsafe fn filter_gradient<V: Vector>(n: usize, du: *const f32, dw: *m
 pub(super) struct Winograd {
     cin: usize,
     cout: usize,
+    /// The first output channel; their number is `y.c`.
+    first: usize,
     /// Tiles of the padded input, and of the output.
     x: Grid,
     y: Grid,
@@ -326,10 +331,24 @@ impl Winograd {
         Some(Self {
             cin,
             cout,
-            x: Grid { across, down, row, picture: (OUT * down + 2) * row, c: cin, h, w },
-            y: Grid { across, down, row: w * cout, picture: h * w * cout, c: cout, h, w },
+            first: 0,
+            x: Grid { across, down, row, picture: (OUT * down + 2) * row, pixel: cin, c: cin, h, w },
+            y: Grid { across, down, row: w * cout, picture: h * w * cout, pixel: cout, c: cout, h, w },
             block: (BLOCK / (cin + cout)).max(8),
         })
+    }
+
+    /// Tiles side by side, and rows of them.
+    pub(super) fn tiles(&self) -> [usize; 2] {
+        [self.x.across, self.x.down]
+    }
+
+    /// The plan for some rows of one picture's tiles and some of its output channels, which start at a block of columns. Its input
+    /// starts at the first of these rows, and so does its output, with all channels.
+    pub(super) fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Self {
+        let (down, h) = (rows.len(), (self.y.h - OUT * rows.start).min(OUT * rows.len()));
+        let (first, c) = (columns.start, columns.len());
+        Self { first, x: Grid { down, h, ..self.x }, y: Grid { down, h, c, ..self.y }, ..*self }
     }
 
     /// Padding of the copy of a picture that tiles are read from: rows above, columns left, rows below, columns right.
@@ -382,19 +401,21 @@ impl Winograd {
                 x_row: 0,
                 x_step: from,
                 x_pix: self.cin,
-                cout: self.cout,
+                cout: self.y.c,
                 oh: PLANES,
                 ow: count,
                 y_row: to,
-                y_pix: self.cout,
+                y_pix: self.y.c,
                 w_step: self.cin * self.cout,
             };
-            // SAFETY: tiles are those of `n` pictures; planes hold a block of tiles; the rest is the caller's promise.
+            // SAFETY: tiles are those of `n` pictures; planes hold a block of tiles; the columns of a part start at a block of
+            // them; the rest is the caller's promise.
             unsafe {
                 let m = work.add(PLANES * from);
+                let bias = if bias.is_null() { bias } else { bias.add(self.first) };
                 (table.winograd_input)(&self.x, [first, count, from], x, work);
-                (table.correlate)(&product, work, u, core::ptr::null(), m);
-                (table.winograd_output)(&self.y, [first, count, to], m, bias, y);
+                (table.correlate)(&product, work, u.add(self.first * self.cin), core::ptr::null(), m);
+                (table.winograd_output)(&self.y, [first, count, to], m, bias, y.add(self.first));
             }
         }
     }

@@ -4,6 +4,7 @@ use super::range::Histogram;
 use super::{QuantiseError, Why};
 use crate::error::Error;
 use crate::kernels::simd::Simd;
+use crate::kernels::team::Lead;
 use crate::net::{Activation, AffineArgs, ConvArgs, LinearArgs, MulArgs, Net, NetKernels, PoolArgs};
 use crate::session::Prepared;
 use std::sync::{Mutex, PoisonError};
@@ -56,7 +57,7 @@ pub fn calibrate(net: &Net<'_>, kernels: &Simd, pictures: &[f32]) -> Result<Cali
     for pass in 0..2 {
         let all = Mutex::new((seen.clone(), None));
         kernels.for_each(pictures.chunks(PART * len).collect(), |pictures| {
-            let mut observer = Observer { fast: prepared.kernels(kernels), seen: seen.clone() };
+            let mut observer = Observer { fast: prepared.kernels(kernels, Lead::alone()), seen: seen.clone() };
             let mut arena = vec![0.0; net.arena_len()];
             let mut output = vec![0.0; net.output().len()];
             let ran = pictures.chunks_exact(len).try_for_each(|x| net.run(&mut observer, x, &mut arena, &mut output));

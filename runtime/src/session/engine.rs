@@ -1,16 +1,22 @@
 //! A stem with what it needs to run fast: weights prepared once, for either precision.
 
 use crate::error::Result;
+use crate::kernels::buffer::Aligned;
 use crate::kernels::int8_host::{HostInt8, WideWeights};
-use crate::kernels::picture::PreparedConv;
+use crate::kernels::picture::{PreparedConv, inside};
 use crate::kernels::simd::Simd;
+use crate::kernels::team::{ELEMENT, Lead};
 use crate::kernels::{ConvShape, scalar};
 use crate::net::int8::Int8Net;
-use crate::net::{Activation, AffineArgs, ConvArgs, Net, NetKernels, Op};
+use crate::net::{Activation, AffineArgs, ConvArgs, MulArgs, Net, NetKernels, Op, PoolArgs, Window};
 use crate::shape::Shape;
 use crate::stem::Stem;
+use std::sync::{Mutex, PoisonError};
 use std::vec;
 use std::vec::Vec;
+
+/// Elements of a cache line.
+const LINE: usize = 16;
 
 /// A stem, ready to run.
 #[derive(Debug)]
@@ -43,15 +49,22 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Features (`[n][output]`) of pictures (`[n][input]`), on the calling thread.
-    pub(super) fn run(&self, kernels: &Simd, x: &[f32], out: &mut [f32]) -> Result<()> {
+    /// Whether several threads can share one picture.
+    pub(super) const fn is_shared(&self) -> bool {
+        matches!(self, Self::F32(..))
+    }
+
+    /// Features (`[n][output]`) of pictures (`[n][input]`), one after the other, each shared by the threads of a team.
+    pub(super) fn run(&self, kernels: &Simd, lead: Lead<'_>, x: &[f32], out: &mut [f32]) -> Result<()> {
         let pictures = x.chunks_exact(self.input().len()).zip(out.chunks_exact_mut(self.output().len()));
         match self {
             Self::F32(net, prepared) => {
-                let mut arena = vec![0.0; net.arena_len()];
+                let mut fast = prepared.kernels(kernels, lead);
+                let mut arena = prepared.arena(net.arena_len());
                 for (x, out) in pictures {
-                    net.run(&mut prepared.kernels(kernels), x, &mut arena, out)?;
+                    net.run(&mut fast, x, arena.get_mut(), out)?;
                 }
+                prepared.keep(arena);
             }
             Self::Int8(net, weights) => {
                 let mut fast = HostInt8::new(weights);
@@ -69,9 +82,12 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// The convolutions of a net that the fast kernels take, by the operation's number.
+/// The convolutions of a net that the fast kernels take, by the operation's number, and arenas from runs before.
 #[derive(Debug)]
-pub(crate) struct Prepared(Vec<Option<PreparedConv>>);
+pub(crate) struct Prepared {
+    convs: Vec<Option<PreparedConv>>,
+    arenas: Mutex<Vec<Aligned>>,
+}
 
 impl Prepared {
     /// Prepares every convolution without groups, or depthwise.
@@ -84,45 +100,118 @@ impl Prepared {
             }
             _ => None,
         };
-        Self(net.ops().map(prepared).collect())
+        Self { convs: net.ops().map(prepared).collect(), arenas: Mutex::new(Vec::new()) }
     }
 
-    /// The fast kernels for the net these were prepared from.
-    pub(crate) fn kernels<'s>(&'s self, kernels: &'s Simd) -> impl NetKernels + use<'s> {
-        Fast(kernels, &self.0)
+    /// The fast kernels for the net these were prepared from, each operation shared by the threads of a team.
+    pub(crate) fn kernels<'s>(&'s self, kernels: &'s Simd, lead: Lead<'s>) -> impl NetKernels + use<'s> {
+        Fast { kernels, convs: &self.convs, lead }
+    }
+
+    /// An arena of `len` elements: one that was kept, if there is one.
+    fn arena(&self, len: usize) -> Aligned {
+        let kept = self.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        kept.unwrap_or_else(|| Aligned::zeroed(len))
+    }
+
+    /// Keeps an arena for a later run.
+    fn keep(&self, arena: Aligned) {
+        self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(arena);
     }
 }
 
-/// The fast kernels, as a net calls them: one picture, the calling thread, convolutions prepared by the operation's number.
-struct Fast<'s>(&'s Simd, &'s [Option<PreparedConv>]);
+/// The fast kernels, as a net calls them: one picture, convolutions prepared by the operation's number. What has rows, pixels or
+/// elements that do not depend on one another is cut by them; global pooling and linear layers are not.
+struct Fast<'s> {
+    kernels: &'s Simd,
+    convs: &'s [Option<PreparedConv>],
+    lead: Lead<'s>,
+}
+
+impl Fast<'_> {
+    /// A sliding window, cut by rows of its output. `f` gets the window, and shapes and values of the rows read and written.
+    fn slide(
+        &mut self,
+        a: PoolArgs,
+        depth: usize,
+        x: &[f32],
+        y: &mut [f32],
+        f: impl Fn(&PoolArgs, &[f32], &mut [f32]) + Sync,
+    ) {
+        let (row, from) = (a.y.w as usize * a.y.c as usize, a.x.w as usize * a.x.c as usize);
+        let work = y.len() * depth * a.window.kernel[0] as usize * a.window.kernel[1] as usize;
+        self.lead.split(y, row, work, |first, y| {
+            let (stride, count) = (a.window.stride[0] as usize, y.len() / row);
+            let padded = stride * first..stride * (first + count - 1) + a.window.kernel[0] as usize;
+            let [top, left, bottom, right] = a.window.pad;
+            let (rows, above) = inside(padded, top as usize, a.x.h as usize);
+            let part = PoolArgs {
+                x: Shape { h: rows.len() as u32, ..a.x },
+                y: Shape { h: count as u32, ..a.y },
+                window: Window { pad: [above as u32, left, bottom, right], ..a.window },
+            };
+            f(&part, &x[rows.start * from..rows.end * from], y);
+        });
+    }
+}
+
+/// Multiply-adds that a tap of a scalar kernel counts for.
+const SCALAR: usize = 4;
 
 impl NetKernels for Fast<'_> {
     fn conv(&mut self, op: usize, a: &ConvArgs<'_>, x: &[f32], y: &mut [f32]) {
-        let Some(conv) = self.1.get(op).and_then(Option::as_ref) else {
-            scalar::conv(a, x, y);
+        if let Some(conv) = self.convs.get(op).and_then(Option::as_ref) {
+            self.kernels.conv_shared(&mut self.lead, conv, x, a.weight, a.bias, a.act, y);
             return;
-        };
-        self.0.conv_picture(conv, x, a.weight, a.bias, y);
-        activate(a.act, y);
+        }
+        let depth = SCALAR * (a.x.c / a.groups) as usize;
+        self.slide(PoolArgs { x: a.x, y: a.y, window: a.window }, depth, x, y, |part, x, y| {
+            scalar::conv(&ConvArgs { x: part.x, y: part.y, window: part.window, ..*a }, x, y);
+        });
     }
 
     fn affine(&mut self, _: usize, a: &AffineArgs<'_>, x: &[f32], y: &mut [f32]) {
-        let fast = match (a.scale, a.shift) {
-            (Some(scale), Some(shift)) => self.0.affine_picture(x, scale, shift, a.act, y),
-            _ => false,
-        };
-        if !fast {
-            scalar::affine(a, x, y);
-        }
+        let kernels = self.kernels;
+        self.lead.split(y, a.channels, ELEMENT * x.len(), |first, y| {
+            let x = &x[first * a.channels..][..y.len()];
+            let fast = match (a.scale, a.shift) {
+                (Some(scale), Some(shift)) => kernels.affine_picture(x, scale, shift, a.act, y),
+                _ => false,
+            };
+            if !fast {
+                scalar::affine(a, x, y);
+            }
+        });
+    }
+
+    fn add(&mut self, _: usize, act: Activation, a: &[f32], b: &[f32], y: &mut [f32]) {
+        self.lead.split(y, LINE, ELEMENT * a.len(), |first, y| {
+            scalar::add(act, &a[first * LINE..], &b[first * LINE..], y);
+        });
+    }
+
+    fn mul(&mut self, _: usize, args: &MulArgs, a: &[f32], b: &[f32], y: &mut [f32]) {
+        self.lead.split(y, args.channels, ELEMENT * a.len(), |first, y| {
+            let at = first * args.channels;
+            scalar::mul(args, &a[at..][..y.len()], if args.by_channel { b } else { &b[at..] }, y);
+        });
+    }
+
+    fn concat(&mut self, _: usize, channels: [usize; 2], a: &[f32], b: &[f32], y: &mut [f32]) {
+        let work = ELEMENT * y.len();
+        self.lead.split(y, channels[0] + channels[1], work, |first, y| {
+            scalar::concat(channels, &a[first * channels[0]..], &b[first * channels[1]..], y);
+        });
+    }
+
+    fn max_pool(&mut self, _: usize, a: &PoolArgs, x: &[f32], y: &mut [f32]) {
+        self.slide(*a, SCALAR, x, y, scalar::max_pool);
+    }
+
+    fn avg_pool(&mut self, _: usize, a: &PoolArgs, count_pad: bool, x: &[f32], y: &mut [f32]) {
+        self.slide(*a, SCALAR, x, y, |a, x, y| scalar::avg_pool(a, count_pad, x, y));
     }
 }
 
-fn activate(act: Activation, y: &mut [f32]) {
-    match act {
-        Activation::None => {}
-        Activation::Relu => y.iter_mut().for_each(|v| *v = v.max(0.0)),
-        Activation::Relu6 => y.iter_mut().for_each(|v| *v = v.clamp(0.0, 6.0)),
-        Activation::Leaky(s) => y.iter_mut().for_each(|v| *v = if *v > 0.0 { *v } else { *v * s }),
-        other => y.iter_mut().for_each(|v| *v = other.apply(*v)),
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -141,7 +141,7 @@ fn tile_transforms_agree_with_the_matrices() {
     let (h, w, c, first, count) = (6, 7, 32, 3, 5);
     let plane = count * c + 3;
     let (side, whole) = (2 * OUT + 2, 2 * OUT);
-    let padded = Grid { across: 2, down: 2, row: side * c, picture: side * side * c, c, h, w };
+    let padded = Grid { across: 2, down: 2, row: side * c, picture: side * side * c, pixel: c, c, h, w };
     let gradient = Grid { row: whole * c, picture: whole * whole * c, ..padded };
     let cut = Grid { row: w * c, picture: h * w * c, ..padded };
     let (x, dy) = (noise(2 * padded.picture, 1), noise(2 * gradient.picture, 2));
