@@ -217,15 +217,18 @@ impl Simd {
         let needed = if matches!(conv.way, Way::Depthwise(_)) { cells * cout } else { g.weights() };
         assert!(w.len() == needed && bias.is_none_or(|b| b.len() == cout), "weights of another shape");
         let work = Work { k: self, conv, x, w, bias, act, y: Shared(y.as_mut_ptr()) };
-        // SAFETY: parts are disjoint and start as they must; `y` is borrowed until all have run.
         match conv.cut(lead) {
-            Cut::Rows(parts) => lead.run(parts, |part| unsafe {
+            Cut::Rows(parts) => lead.run(parts, |part| {
                 let rows = share(h.div_ceil(conv.rows()), part, parts);
-                work.part(rows.start * conv.rows()..(rows.end * conv.rows()).min(h), 0..cout);
+                let rows = rows.start * conv.rows()..(rows.end * conv.rows()).min(h);
+                // SAFETY: parts are disjoint and start as they must; `y` is borrowed until all have run.
+                unsafe { work.part(rows, 0..cout) };
             }),
-            Cut::Columns(parts) => lead.run(parts, |part| unsafe {
+            Cut::Columns(parts) => lead.run(parts, |part| {
                 let columns = share(cout.div_ceil(conv.columns), part, parts);
-                work.part(0..h, columns.start * conv.columns..(columns.end * conv.columns).min(cout));
+                let columns = columns.start * conv.columns..(columns.end * conv.columns).min(cout);
+                // SAFETY: as above.
+                unsafe { work.part(0..h, columns) };
             }),
         }
     }

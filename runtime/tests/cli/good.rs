@@ -1,6 +1,8 @@
 //! The whole way: an ONNX stem, an artifact, a new head, answers, and an ONNX file again.
 
-use crate::support::{Folder, difference, done, noise, npy_f32, number, read_npy, run, testdata};
+use crate::support::{
+    Folder, difference, done, noise, npy_f32, number, read_npy, refused, run, small_defended, testdata,
+};
 
 /// The largest relative difference allowed between two backends.
 const TOLERANCE: f32 = 1e-4;

@@ -214,7 +214,7 @@ mod full {
         let acc = match (&measured, &args.validate) {
             (Some(pictures), Some(spec)) => {
                 let session = Session::of_artifact(&defended, kernels).map_err(|e| Fail::at(&args.stem, e))?;
-                Some(Score::of(&Runner::Native(session), classes, pictures, spec)?.acc())
+                Some(Score::of(&Runner::Native(Box::new(session)), classes, pictures, spec)?.acc())
             }
             _ => None,
         };

@@ -43,7 +43,7 @@ pub(crate) enum Layout {
 /// A model ready to run.
 pub(crate) enum Runner<'a> {
     /// On this runtime's kernels.
-    Native(Session<'a>),
+    Native(Box<Session<'a>>),
     /// Through tract.
     #[cfg(feature = "onnx")]
     Tract(Box<Tract>),
@@ -63,7 +63,7 @@ impl<'a> Runner<'a> {
         match backend {
             Backend::Native => {
                 let session = Session::of_artifact(&model.native()?, kernels.clone());
-                Ok(Self::Native(session.map_err(|e| Fail::at(model.path(), e))?))
+                Ok(Self::Native(Box::new(session.map_err(|e| Fail::at(model.path(), e))?)))
             }
             #[cfg(feature = "onnx")]
             Backend::Tract => {
