@@ -103,6 +103,19 @@ impl PreparedConv {
             Cut::Rows(parts.min(rows))
         }
     }
+
+    /// Rows and channels of the output that are part `part` of a cut.
+    fn area(&self, cut: Cut, part: usize) -> (Range<usize>, Range<usize>) {
+        let whole = |unit: usize, len: usize, parts: usize| {
+            let units = share(len.div_ceil(unit), part, parts);
+            units.start * unit..(units.end * unit).min(len)
+        };
+        let (h, cout) = (self.g.y.h as usize, self.g.y.c as usize);
+        match cut {
+            Cut::Rows(parts) => (whole(self.rows(), h, parts), 0..cout),
+            Cut::Columns(parts) => (0..h, whole(self.columns, cout, parts)),
+        }
+    }
 }
 
 /// The rows of a picture of `h` rows that lie in `padded` rows of its copy with `top` rows of zeros above, and how many of those
@@ -212,25 +225,18 @@ impl Simd {
     ) {
         let g = &conv.g;
         let (x, y) = (&x[..g.x.len()], &mut y[..g.y.len()]);
-        let (h, cout) = (g.y.h as usize, g.y.c as usize);
+        let cout = g.y.c as usize;
         let cells = (g.window.kernel[0] * g.window.kernel[1]) as usize;
         let needed = if matches!(conv.way, Way::Depthwise(_)) { cells * cout } else { g.weights() };
         assert!(w.len() == needed && bias.is_none_or(|b| b.len() == cout), "weights of another shape");
         let work = Work { k: self, conv, x, w, bias, act, y: Shared(y.as_mut_ptr()) };
-        match conv.cut(lead) {
-            Cut::Rows(parts) => lead.run(parts, |part| {
-                let rows = share(h.div_ceil(conv.rows()), part, parts);
-                let rows = rows.start * conv.rows()..(rows.end * conv.rows()).min(h);
-                // SAFETY: parts are disjoint and start as they must; `y` is borrowed until all have run.
-                unsafe { work.part(rows, 0..cout) };
-            }),
-            Cut::Columns(parts) => lead.run(parts, |part| {
-                let columns = share(cout.div_ceil(conv.columns), part, parts);
-                let columns = columns.start * conv.columns..(columns.end * conv.columns).min(cout);
-                // SAFETY: as above.
-                unsafe { work.part(0..h, columns) };
-            }),
-        }
+        let cut = conv.cut(lead);
+        let (Cut::Rows(parts) | Cut::Columns(parts)) = cut;
+        lead.run(parts, |part| {
+            let (rows, columns) = conv.area(cut, part);
+            // SAFETY: areas are disjoint and start as they must; `y` is borrowed until all parts have run.
+            unsafe { work.part(rows, columns) };
+        });
     }
 
     /// `to = act(x * scale + shift)` by channel, on the calling thread, where `act` is none, ReLU or leaky; false (and nothing
