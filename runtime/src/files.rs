@@ -15,10 +15,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_by(path, |file| file.write_all(bytes))
 }
 
-/// As [`write`], a new file that only its owner can read and write from its first byte on, where the system knows such files.
+/// As [`write()`], a new file that only its owner can read and write from its first byte on, where the system knows such files.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
@@ -27,10 +27,10 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_as(path, &options, |file| file.write_all(bytes))
 }
 
-/// As [`write`], what `fill` puts into the file.
+/// As [`write()`], what `fill` puts into the file.
 ///
 /// # Errors
-/// As [`write`], and those of `fill`.
+/// As [`write()`], and those of `fill`.
 pub fn write_by(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     write_as(path, OpenOptions::new().write(true).create(true).truncate(true), fill)
 }

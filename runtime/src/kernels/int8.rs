@@ -87,7 +87,7 @@ pub fn affine(weight: &[i8], channels: &[[i32; 3]], finish: &Finish, x: &[i8], y
     }
 }
 
-/// a * factors[0] + b * factors[1] + bias, equal lengths.
+/// `a * factors[0] + b * factors[1] + bias`, equal lengths.
 pub fn add(factors: [i32; 2], bias: i32, by: Rescale, finish: &Finish, a: &[i8], b: &[i8], y: &mut [i8]) {
     for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
         let sum = bias
@@ -97,7 +97,7 @@ pub fn add(factors: [i32; 2], bias: i32, by: Rescale, finish: &Finish, a: &[i8],
     }
 }
 
-/// (a - zeros[0]) * (b - zeros[1]) * 2^12. `a` and `y`: `[pixels][c]`; `b`: the same, or `[c]`, each pixel anew.
+/// `(a - zeros[0]) * (b - zeros[1]) * 2^12`. `a` and `y`: `[pixels][c]`; `b`: the same, or `[c]`, each pixel anew.
 pub fn mul(c: usize, zeros: [i8; 2], by: Rescale, finish: &Finish, a: &[i8], b: &[i8], y: &mut [i8]) {
     let c = c.max(1);
     for ((a, y), b) in a.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(b.chunks_exact(c).cycle()) {
@@ -141,7 +141,7 @@ pub fn max_pool(shape: Shape, to: Shape, window: &Window, x: &[i8], y: &mut [i8]
     }
 }
 
-/// The mean of each window, by [`mean`]. `x`: `[h][w][c]`, `y`: `[h'][w'][c]`.
+/// The mean of each window, by `mean`. `x`: `[h][w][c]`, `y`: `[h'][w'][c]`.
 pub fn avg_pool(args: &MeanArgs, count_pad: bool, x: &[i8], y: &mut [i8]) {
     let (c, width) = ((args.x.c as usize).max(1), (args.y.w as usize).max(1));
     let [rows, columns] = args.window.kernel;
@@ -159,7 +159,7 @@ pub fn avg_pool(args: &MeanArgs, count_pad: bool, x: &[i8], y: &mut [i8]) {
     }
 }
 
-/// The mean over all pixels, by [`mean`]. `x`: `[pixels][c]`, `y`: `[c]`.
+/// The mean over all pixels, by `mean`. `x`: `[pixels][c]`, `y`: `[c]`.
 pub fn global_avg_pool(args: &MeanArgs, x: &[i8], y: &mut [i8]) {
     let area = args.x.h * args.x.w;
     for (channel, y) in y.iter_mut().enumerate() {

@@ -110,7 +110,7 @@ pub enum Int8Op {
         /// From sums to outputs.
         finish: Finish,
     },
-    /// a * factors[0] + b * factors[1] + bias, same shapes.
+    /// `a * factors[0] + b * factors[1] + bias`, same shapes.
     Add {
         /// First input.
         a: Slot,
@@ -127,7 +127,7 @@ pub enum Int8Op {
         /// From sums to outputs.
         finish: Finish,
     },
-    /// (a - zeros[0]) * (b - zeros[1]) * 2^12; `b` has the shape of `a`, or is `1 x 1 x c` and scales channels.
+    /// `(a - zeros[0]) * (b - zeros[1]) * 2^12`; `b` has the shape of `a`, or is `1 x 1 x c` and scales channels.
     Mul {
         /// First input.
         a: Slot,
@@ -142,7 +142,7 @@ pub enum Int8Op {
         /// From sums to outputs.
         finish: Finish,
     },
-    /// (a - zeros[0]) * 2^20 and (b - zeros[1]) * 2^20 side by side along channels, each with its own factor.
+    /// `(a - zeros[0]) * 2^20` and `(b - zeros[1]) * 2^20` side by side along channels, each with its own factor.
     Concat {
         /// First input.
         a: Slot,
@@ -166,7 +166,7 @@ pub enum Int8Op {
         /// Window.
         window: Window,
     },
-    /// The mean of x - zeros[0] over each window, times `2^mean_shift` ([`mean_shift`]).
+    /// The mean of `x - zeros[0]` over each window, times `2^mean_shift` ([`mean_shift`]).
     AvgPool {
         /// Input.
         x: Slot,
@@ -181,7 +181,7 @@ pub enum Int8Op {
         /// The same for all elements.
         rescale: Rescale,
     },
-    /// The mean of x - zeros[0] over all rows and columns, at most 65,536 of them, times `2^mean_shift`: `1 x 1 x c`.
+    /// The mean of `x - zeros[0]` over all rows and columns, at most 65,536 of them, times `2^mean_shift`: `1 x 1 x c`.
     GlobalAvgPool {
         /// Input.
         x: Slot,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// Write stem and head as one ONNX file.
 ///
 /// Input `images` [N, C, H, W], output `logits` [N, classes]; opset 17. An artifact without a head gives the stem alone,
-/// output `features`. One with a tripwire gives a second output, `alarm` [N]: the score of each picture. The threshold above which
+/// output `features`. One with a tripwire gives a second output, `alarm` (`[N]`): the score of each picture. The threshold above which
 /// it is an alarm is printed, it is not in the file.
 #[derive(clap::Args)]
 #[cfg_attr(not(feature = "onnx"), allow(dead_code))]
