@@ -5,7 +5,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use image::{ExtendedColorType, ImageEncoder as _, codecs::png::PngEncoder};
 
 /// Longest side in CSS pixels a small picture is scaled up to.
-const SIDE: usize = 192;
+const SIDE: usize = 160;
 
 /// One row of pictures.
 pub(super) fn row(row: &PictureRow) -> String {
