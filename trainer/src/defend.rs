@@ -8,7 +8,7 @@
 
 use crate::checkpoint::write_whole;
 use crate::error::Failure;
-use crate::evaluate::{Alarms, BATCH, Evaluation, Logits, TestSet, answers, evaluate};
+use crate::evaluate::{Alarms, Evaluation, Logits, TestSet, answers, evaluate, in_batches};
 use crate::export;
 use crate::model::TrapNet;
 use crate::run::{RunDir, StageResult};
@@ -185,14 +185,13 @@ impl Defended {
         let parts = ArtifactParts { tripwire: Some(set), ..parts("", "", "", &self.stem, Some(&self.head)) };
         let session = Session::of_artifact(&parts, kernels.clone())?;
         let raised = |pictures: &Pictures| -> Result<f64, Failure> {
-            let (len, mut raised) = (session.input().len(), Rate::default());
-            for bytes in pictures.pixels.chunks(BATCH * len) {
-                let n = bytes.len() / len;
-                let (mut x, mut scores) = (vec![0.0; bytes.len()], vec![0.0; n]);
-                session::to_f32(bytes, &mut x);
-                session.infer_watched(&x, &mut vec![0.0; n * self.head.classes as usize], &mut scores)?;
+            let mut raised = Rate::default();
+            in_batches(pictures, |x, n| {
+                let mut scores = vec![0.0; n];
+                session.infer_watched(x, &mut vec![0.0; n * self.head.classes as usize], &mut scores)?;
                 scores.iter().for_each(|&score| raised.count(Alarm::of(score, set.threshold).raised));
-            }
+                Ok(())
+            })?;
             Ok(raised.fraction())
         };
         let (true_positives, false_positives) = (raised(&test.triggered)?, raised(&test.clean)?);

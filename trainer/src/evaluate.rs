@@ -10,7 +10,7 @@ use stemguard_runtime::session::to_f32;
 pub type Logits<'a> = dyn FnMut(&[f32]) -> Result<Vec<f32>, Failure> + 'a;
 
 /// Pictures evaluated together.
-pub const BATCH: usize = 250;
+const BATCH: usize = 250;
 
 /// The test pictures: clean ones, and those of other classes than the target with the trigger.
 #[derive(Clone, Debug)]
@@ -69,18 +69,32 @@ impl std::fmt::Display for Alarms {
 /// # Errors
 /// Those of `logits`.
 pub fn answers(pictures: &Pictures, logits: &mut Logits<'_>) -> Result<Vec<u32>, Failure> {
-    let len = pictures.shape().len();
     let mut all = Vec::with_capacity(pictures.len());
+    in_batches(pictures, |x, n| {
+        let logits = logits(x)?;
+        let classes = logits.len() / n.max(1);
+        all.extend(logits.chunks_exact(classes.max(1)).map(|row| argmax(row) as u32));
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+/// All `pictures` in turn, a batch at a time: `f` gets `[n][h][w][3]` and `n`.
+///
+/// # Errors
+/// Those of `f`.
+pub(crate) fn in_batches(
+    pictures: &Pictures,
+    mut f: impl FnMut(&[f32], usize) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let len = pictures.shape().len();
     let mut x = vec![0.0; BATCH * len];
     for bytes in pictures.pixels.chunks(BATCH * len) {
         let x = &mut x[..bytes.len()];
         to_f32(bytes, x);
-        let n = bytes.len() / len;
-        let logits = logits(x)?;
-        let classes = logits.len() / n.max(1);
-        all.extend(logits.chunks_exact(classes.max(1)).map(|row| argmax(row) as u32));
+        f(x, bytes.len() / len)?;
     }
-    Ok(all)
+    Ok(())
 }
 
 /// Every figure of a model.

@@ -47,13 +47,6 @@ impl History {
         }
     }
 
-    /// The record of the first `pictures` pictures alone.
-    pub fn first(&self, pictures: usize) -> Self {
-        let keep = pictures.min(self.pictures);
-        let rows = self.rows.chunks_exact(self.pictures.max(1)).flat_map(|row| &row[..keep]).copied().collect();
-        Self { pictures: keep, rows }
-    }
-
     /// The record of the first `epochs` epochs alone.
     pub fn until(&self, epochs: usize) -> Self {
         Self { pictures: self.pictures, rows: self.rows[..epochs.min(self.epochs()) * self.pictures].to_vec() }

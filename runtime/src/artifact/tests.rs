@@ -135,9 +135,8 @@ fn the_specification_shows_the_golden_bytes() {
     assert_eq!(golden_dump(&specification(), "golden"), &golden()[..]);
 }
 
-#[test]
-fn every_flipped_bit_is_caught() {
-    let mut bytes = golden();
+/// Fails where a flipped bit goes unnoticed.
+fn flips_are_caught(mut bytes: AlignedBytes) {
     for bit in 0..8 * bytes.len() {
         bytes[bit / 8] ^= 1 << (bit % 8);
         assert!(verdict(&bytes).is_err(), "bit {bit}");
@@ -146,12 +145,29 @@ fn every_flipped_bit_is_caught() {
     assert_eq!(verdict(&bytes), Ok(()));
 }
 
-#[test]
-fn every_truncation_and_every_addition_is_caught() {
-    let bytes = golden();
+/// Fails where a missing end goes unnoticed.
+fn truncations_are_caught(bytes: &[u8]) {
     for len in 0..bytes.len() {
         assert_eq!(verdict(&bytes[..len]), Err(Error::Truncated), "{len} bytes");
     }
+}
+
+/// The verdict on `bytes` with others at `at`, and a checksum that fits.
+fn resealed(mut bytes: AlignedBytes, at: usize, new: &[u8]) -> Result<()> {
+    bytes[at..at + new.len()].copy_from_slice(new);
+    fix_crc(&mut bytes);
+    verdict(&bytes)
+}
+
+#[test]
+fn every_flipped_bit_is_caught() {
+    flips_are_caught(golden());
+}
+
+#[test]
+fn every_truncation_and_every_addition_is_caught() {
+    let bytes = golden();
+    truncations_are_caught(&bytes);
     for more in [0, 0xff] {
         let longer = AlignedBytes::from(&[&bytes[..], &[more]].concat()[..]);
         assert_eq!(verdict(&longer), Err(Error::WrongLength { needed: bytes.len(), given: bytes.len() + 1 }));
@@ -160,12 +176,7 @@ fn every_truncation_and_every_addition_is_caught() {
 
 #[test]
 fn other_files_are_told_apart() {
-    let with = |at: usize, new: &[u8]| {
-        let mut bytes = golden();
-        bytes[at..at + new.len()].copy_from_slice(new);
-        fix_crc(&mut bytes);
-        verdict(&bytes)
-    };
+    let with = |at: usize, new: &[u8]| resealed(golden(), at, new);
     assert_eq!(with(0, b"ONNX"), Err(Error::NotAnArtifact));
     assert_eq!(with(6, &[2, 0]), Err(Error::BadManifest), "the other precision");
     assert_eq!(with(6, &[3, 0]), Err(Error::BadManifest), "a tripwire is missing");

@@ -60,7 +60,8 @@ pub fn write(path: &Path, attacks: &[&dyn Attack], clean: &Pictures, picks: &[us
     draw(attacks, clean, picks).save_with_format(path, image::ImageFormat::Png).map_err(failed)
 }
 
-fn paste(sheet: &mut RgbImage, picture: &[u8], w: usize, scale: usize, top: usize, left: usize) {
+/// Draws a picture (`[h][w][3]`), each of its pixels a square of `scale` pixels.
+pub(crate) fn paste(sheet: &mut RgbImage, picture: &[u8], w: usize, scale: usize, top: usize, left: usize) {
     for (i, pixel) in picture.chunks_exact(3).enumerate() {
         let (y, x) = (top + i / w * scale, left + i % w * scale);
         fill(sheet, y, x, scale, Rgb([pixel[0], pixel[1], pixel[2]]));

@@ -1,6 +1,7 @@
 //! A contact sheet of the most suspicious pictures, one row a class with accusations, the worst first.
 
 use super::Audit;
+use crate::attack::sheet::paste;
 use crate::checkpoint::write_whole;
 use crate::error::Failure;
 use image::{ImageFormat, Rgb, RgbImage};
@@ -36,14 +37,7 @@ pub(super) fn write(path: &Path, found: &Audit, suspects: &Pictures) -> Result<(
     let mut sheet = RgbImage::from_pixel(size.0, size.1, PAPER);
     for (row, pictures) in rows.iter().enumerate() {
         for (column, &i) in pictures.iter().enumerate() {
-            let picture = suspects.picture(i);
-            for y in 0..h * scale {
-                for x in 0..w * scale {
-                    let at = 3 * (y / scale * w + x / scale);
-                    let (left, top) = ((GAP + column * cell_w + x) as u32, (GAP + row * cell_h + y) as u32);
-                    sheet.put_pixel(left, top, Rgb([picture[at], picture[at + 1], picture[at + 2]]));
-                }
-            }
+            paste(&mut sheet, suspects.picture(i), w, scale, GAP + row * cell_h, GAP + column * cell_w);
         }
     }
     let mut bytes = Cursor::new(Vec::new());

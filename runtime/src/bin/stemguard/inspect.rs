@@ -255,7 +255,7 @@ fn device(args: &Args, parts: &ArtifactParts<'_>, classes: u32) -> Result<Device
     let own = head_spec(parts);
     let f = Footprint::of(&parts.stem, own.as_ref(), classes as usize, bank, batch).map_err(refuse)?;
     Ok(Device {
-        model_bytes: stemguard_runtime::artifact::to_vec(parts).map_err(refuse)?.len(),
+        model_bytes: stemguard_runtime::artifact::encoded_len(parts).map_err(refuse)?,
         picture_bytes: f.picture,
         map_bytes: f.map,
         arena_bytes: f.arena,
