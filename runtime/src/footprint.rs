@@ -84,7 +84,7 @@ impl Footprint {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "std"))]
 mod tests {
     use super::*;
     use crate::artifact::tests::golden;

@@ -1,8 +1,8 @@
-//! The tripwire: an alarm for pictures that the trapped head is sure of and the new head is not.
+//! The tripwire: an alarm for pictures that the trapped head is far surer of than the new head.
 //!
 //! The trapped head has learnt the backdoor, that is what it was there for; the new head, trained on clean pictures alone, has not.
-//! Kept beside the new head on the same features, it is a *witness*: a triggered picture makes it sure of the target class where
-//! the new head is not. That costs one more head, never a second pass through the stem.
+//! Kept beside the new head on the same features, it is a *witness*: a triggered picture makes it surer of the target class
+//! than clean pictures make it of theirs. That costs one more head, never a second pass through the stem.
 //!
 //! [`score`] compares the two answers for one picture. [`threshold`] sets the alarm from the scores of clean pictures, the holdout,
 //! for a false-positive rate the user names. The rate holds for clean pictures like those. It is set for two heads: where one of
@@ -29,11 +29,19 @@ impl Alarm {
     }
 }
 
-/// How much surer the witness is of its own answer than the new head: `ln p_witness(t) - ln p_new(t)`, with `p` the softmax of the
-/// logits and `t` the witness's answer, the first of equals. Both slices hold `[classes]` logits of one picture.
+/// How much the new head's opinion weighs against the witness's. Trained with smoothed labels on few pictures, its log-odds are the
+/// smaller ones. Of 1 to 3, this found the most triggered pictures of four attacked runs (docs/findings.md).
+pub const WEIGHT: f32 = 1.5;
+
+/// Log-odds are cut off here, on both sides.
+const LIMIT: f32 = 1e30;
+
+/// How much surer the witness is of its own answer than the new head: `o_witness(t) - 1.5 o_new(t)`, with `o(t)` the log-odds of
+/// class `t`, `ln p(t) - ln(1 - p(t))` with `p` the softmax of the logits, and `t` the witness's answer, the first of equals. Both
+/// slices hold `[classes]` logits of one picture. Log-odds tell how far beyond doubt a head is where probabilities are all close
+/// to 1: a witness that knows the trigger is further there than any clean picture makes it.
 ///
-/// Finite, and not below `-ln(classes)`: the witness gives its own answer at least its even share. Above 0 the witness is surer;
-/// higher is more suspicious. Differences beyond the range of `f32` are cut off at [`f32::MAX`].
+/// Finite; higher is more suspicious. Log-odds beyond `1e30` are cut off. With a single class there is nothing to be surer of: 0.
 ///
 /// # Errors
 /// [`Error::WrongLength`] where the slices differ in length or are empty, [`Error::NotFinite`].
@@ -44,15 +52,20 @@ pub fn score(witness: &[f32], new: &[f32]) -> Result<f32> {
     if !witness.iter().chain(new).all(|v| v.is_finite()) {
         return Err(Error::NotFinite);
     }
+    if witness.len() == 1 {
+        return Ok(0.0);
+    }
     let t = argmax(witness);
-    Ok((log_softmax(witness, t) - log_softmax(new, t)).min(f32::MAX))
+    Ok(log_odds(witness, t) - WEIGHT * log_odds(new, t))
 }
 
-/// The logarithm of the probability of class `t`: at most 0, minus infinity where the difference of two logits overflows.
-fn log_softmax(logits: &[f32], t: usize) -> f32 {
-    let top = logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-    let sum: f32 = logits.iter().map(|&v| libm::expf(v - top)).sum();
-    (logits[t] - top) - libm::logf(sum)
+/// The log-odds of class `t`: its logit less the logarithm of the others' summed exponentials.
+fn log_odds(logits: &[f32], t: usize) -> f32 {
+    let others = || logits.iter().enumerate().filter(|&(i, _)| i != t).map(|(_, &v)| v);
+    let top = others().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = others().map(|v| libm::expf(v - top)).sum();
+    let own = logits.get(t).copied().unwrap_or(top);
+    ((own - top) - libm::logf(sum)).clamp(-LIMIT, LIMIT)
 }
 
 /// The threshold for a false-positive rate (0..=1), from the scores of `n` clean pictures, which are sorted, highest first.
@@ -86,12 +99,13 @@ mod tests {
 
     /// In `f64`, straight from the definition.
     fn oracle(witness: &[f32], new: &[f32]) -> f64 {
-        let p = |logits: &[f32], t: usize| {
+        let odds = |logits: &[f32], t: usize| {
             let of = |v: f32| libm::exp(f64::from(v));
-            of(logits[t]) / logits.iter().map(|&v| of(v)).sum::<f64>()
+            let others: f64 = logits.iter().enumerate().filter(|&(i, _)| i != t).map(|(_, &v)| of(v)).sum();
+            libm::log(of(logits[t]) / others)
         };
         let t = argmax(witness);
-        libm::log(p(witness, t)) - libm::log(p(new, t))
+        odds(witness, t) - 1.5 * odds(new, t)
     }
 
     #[test]
@@ -104,7 +118,6 @@ mod tests {
                 let [witness, new] = logits;
                 let (wanted, found) = (oracle(&witness, &new), f64::from(score(&witness, &new).unwrap()));
                 assert!((wanted - found).abs() < 1e-5 * (1.0 + wanted.abs()), "{found} for {wanted}");
-                assert!(found >= -libm::log(7.0) - 1e-6);
                 // A constant added to all logits of a head changes nothing.
                 let moved = witness.map(|v| v + 50.0);
                 let moved = f64::from(score(&moved, &new).unwrap());
@@ -114,24 +127,29 @@ mod tests {
     }
 
     #[test]
-    fn a_sure_witness_alone_is_suspicious() {
+    fn a_witness_beyond_doubt_is_suspicious_though_the_new_head_agrees() {
         let (sure, other, unsure) = ([9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.1, 0.0, 0.0]);
         let both = score(&sure, &sure).unwrap();
-        assert_eq!(both, 0.0);
-        assert!(score(&sure, &other).unwrap() > 8.0);
-        assert!(score(&unsure, &sure).unwrap() < 0.0);
+        assert!(both < 0.0, "{both}");
+        assert!(score(&sure, &other).unwrap() > 20.0);
+        assert!(score(&unsure, &sure).unwrap() < -10.0);
+        // Both answer the first class with a probability of 0.99 and more; the one is beyond doubt.
+        assert!(
+            score(&[20.0, 0.0, 0.0], &[6.0, 0.0, 0.0]).unwrap()
+                > score(&[6.0, 0.0, 0.0], &[6.0, 0.0, 0.0]).unwrap() + 13.0
+        );
         // Equal logits: the first class is the witness's answer.
-        assert!(score(&[0.0; 3], &other).unwrap() > 7.0 && score(&[0.0; 3], &sure).unwrap() < -1.0);
+        assert!(score(&[0.0; 3], &other).unwrap() > 10.0 && score(&[0.0; 3], &sure).unwrap() < -10.0);
         assert_eq!(score(&[3.0], &[-5.0]), Ok(0.0));
     }
 
     #[test]
     fn extremes_stay_finite_and_bad_input_is_refused() {
         let (high, low) = ([f32::MAX, f32::MIN], [f32::MIN, f32::MAX]);
-        assert_eq!(score(&high, &low), Ok(f32::MAX));
-        assert_eq!(score(&high, &high), Ok(0.0));
-        assert!((score(&[0.0, 0.0], &high).unwrap() + core::f32::consts::LN_2).abs() < 1e-6);
-        assert_eq!(score(&[1e30, 0.0], &[0.0, 1e30]), Ok(1e30));
+        assert_eq!(score(&high, &low), Ok(LIMIT + WEIGHT * LIMIT));
+        assert_eq!(score(&high, &high), Ok(LIMIT - WEIGHT * LIMIT));
+        assert_eq!(score(&[0.0, 0.0], &high), Ok(-WEIGHT * LIMIT));
+        assert_eq!(score(&[1e20, 0.0], &[0.0, 1e20]), Ok(2.5e20));
         assert_eq!(score(&[], &[]), Err(Error::WrongLength { needed: 1, given: 0 }));
         assert_eq!(score(&[0.0; 2], &[0.0; 3]), Err(Error::WrongLength { needed: 2, given: 3 }));
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

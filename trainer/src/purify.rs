@@ -128,14 +128,15 @@ fn fresh_head(c: &RunConfig, data: &Prepared, from: &State, seed: u64, kernels: 
     Ok(engine)
 }
 
-/// Readmits the accused whose given label a head that never saw the trigger would give too; accuses the doubtful whose label it
-/// would not give. How many of each: newly accused, readmitted.
-fn reconsider(accused: &mut [bool], score: &[f32], labels: &[u32], new_label: &[u32]) -> (usize, usize) {
+/// Readmits the accused whose given label a head that never saw the trigger would give too, and trusts them from then on (their
+/// score is 0); accuses the doubtful whose label it would not give. How many of each: newly accused, readmitted.
+fn reconsider(accused: &mut [bool], score: &mut [f32], labels: &[u32], new_label: &[u32]) -> (usize, usize) {
     let (mut anew, mut readmitted) = (0, 0);
     for (i, accused) in accused.iter_mut().enumerate() {
         let same = new_label[i] == labels[i];
         if *accused && same {
             *accused = false;
+            score[i] = 0.0;
             readmitted += 1;
         } else if !*accused && !same && score[i] > DOUBT {
             *accused = true;
@@ -174,6 +175,7 @@ pub fn purify(
     }
     let (suspects, holdout) = (data.suspect.pictures(), data.holdout.pictures());
     let mut accused = found.verdict.accused.clone();
+    let mut score = found.verdict.score.clone();
     let mut new_label = found.signals.new_label.clone();
     let mut from = trapped.clone();
     let mut rounds: Vec<Round> = Vec::new();
@@ -182,7 +184,7 @@ pub fn purify(
         let clock = Instant::now();
         let config =
             RunConfig { epochs: p.epochs, seed: c.seed ^ (ROUND << number), every: p.epochs, guard: None, ..c.clone() };
-        let opinion = Opinion { accused: &accused, score: &found.verdict.score, new_label: &new_label };
+        let opinion = Opinion { accused: &accused, score: &score, new_label: &new_label };
         let m = material(suspects, &opinion, holdout, p, config.seed)?;
         let path = work.join(format!("round-{number}"));
         std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
@@ -214,7 +216,7 @@ pub fn purify(
             })?;
             new_label = new.answers(suspects, kernels)?;
             (result.newly_accused, result.readmitted) =
-                reconsider(&mut accused, &found.verdict.score, &suspects.labels, &new_label);
+                reconsider(&mut accused, &mut score, &suspects.labels, &new_label);
             from = engine.state();
         }
         result.seconds = clock.elapsed().as_secs_f64();
@@ -253,9 +255,11 @@ mod tests {
     #[test]
     fn only_the_accused_and_the_doubtful_are_reconsidered() {
         let mut accused = [true, true, false, false, false];
-        let score = [0.9, 0.6, 0.3, 0.3, 0.0];
-        let counts = reconsider(&mut accused, &score, &[1, 1, 1, 1, 1], &[1, 0, 0, 1, 0]);
+        let mut score = [0.9, 0.6, 0.3, 0.3, 0.0];
+        let counts = reconsider(&mut accused, &mut score, &[1, 1, 1, 1, 1], &[1, 0, 0, 1, 0]);
         assert_eq!((counts, accused), ((1, 1), [false, true, true, false, false]));
+        // Who is readmitted is trained on again.
+        assert!(score[0] < DOUBT && score[1] > DOUBT);
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl OnnxBuilder {
 
     /// `[N, C]` to `[N, C, 1, 1]`.
     pub fn unflatten(&mut self, x: &str) -> String {
-        let axes = self.axes(&[2, 3]);
+        let axes = self.integers(&[2], &[2, 3]);
         self.node("Unsqueeze", vec![x.into(), axes], vec![])
     }
 
@@ -243,13 +243,13 @@ impl OnnxBuilder {
         name
     }
 
-    /// A constant list of axes.
-    pub(super) fn axes(&mut self, axes: &[i64]) -> String {
-        let name = self.fresh("axes");
+    /// A constant of whole numbers.
+    pub(super) fn integers(&mut self, dims: &[usize], data: &[i64]) -> String {
+        let name = self.fresh("integers");
         self.graph.initializer.push(pb::TensorProto {
-            dims: vec![axes.len() as i64],
+            dims: dims.iter().map(|&d| d as i64).collect(),
             data_type: DataType::Int64 as i32,
-            raw_data: axes.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            raw_data: data.iter().flat_map(|v| v.to_le_bytes()).collect(),
             name: name.clone(),
             ..Default::default()
         });

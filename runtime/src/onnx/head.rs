@@ -1,6 +1,6 @@
 //! A head as ONNX nodes behind its stem: one file for any ONNX runtime.
 
-use super::export::{export_net, int};
+use super::export::{export_net, int, ints};
 use super::{OnnxBuilder, OnnxError};
 use crate::artifact::{ArtifactParts, HeadKind, HeadParts, head_params};
 use crate::head::HeadModel;
@@ -12,7 +12,11 @@ use crate::layers::unit::ConvParams;
 use crate::net::{Activation, Window};
 use crate::shape::Shape;
 use crate::stem::Stem;
+use crate::tripwire::WEIGHT;
 use std::prelude::v1::*;
+
+/// A logit that counts for nothing beside others.
+const LEAST: f32 = -1e30;
 
 /// One file of a whole artifact: input `images`, the stem's output `features`, and the head's `logits`. Without a head the
 /// stem's output is the file's. With a tripwire there is a second output, `alarm` (`[N]`): the
@@ -42,7 +46,7 @@ pub fn defended(parts: &ArtifactParts<'_>) -> Result<Vec<u8>, OnnxError> {
                     return Err(OnnxError::Graph("the tripwire does not fit the head".into()));
                 }
                 let witness = add_head(&mut b, &tripwire.witness, parts.stem.output(), &map)?;
-                let alarm = add_alarm(&mut b, &witness, "logits");
+                let alarm = add_alarm(&mut b, &witness, "logits", head.classes as usize);
                 b.rename(&alarm, "alarm");
                 b.output("alarm", &[]);
             }
@@ -70,16 +74,27 @@ fn add_head(b: &mut OnnxBuilder, head: &HeadParts<'_>, features: Shape, x: &str)
     }
 }
 
-/// The tripwire's score of `[N, classes]` logits each: `log softmax(witness)[t] - log softmax(new)[t]`, `t` the place of the largest
-/// of the witness, the first of equals; `[N]`.
-fn add_alarm(b: &mut OnnxBuilder, witness: &str, new: &str) -> String {
+/// The tripwire's score of `[N, classes]` logits each, `[N]`: the log-odds of class `t` by the witness less those by the new head
+/// times [`WEIGHT`], `t` the place of the largest of the witness, the first of equals.
+fn add_alarm(b: &mut OnnxBuilder, witness: &str, new: &str, classes: usize) -> String {
     let t = b.node("ArgMax", vec![witness.into()], vec![int("axis", 1), int("keepdims", 1)]);
-    let [witness, new] = [witness, new].map(|logits| {
-        let all = b.node("LogSoftmax", vec![logits.into()], vec![int("axis", 1)]);
-        b.node("GatherElements", vec![all, t.clone()], vec![int("axis", 1)])
-    });
-    let score = b.node("Sub", vec![witness, new], vec![]);
-    let axes = b.axes(&[1]);
+    let places = b.integers(&[1, classes], &(0..classes as i64).collect::<Vec<_>>());
+    let (own, nothing) = (b.node("Equal", vec![places, t.clone()], vec![]), b.constant(&[1, 1], &[LEAST]));
+    let odds = |b: &mut OnnxBuilder, logits: &str| {
+        let z = b.node("GatherElements", vec![logits.into(), t.clone()], vec![int("axis", 1)]);
+        let others = b.node("Where", vec![own.clone(), nothing.clone(), logits.into()], vec![]);
+        // The logarithm of summed exponentials: the largest less its log-softmax.
+        let log = b.node("LogSoftmax", vec![others.clone()], vec![int("axis", 1)]);
+        let [top, log] =
+            [others, log].map(|x| b.node("ReduceMax", vec![x], vec![ints("axes", &[1]), int("keepdims", 1)]));
+        let sum = b.node("Sub", vec![top, log], vec![]);
+        b.node("Sub", vec![z, sum], vec![])
+    };
+    let (witness, new) = (odds(b, witness), odds(b, new));
+    let weight = b.constant(&[1, 1], &[if classes > 1 { WEIGHT } else { 1.0 }]);
+    let weighed = b.mul(&new, &weight);
+    let score = b.node("Sub", vec![witness, weighed], vec![]);
+    let axes = b.integers(&[1], &[1]);
     b.node("Squeeze", vec![score, axes], vec![])
 }
 
