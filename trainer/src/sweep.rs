@@ -150,6 +150,9 @@ pub struct Row {
     pub recall: f64,
     /// Clean pictures that it accused.
     pub false_positives: f64,
+    /// Of the score of its verdict: the area under the curve, and the poisoned pictures found at 1 % false positives; without any
+    /// poisoned picture, neither.
+    pub verdict: Option<[f64; 2]>,
     /// Of the replaced model with its tripwire: triggered and clean test pictures that raise the alarm.
     pub tripwire: Option<[f64; 2]>,
 }
@@ -268,6 +271,7 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         chance: purified.chance,
         recall: measures.recall,
         false_positives: measures.false_positives,
+        verdict: measures.signals.last().map(|m| [m.auc, m.recall_at_1_percent]),
         tripwire: tripwire.map(|alarms| [alarms.true_positives, alarms.false_positives]),
     }))
 }
@@ -305,7 +309,7 @@ pub fn table(rows: &[Row]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from(
         "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | replaced | purified | RA | DER | chance | \
-         ceiling ACC | audit recall | clean accused | tripwire TPR / FPR |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         ceiling ACC | poisoned accused | clean accused | audit AUC | recall at 1 % FPR | tripwire TPR / FPR |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     for row in rows {
@@ -323,10 +327,16 @@ pub fn table(rows: &[Row]) -> String {
             if values.len() > 1 { format!("{mean:.1} ± {spread:.1}") } else { format!("{mean:.1}") }
         };
         let pair = |i: usize| format!("{} / {}", cell(&|r| r.acc[i]), cell(&|r| r.asr[i]));
-        let alarms = [0, 1].map(|i: usize| cell(&|r| r.tripwire.map_or(0.0, |t| t[i]))).join(" / ");
+        // What some runs do not have is left empty.
+        let known = |value: &dyn Fn(&Row) -> Option<f64>| match group.iter().all(|r| value(r).is_some()) {
+            true => cell(&|r| value(r).unwrap_or_default()),
+            false => String::new(),
+        };
+        let alarms = [0, 1].map(|i: usize| known(&|r| r.tripwire.map(|t| t[i])));
+        let alarms = if alarms[0].is_empty() { String::new() } else { alarms.join(" / ") };
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             first.attack,
             first.rate,
             first.setting,
@@ -339,10 +349,12 @@ pub fn table(rows: &[Row]) -> String {
             cell(&|r| r.ra),
             cell(&|r| r.der),
             cell(&|r| r.chance),
-            if group.iter().all(|r| r.ceiling.is_some()) { cell(&|r| r.ceiling.unwrap_or(0.0)) } else { String::new() },
+            known(&|r| r.ceiling),
             cell(&|r| r.recall),
             cell(&|r| r.false_positives),
-            if group.iter().all(|r| r.tripwire.is_some()) { alarms } else { String::new() }
+            known(&|r| r.verdict.map(|v| v[0])),
+            known(&|r| r.verdict.map(|v| v[1])),
+            alarms
         );
     }
     text
@@ -410,16 +422,18 @@ mod tests {
             chance: 0.02,
             recall: 0.9,
             false_positives: 0.01,
+            verdict: None,
             tripwire: None,
         };
         let text = table(&[row(0, 0.1), row(1, 0.3)]);
         assert!(text.contains("| blend | 0.1 | short | 2 |"), "{text}");
-        assert!(text.contains("20.0 ± 14.1") && text.ends_with("|  |\n"), "{text}");
-        let watched = |seed, caught| Row { tripwire: Some([caught, 0.01]), ..row(seed, 0.1) };
+        assert!(text.contains("20.0 ± 14.1") && text.ends_with("|  |  |  |\n"), "{text}");
+        let watched =
+            |seed, caught| Row { verdict: Some([0.5, 0.25]), tripwire: Some([caught, 0.01]), ..row(seed, 0.1) };
         let text = table(&[watched(0, 0.9), watched(1, 1.0)]);
-        assert!(text.ends_with("| 95.0 ± 7.1 / 1.0 ± 0.0 |\n"), "{text}");
+        assert!(text.ends_with("| 50.0 ± 0.0 | 25.0 ± 0.0 | 95.0 ± 7.1 / 1.0 ± 0.0 |\n"), "{text}");
         let columns = |line: &str| line.matches('|').count();
-        assert!(text.lines().all(|line| columns(line) == 17), "{text}");
+        assert!(text.lines().all(|line| columns(line) == 19), "{text}");
         assert_eq!(mean_and_spread(&[3.0]), (3.0, 0.0));
     }
 }
