@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::rng::Rng;
 use crate::shape::Shape;
+use crate::slices::{rows, rows_mut};
 
 /// A trainable head: its sizes, one training step, inference.
 pub trait HeadModel {
@@ -106,9 +107,9 @@ impl Dropout {
 
 /// Mean cross-entropy of `n` rows of `logits` against `targets`; the logits become their own gradient.
 pub fn cross_entropy(classes: usize, logits: &mut [f32], targets: &[f32]) -> f32 {
-    let n = logits.len() / classes;
+    let n = logits.len() / classes.max(1);
     let mut loss = 0.0f64;
-    for (row, target) in logits.chunks_exact_mut(classes).zip(targets.chunks_exact(classes)) {
+    for (row, target) in rows_mut(logits, classes).zip(rows(targets, classes)) {
         let top = row.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
         let sum: f32 = row.iter().map(|&v| libm::expf(v - top)).sum();
         let log_sum = top + libm::logf(sum);
@@ -169,18 +170,4 @@ pub fn inference_len(spec: &HeadSpec, n: usize) -> Result<usize> {
         HeadKind::Linear => linear::Linear::new(spec.features, classes)?.inference_len(n),
         HeadKind::Residual => residual::Residual::new(spec.features, classes)?.inference_len(n),
     })
-}
-
-/// Cuts the next `len` values off a slice.
-fn cut<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
-    let (head, tail) = core::mem::take(rest).split_at_mut(len);
-    *rest = tail;
-    head
-}
-
-/// Cuts the next `len` values off a shared slice.
-fn part<'a>(rest: &mut &'a [f32], len: usize) -> &'a [f32] {
-    let (head, tail) = rest.split_at(len);
-    *rest = tail;
-    head
 }

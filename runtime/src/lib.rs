@@ -49,6 +49,7 @@ pub mod net;
 pub mod replace;
 pub mod rng;
 pub mod shape;
+mod slices;
 pub mod slots;
 pub mod stem;
 pub mod tripwire;

@@ -31,13 +31,13 @@ impl Rate {
 
 /// The index of the largest value, the first of equals; NaN never wins; 0 for an empty slice.
 pub fn argmax(values: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, v) in values.iter().enumerate() {
-        if *v > values[best] || values[best].is_nan() {
-            best = i;
+    let mut best = (0, f32::NAN);
+    for (i, &v) in values.iter().enumerate() {
+        if v > best.1 || best.1.is_nan() {
+            best = (i, v);
         }
     }
-    best
+    best.0
 }
 
 /// Turns logits into probabilities, in place.

@@ -16,6 +16,7 @@ use crate::head::{Dropout, HeadModel};
 use crate::kernels::Kernels;
 use crate::rng::Rng;
 use crate::shape::Shape;
+use crate::slices::{at, copy, cut, piece, piece_mut, rows, rows_mut, split_mut, start, start_mut};
 
 /// How a head is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,8 +92,8 @@ pub fn paste(s: Shape, area: [usize; 4], from: &[f32], to: &mut [f32]) {
     let [top, left, bottom, right] = area;
     let (w, c) = (s.w as usize, s.c as usize);
     for y in top..bottom {
-        let row = (y * w + left) * c..(y * w + right) * c;
-        to[row.clone()].copy_from_slice(&from[row]);
+        let (first, len) = ((y * w + left) * c, (right - left) * c);
+        copy(piece(from, first, len), piece_mut(to, first, len));
     }
 }
 
@@ -123,7 +124,7 @@ impl<'a> FeatureBank<'a> {
 
     fn view(&self, view: usize, picture: usize) -> &'a [f32] {
         let len = self.shape.len();
-        &self.features[(view * self.labels.len() + picture) * len..][..len]
+        piece(self.features, (view * self.labels.len() + picture) * len, len)
     }
 }
 
@@ -137,8 +138,8 @@ impl Source for FeatureBank<'_> {
     }
 
     fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
-        for (i, x) in x.chunks_exact_mut(self.shape.len()).take(n).enumerate() {
-            x.copy_from_slice(self.view(0, first + i));
+        for (i, x) in rows_mut(x, self.shape.len()).take(n).enumerate() {
+            copy(self.view(0, first + i), x);
         }
     }
 
@@ -147,8 +148,8 @@ impl Source for FeatureBank<'_> {
             Some(_) => cutmix_box(self.shape.h as usize, self.shape.w as usize, rng),
             None => ([0; 4], 1.0),
         };
-        for (i, (x, &picture)) in x.chunks_exact_mut(self.shape.len()).zip(batch).enumerate() {
-            x.copy_from_slice(self.view(rng.below(self.views), picture as usize));
+        for (i, (x, &picture)) in rows_mut(x, self.shape.len()).zip(batch).enumerate() {
+            copy(self.view(rng.below(self.views), picture as usize), x);
             if let Some(&partner) = mix.and_then(|m| m.get(i)) {
                 paste(self.shape, area, self.view(rng.below(self.views), partner as usize), x);
             }
@@ -221,19 +222,17 @@ pub fn fit<H: HeadModel, S: Source, K: Kernels + ?Sized>(
     exact(head.training_sums(), sums.len())?;
     exact(2 * n, order.len())?;
 
-    let (grads, rest) = memory.split_at_mut(trained);
-    let (first, rest) = rest.split_at_mut(trained);
-    let (second, rest) = rest.split_at_mut(trained);
-    let (x, rest) = rest.split_at_mut(batch * len);
-    let (targets, scratch) = rest.split_at_mut(batch * classes);
-    let (order, partners) = order.split_at_mut(n);
+    let rest = &mut &mut memory[..];
+    let (grads, first, second) = (cut(rest, trained), cut(rest, trained), cut(rest, trained));
+    let (x, targets, scratch) = (cut(rest, batch * len), cut(rest, batch * classes), core::mem::take(rest));
+    let (order, partners) = split_mut(order, n);
 
     head.initialise(&mut Rng::new(settings.seed, STREAM_INIT), params);
     let mut seen = 0;
     while seen < n {
         let now = batch.min(n - seen);
         source.plain(seen, now, x);
-        head.observe(&x[..now * len], now, seen, params);
+        head.observe(start(x, now * len), now, seen, params);
         seen += now;
     }
     first.fill(0.0);
@@ -248,22 +247,25 @@ pub fn fit<H: HeadModel, S: Source, K: Kernels + ?Sized>(
         let share = epoch as f32 / settings.epochs as f32;
         let rate = settings.rate * 0.5 * (1.0 + libm::cosf(core::f32::consts::PI * share));
         let (mut loss, mut steps) = (0.0, 0);
-        for chosen in order.chunks_exact(batch) {
-            let partners = &mut partners[..batch];
-            partners.copy_from_slice(chosen);
+        for chosen in rows(order, batch) {
+            let partners = start_mut(partners, batch);
+            copy(chosen, partners);
             rng.shuffle(partners);
             let keep = source.batch(chosen, settings.cutmix.then_some(&*partners), &mut rng, x);
             let labels = source.labels();
-            for ((row, &i), &j) in targets.chunks_exact_mut(classes).zip(chosen).zip(&*partners) {
+            for ((row, &i), &j) in rows_mut(targets, classes).zip(chosen).zip(&*partners) {
                 row.fill(settings.smoothing / classes as f32);
-                row[labels[i as usize] as usize] += (1.0 - settings.smoothing) * keep;
-                row[labels[j as usize] as usize] += (1.0 - settings.smoothing) * (1.0 - keep);
+                for (picture, share) in [(i, keep), (j, 1.0 - keep)] {
+                    if let Some(target) = row.get_mut(at(labels, picture as usize) as usize) {
+                        *target += (1.0 - settings.smoothing) * share;
+                    }
+                }
             }
             let dropout =
                 Dropout { rate: settings.dropout, seed: settings.seed ^ STREAM_DROPOUT, stream: u64::from(adam.step) };
             loss += head.gradient(k, batch, params, x, targets, dropout, grads, scratch, sums);
             steps += 1;
-            adam.update(rate, &mut params[..trained], grads, first, second);
+            adam.update(rate, start_mut(params, trained), grads, first, second);
         }
         let loss = loss / steps as f32;
         if !loss.is_finite() {

@@ -45,7 +45,13 @@ impl Rng {
     /// Shuffles in place (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
-            items.swap(i, self.below(i + 1));
+            let chosen = self.below(i + 1);
+            // The last of the first `i + 1` items with one of them.
+            if let Some((last, others)) = items.get_mut(..=i).and_then(<[T]>::split_last_mut)
+                && let Some(other) = others.get_mut(chosen)
+            {
+                core::mem::swap(last, other);
+            }
         }
     }
 }

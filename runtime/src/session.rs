@@ -368,7 +368,7 @@ pub fn set_tripwire<'a>(
     let n = clean.len() / session.input().len();
     let (mut logits, mut scores) = (vec![0.0; n * head.classes as usize], vec![0.0; n]);
     session.infer_watched(clean, &mut logits, &mut scores)?;
-    tripwire.threshold = tripwire::threshold(&mut scores, false_positive_rate)?;
+    tripwire.threshold = tripwire::threshold(&scores, false_positive_rate)?;
     Ok(tripwire)
 }
 

@@ -281,6 +281,26 @@ impl<F: NorFlash> HeadStore<F> {
         Ok(head)
     }
 
+    /// As [`HeadStore::confirm`], and keeps beside the head the threshold of the tripwire that was set for it
+    /// ([`crate::tripwire::threshold`]): it becomes the head in use with its threshold, or not at all.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`], and those of [`HeadStore::confirm`].
+    pub fn confirm_watched(&mut self, threshold: f32) -> Result<StoredHead, StoreError> {
+        if !threshold.is_finite() {
+            return Err(Error::NotFinite.into());
+        }
+        let head = self.survey().on_trial().ok_or(StoreError::NotOnTrial)?;
+        self.flash.keep_threshold(&head, threshold)?;
+        self.flash.take(Step::Confirmed, &head)?;
+        Ok(head)
+    }
+
+    /// The threshold kept beside a head; none where it was confirmed without.
+    pub fn threshold(&mut self, head: &StoredHead) -> Option<f32> {
+        self.flash.threshold(head)
+    }
+
     /// Rejects the head on trial; the head to go back to, none for the artifact's own.
     ///
     /// # Errors

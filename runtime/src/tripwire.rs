@@ -68,7 +68,7 @@ fn log_odds(logits: &[f32], t: usize) -> f32 {
     ((own - top) - libm::logf(sum)).clamp(-LIMIT, LIMIT)
 }
 
-/// The threshold for a false-positive rate (0..=1), from the scores of `n` clean pictures, which are sorted, highest first.
+/// The threshold for a false-positive rate (0..=1), from the scores of `n` clean pictures.
 ///
 /// It is the smallest value above which at most `rate * n` of the scores lie, rounded down: one of the scores itself, so that at a
 /// rate of 0, or with fewer than `1 / rate` pictures, none of them raises an alarm. At a rate of 1 it is [`f32::MIN`], below every
@@ -76,7 +76,7 @@ fn log_odds(logits: &[f32], t: usize) -> f32 {
 ///
 /// # Errors
 /// [`Error::BadSetting`] for a rate outside 0..=1 or NaN, [`Error::WrongLength`] without scores, [`Error::NotFinite`].
-pub fn threshold(scores: &mut [f32], false_positive_rate: f32) -> Result<f32> {
+pub fn threshold(scores: &[f32], false_positive_rate: f32) -> Result<f32> {
     if !(0.0..=1.0).contains(&false_positive_rate) {
         return Err(Error::BadSetting("false-positive rate"));
     }
@@ -86,10 +86,25 @@ pub fn threshold(scores: &mut [f32], false_positive_rate: f32) -> Result<f32> {
     if !scores.iter().all(|v| v.is_finite()) {
         return Err(Error::NotFinite);
     }
-    scores.sort_unstable_by(|a, b| b.total_cmp(a));
     // 0.01 in `f32` lies below 0.01: without the last factor, of 100 pictures none would be allowed.
-    let above = f64::from(false_positive_rate) * scores.len() as f64 * (1.0 + f64::from(f32::EPSILON));
-    Ok(scores.get(above as usize).copied().unwrap_or(f32::MIN))
+    let allowed = (f64::from(false_positive_rate) * scores.len() as f64 * (1.0 + f64::from(f32::EPSILON))) as usize;
+    // Found bit by bit, the upper ones first: the smallest value that few enough scores exceed.
+    let (mut low, mut high) = (ordered(f32::MIN), ordered(f32::MAX));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if scores.iter().filter(|&&score| ordered(score) > middle).count() <= allowed {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Ok(f32::from_bits(if low >> 31 == 1 { low ^ 1 << 31 } else { !low }))
+}
+
+/// Bits that compare as the finite numbers do, -0 as 0.
+fn ordered(score: f32) -> u32 {
+    let bits = (score + 0.0).to_bits();
+    if bits >> 31 == 1 { !bits } else { bits | 1 << 31 }
 }
 
 #[cfg(test)]
@@ -169,7 +184,7 @@ mod tests {
             let mut scores = [0.0; 60];
             // Few values, so that there are ties.
             scores.iter_mut().for_each(|v| *v = rng.below(8) as f32 - 3.0);
-            let scores = &mut scores[..n];
+            let scores = &scores[..n];
             for percent in 0..=100 {
                 let (rate, allowed) = (percent as f32 / 100.0, percent * n / 100);
                 let found = threshold(scores, rate).unwrap();
@@ -181,23 +196,23 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_range() {
-        let mut scores = [1.0, 3.0, 2.0, 3.0];
-        assert_eq!(threshold(&mut scores, 0.0), Ok(3.0));
-        assert_eq!(threshold(&mut scores, 0.24), Ok(3.0));
-        assert_eq!(threshold(&mut scores, 0.5), Ok(2.0));
-        assert_eq!(threshold(&mut scores, 1.0), Ok(f32::MIN));
+        let scores = [1.0, 3.0, 2.0, 3.0];
+        assert_eq!(threshold(&scores, 0.0), Ok(3.0));
+        assert_eq!(threshold(&scores, 0.24), Ok(3.0));
+        assert_eq!(threshold(&scores, 0.5), Ok(2.0));
+        assert_eq!(threshold(&scores, 1.0), Ok(f32::MIN));
         assert_eq!(above(&scores, f32::MIN), 4);
         assert_eq!(above(&scores, 3.0), 0, "a score equal to the threshold raises nothing");
-        assert_eq!(threshold(&mut [f32::MAX, f32::MIN], 0.5), Ok(f32::MIN));
+        assert_eq!(threshold(&[f32::MAX, f32::MIN], 0.5), Ok(f32::MIN));
     }
 
     #[test]
     fn bad_rates_and_scores_are_refused() {
         for rate in [-0.01, 1.01, f32::NAN, f32::INFINITY] {
-            assert_eq!(threshold(&mut [1.0], rate), Err(Error::BadSetting("false-positive rate")));
+            assert_eq!(threshold(&[1.0], rate), Err(Error::BadSetting("false-positive rate")));
         }
-        assert_eq!(threshold(&mut [], 0.01), Err(Error::WrongLength { needed: 1, given: 0 }));
-        assert_eq!(threshold(&mut [1.0, f32::NAN], 0.01), Err(Error::NotFinite));
-        assert_eq!(threshold(&mut [1.0, f32::INFINITY], 0.01), Err(Error::NotFinite));
+        assert_eq!(threshold(&[], 0.01), Err(Error::WrongLength { needed: 1, given: 0 }));
+        assert_eq!(threshold(&[1.0, f32::NAN], 0.01), Err(Error::NotFinite));
+        assert_eq!(threshold(&[1.0, f32::INFINITY], 0.01), Err(Error::NotFinite));
     }
 }

@@ -8,21 +8,20 @@
 
 use crate::checkpoint::write_whole;
 use crate::error::Failure;
-use crate::evaluate::{Alarms, Evaluation, Logits, TestSet, answers, evaluate, in_batches};
+use crate::evaluate::{Alarms, Evaluation, Logits, TestSet, answers, evaluate};
 use crate::export;
 use crate::model::TrapNet;
+use crate::packed;
 use crate::run::{RunDir, StageResult};
 use std::path::Path;
 use std::time::Instant;
 use stemguard_runtime::artifact::{self, ArtifactParts, HeadKind, TripwireParts};
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_runtime::metrics::Rate;
 use stemguard_runtime::net::OwnedNet;
 use stemguard_runtime::onnx::{self, Model};
 use stemguard_runtime::replace::{Progress, Settings};
 use stemguard_runtime::session::{self, Augment, NewHead, Session, Space, replace_head, set_tripwire};
-use stemguard_runtime::tripwire::Alarm;
 
 /// How the head of a run is replaced.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +88,7 @@ impl Tripwire {
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file.
-pub fn packed(path: &Path) -> Result<OwnedNet, Failure> {
+pub fn packed_onnx(path: &Path) -> Result<OwnedNet, Failure> {
     let model = Model::from_file(path).map_err(|e| Failure::file(path, e))?;
     onnx::lower(&model, None).map_err(|e| Failure::file(path, e))
 }
@@ -97,9 +96,9 @@ pub fn packed(path: &Path) -> Result<OwnedNet, Failure> {
 /// Reads and lowers a run's stem.
 ///
 /// # Errors
-/// As [`packed`].
+/// As [`packed_onnx`].
 pub fn packed_stem(dir: &RunDir) -> Result<OwnedNet, Failure> {
-    packed(&dir.file("stem.onnx"))
+    packed_onnx(&dir.file("stem.onnx"))
 }
 
 /// All pictures as `[n][h][w][3]`, 0..=1.
@@ -183,19 +182,7 @@ impl Defended {
         let set = set_tripwire(stem, self.head.parts(), witness.parts(), clean, rate, kernels)
             .map_err(|e| Failure::input("the tripwire", e))?;
         let parts = ArtifactParts { tripwire: Some(set), ..parts("", "", "", &self.stem, Some(&self.head)) };
-        let session = Session::of_artifact(&parts, kernels.clone())?;
-        let raised = |pictures: &Pictures| -> Result<f64, Failure> {
-            let mut raised = Rate::default();
-            in_batches(pictures, |x, n| {
-                let mut scores = vec![0.0; n];
-                session.infer_watched(x, &mut vec![0.0; n * self.head.classes as usize], &mut scores)?;
-                scores.iter().for_each(|&score| raised.count(Alarm::of(score, set.threshold).raised));
-                Ok(())
-            })?;
-            Ok(raised.fraction())
-        };
-        let (true_positives, false_positives) = (raised(&test.triggered)?, raised(&test.clean)?);
-        Ok(Alarms { rate, threshold: set.threshold, true_positives, false_positives })
+        packed::alarms(&Session::of_artifact(&parts, kernels.clone())?, &set, test)
     }
 
     /// What `f` makes of the model's logits.
@@ -205,11 +192,7 @@ impl Defended {
         f: impl FnOnce(&mut Logits<'_>) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let session = Session::of_artifact(&parts("", "", "", &self.stem, Some(&self.head)), kernels.clone())?;
-        f(&mut |x| {
-            let mut logits = vec![0.0; x.len() / session.input().len() * self.head.classes as usize];
-            session.infer(x, &mut logits)?;
-            Ok(logits)
-        })
+        f(&mut |x| packed::logits(&session, x))
     }
 }
 

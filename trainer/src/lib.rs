@@ -28,6 +28,7 @@ pub mod export;
 pub mod history;
 pub mod model;
 pub mod nn;
+pub mod packed;
 pub mod perturb;
 pub mod purify;
 pub mod report;

@@ -18,7 +18,7 @@ use crate::audit::Audit;
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
-use crate::defend::{Replacement, packed, packed_stem, replace, write_models};
+use crate::defend::{Replacement, packed_onnx, packed_stem, replace, write_models};
 use crate::engine::{CpuEngine, Engine, State};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, evaluate};
@@ -234,7 +234,7 @@ pub fn purify(
     match export::residual_head(&engine.net) {
         Some(head) => {
             let name = c.architecture.to_string();
-            write_models(dir, "purified", &name, &holdout.classes, &packed(&stem)?, &head, None)?;
+            write_models(dir, "purified", &name, &holdout.classes, &packed_onnx(&stem)?, &head, None)?;
         }
         None => write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?,
     }

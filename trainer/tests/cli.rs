@@ -48,6 +48,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["purify", full, "--purify-epochs", "0"], "--purify-epochs"),
         (&["purify", full, "--inoculate", "2"], "--inoculate"),
         (&["purify", "/no/run"], "/no/run"),
+        (&["eval", full], "run.json"),
         (&["report", "/no/run"], "/no/run"),
         (&["sweep", "/no/plan.toml", "--out", out], "/no/plan.toml"),
         (&["demo", "--attack", "nonesuch", "--out", out], "nonesuch"),
@@ -96,6 +97,14 @@ fn a_trapped_run_is_audited_and_purified() {
     assert_eq!((share(&replaced[0], "true_positives"), share(&replaced[0], "false_positives")), (1.0, 1.0));
     let replaced = ok(&[&["replace", run][..], &new].concat());
     assert!(share(&replaced[0], "false_positives") < 1.0 && share(&replaced[0], "rate") < 0.011);
+    // The packed model gives what the stage reported, whole; a stem alone or another file is refused by name.
+    let measured = ok(&["eval", run, "--json"]);
+    assert!(["acc", "asr", "ra", "chance", "tripwire"].iter().all(|key| measured[0][key] == replaced[0][key]));
+    assert_eq!((&measured[0]["precision"], measured[0]["test"].as_u64()), (&"f32".into(), Some(100)));
+    let stem = Path::new(run).join("stem.onnx");
+    let refused = trainer(&["eval", run, "--model", stem.to_str().expect("a path")]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("stem.onnx"));
     let version = |file: &str| std::fs::read(Path::new(run).join(file)).expect("a model")[6];
     assert_eq!(version("defended.sgm"), 3);
     let results = std::fs::read_to_string(Path::new(run).join("results.json")).expect("results.json");

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::rng::Rng;
 use crate::shape::Shape;
+use crate::slices::{copy, cut, rows, rows_mut, split, split_mut, start, start_mut};
 
 /// A linear head.
 #[derive(Clone, Copy, Debug)]
@@ -26,23 +27,23 @@ impl Linear {
     /// Pools one feature map into `[2c]`.
     pub fn pool(&self, x: &[f32], pooled: &mut [f32]) {
         let c = self.features.c as usize;
-        let (positive, negative) = pooled.split_at_mut(c);
+        let (positive, negative) = split_mut(pooled, c);
         positive.fill(0.0);
         negative.fill(0.0);
-        for x in x.chunks_exact(c) {
+        for x in rows(x, c) {
             for ((p, n), &v) in positive.iter_mut().zip(negative.iter_mut()).zip(x) {
                 if v > 0.0 { *p += v } else { *n -= v }
             }
         }
-        let pixels = (x.len() / c) as f32;
+        let pixels = (x.len() / c.max(1)) as f32;
         pooled.iter_mut().for_each(|v| *v /= pixels);
     }
 
     /// Pooled and standardised features of `n` pictures.
     fn enter(&self, n: usize, params: &[f32], x: &[f32], z: &mut [f32]) {
         let (width, len) = (self.width(), self.features.len());
-        let (mean, inverse) = params[self.trained()..].split_at(width);
-        for (x, z) in x.chunks_exact(len).zip(z.chunks_exact_mut(width)).take(n) {
+        let (mean, inverse) = split(split(params, self.trained()).1, width);
+        for (x, z) in rows(x, len).zip(rows_mut(z, width)).take(n) {
             self.pool(x, z);
             for ((z, &m), &s) in z.iter_mut().zip(mean).zip(inverse) {
                 *z = (*z - m) * s;
@@ -51,10 +52,10 @@ impl Linear {
     }
 
     fn logits(&self, params: &[f32], z: &[f32], logits: &mut [f32]) {
-        let (weight, bias) = params[..self.trained()].split_at(self.width() * self.classes);
-        for (z, logits) in z.chunks_exact(self.width()).zip(logits.chunks_exact_mut(self.classes)) {
-            logits.copy_from_slice(bias);
-            for (&v, w) in z.iter().zip(weight.chunks_exact(self.classes)) {
+        let (weight, bias) = split(start(params, self.trained()), self.width() * self.classes);
+        for (z, logits) in rows(z, self.width()).zip(rows_mut(logits, self.classes)) {
+            copy(bias, logits);
+            for (&v, w) in z.iter().zip(rows(weight, self.classes)) {
                 for (l, &w) in logits.iter_mut().zip(w) {
                     *l += v * w;
                 }
@@ -93,30 +94,31 @@ impl HeadModel for Linear {
 
     fn initialise(&self, _: &mut Rng, params: &mut [f32]) {
         let (width, trained) = (self.width(), self.trained());
-        params[..trained + width].fill(0.0);
-        params[trained + width..].fill(1.0);
+        let (zeros, ones) = split_mut(params, trained + width);
+        zeros.fill(0.0);
+        ones.fill(1.0);
     }
 
     /// Running mean and variance (Welford); the variance becomes an inverse deviation when training starts to use it, so it is
     /// kept as such after every call.
     fn observe(&self, x: &[f32], n: usize, seen: usize, params: &mut [f32]) {
         let (width, len) = (self.width(), self.features.len());
-        let (mean, inverse) = params[self.trained()..].split_at_mut(width);
+        let (mean, inverse) = split_mut(split_mut(params, self.trained()).1, width);
         // Pool one channel of one picture at a time: no scratch is needed for what happens once.
-        let c = self.features.c as usize;
-        for i in 0..width {
+        let c = (self.features.c as usize).max(1);
+        for (i, (mean, inverse)) in mean.iter_mut().zip(inverse).enumerate() {
             let (channel, sign) = if i < c { (i, 1.0) } else { (i - c, -1.0) };
             let mut count = seen as f32;
-            let mut m2 = if seen == 0 { 0.0 } else { (1.0 / (inverse[i] * inverse[i]) - VARIANCE_FLOOR) * count };
-            for x in x.chunks_exact(len).take(n) {
+            let mut m2 = if seen == 0 { 0.0 } else { (1.0 / (*inverse * *inverse) - VARIANCE_FLOOR) * count };
+            for x in rows(x, len).take(n) {
                 let sum: f32 = x.iter().skip(channel).step_by(c).map(|v| (v * sign).max(0.0)).sum();
                 let v = sum / (len / c) as f32;
                 count += 1.0;
-                let before = v - mean[i];
-                mean[i] += before / count;
-                m2 += before * (v - mean[i]);
+                let before = v - *mean;
+                *mean += before / count;
+                m2 += before * (v - *mean);
             }
-            inverse[i] = 1.0 / libm::sqrtf(m2.max(0.0) / count.max(1.0) + VARIANCE_FLOOR);
+            *inverse = 1.0 / libm::sqrtf(m2.max(0.0) / count.max(1.0) + VARIANCE_FLOOR);
         }
     }
 
@@ -133,20 +135,20 @@ impl HeadModel for Linear {
         _: &mut [f64],
     ) -> f32 {
         let (width, classes) = (self.width(), self.classes);
-        let (z, rest) = scratch.split_at_mut(n * width);
-        let logits = &mut rest[..n * classes];
+        let rest = &mut &mut scratch[..];
+        let (z, logits) = (cut(rest, n * width), cut(rest, n * classes));
         self.enter(n, params, x, z);
         dropout.apply(z);
         self.logits(params, z, logits);
-        let loss = cross_entropy(classes, logits, &targets[..n * classes]);
-        let (dw, db) = grads[..self.trained()].split_at_mut(width * classes);
+        let loss = cross_entropy(classes, logits, start(targets, n * classes));
+        let (dw, db) = split_mut(start_mut(grads, self.trained()), width * classes);
         dw.fill(0.0);
         db.fill(0.0);
-        for (z, d) in z.chunks_exact(width).zip(logits.chunks_exact(classes)) {
+        for (z, d) in rows(z, width).zip(rows(logits, classes)) {
             for (b, &d) in db.iter_mut().zip(d) {
                 *b += d;
             }
-            for (&v, dw) in z.iter().zip(dw.chunks_exact_mut(classes)) {
+            for (&v, dw) in z.iter().zip(rows_mut(dw, classes)) {
                 for (dw, &d) in dw.iter_mut().zip(d) {
                     *dw += v * d;
                 }
@@ -164,9 +166,9 @@ impl HeadModel for Linear {
         scratch: &mut [f32],
         logits: &mut [f32],
     ) {
-        let z = &mut scratch[..n * self.width()];
+        let z = start_mut(scratch, n * self.width());
         self.enter(n, params, x, z);
-        self.logits(params, z, &mut logits[..n * self.classes]);
+        self.logits(params, z, start_mut(logits, n * self.classes));
     }
 }
 

@@ -3,7 +3,7 @@
 //! Parameters, in order: `bn1.gamma, bn1.beta, conv1.weight, conv1.bias, bn2.gamma, bn2.beta, conv2.weight, conv2.bias, bn.gamma,
 //! bn.beta, fc.weight [c][classes], fc.bias`; then the running `mean, var` of bn1, bn2, bn.
 
-use super::{Dropout, HeadModel, cross_entropy, cut, part};
+use super::{Dropout, HeadModel, cross_entropy};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::layers::norm::{self, NormGrads, NormParams, NormState};
@@ -11,6 +11,7 @@ use crate::layers::tail::{self, TailGrads, TailParams};
 use crate::layers::unit::{self, ConvGrads, ConvParams, Statistics, UnitGrads, UnitParams, UnitShape};
 use crate::rng::Rng;
 use crate::shape::Shape;
+use crate::slices::{cut, part, split, split_mut, start, start_mut};
 
 /// A residual head.
 #[derive(Clone, Copy, Debug)]
@@ -135,14 +136,13 @@ impl HeadModel for Residual {
         sums: &mut [f64],
     ) -> f32 {
         let (c, classes, map) = (self.c(), self.classes, n * self.map());
-        let x = &x[..map];
+        let x = start(x, map);
         let rest = &mut &mut scratch[..];
         let (h, y, dy, dx) = (cut(rest, map), cut(rest, map), cut(rest, map), cut(rest, map));
         let (state, tail_state) = (cut(rest, self.unit.state_len()), cut(rest, norm::state_len(c)));
         let (pooled, logits) = (cut(rest, n * c), cut(rest, n * classes));
-        let (x_sums, sums) = sums.split_at_mut(2 * c);
-        let (room, sums) = sums.split_at_mut(2 * c);
-        let (y_sums, sums) = sums.split_at_mut(2 * c);
+        let sums = &mut &mut sums[..];
+        let (x_sums, room, y_sums) = (cut(sums, 2 * c), cut(sums, 2 * c), cut(sums, 2 * c));
 
         let p = self.split(params);
         k.channel_sums(c, x, x_sums);
@@ -153,7 +153,7 @@ impl HeadModel for Residual {
             k.channel_sums(c, y, y_sums);
         }
         tail::forward(k, self.unit.y(), n, &p.tail, y, Some(y_sums), tail_state, pooled, logits);
-        let loss = cross_entropy(classes, logits, &targets[..n * classes]);
+        let loss = cross_entropy(classes, logits, start(targets, n * classes));
 
         let g = &mut &mut grads[..];
         let norm1 = NormGrads { gamma: cut(g, c), beta: cut(g, c) };
@@ -167,8 +167,8 @@ impl HeadModel for Residual {
         dropout.apply(dy);
         unit::backward(k, &self.unit, n, &p.unit, x, h, state, dy, dx, unit_grads, rest, sums);
 
-        let (one, two) = state.split_at(norm::state_len(c));
-        let running = &mut &mut params[self.trained()..];
+        let (one, two) = split(state, norm::state_len(c));
+        let running = &mut split_mut(params, self.trained()).1;
         for state in [one, two, tail_state] {
             let (mean, var) = (cut(running, c), cut(running, c));
             norm::update_running(NormState::new(state), n * self.pixels(), mean, var);
@@ -191,13 +191,13 @@ impl HeadModel for Residual {
         let (state, tail_state) = (cut(rest, self.unit.state_len()), cut(rest, norm::state_len(c)));
         let pooled = cut(rest, n * c);
         let p = self.split(params);
-        let (one, two) = state.split_at_mut(norm::state_len(c));
+        let (one, two) = split_mut(state, norm::state_len(c));
         if let Some(norm1) = p.unit.norm1 {
             norm::from_running(norm1, p.running[0], p.running[1], one);
         }
         norm::from_running(p.unit.norm2, p.running[2], p.running[3], two);
         norm::from_running(p.tail.norm, p.running[4], p.running[5], tail_state);
-        unit::forward(k, &self.unit, n, &p.unit, &x[..map], Statistics::Given, state, h, &mut [], y, &mut []);
-        tail::forward(k, self.unit.y(), n, &p.tail, y, None, tail_state, pooled, &mut logits[..n * self.classes]);
+        unit::forward(k, &self.unit, n, &p.unit, start(x, map), Statistics::Given, state, h, &mut [], y, &mut []);
+        tail::forward(k, self.unit.y(), n, &p.tail, y, None, tail_state, pooled, start_mut(logits, n * self.classes));
     }
 }

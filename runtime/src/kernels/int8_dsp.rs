@@ -6,6 +6,7 @@
 
 use super::int8;
 use crate::net::int8::{ConvArgs, Int8Kernels};
+use crate::slices::{rows, rows_mut};
 
 /// The DSP kernels; convolutions in groups take the scalar ones.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,15 +24,15 @@ impl Int8Kernels for Dsp {
 
 /// A convolution without groups. `x`: `[h][w][cin]`, `y`: `[h'][w'][cout]`.
 pub fn conv(args: &ConvArgs<'_>, x: &[i8], y: &mut [i8]) {
-    let (width, cout) = ((args.y.w as usize).max(1), (args.y.c as usize).max(1));
+    let (width, cout) = ((args.y.w as usize).max(1), args.y.c as usize);
     let fan = (args.window.kernel[0] as usize * args.window.kernel[1] as usize * args.x.c as usize).max(1);
-    for (number, y) in y.chunks_exact_mut(cout).enumerate() {
+    for (number, y) in rows_mut(y, cout).enumerate() {
         let reach = Reach::new(args, number / width, number % width);
         let x = x.get(reach.x..).unwrap_or(&[]);
         let (fours, ones) = y.as_chunks_mut::<4>();
         let (records, of_ones) = args.channels.as_chunks::<4>();
         let last = args.weight.get(fours.len() * 4 * fan..).unwrap_or(&[]);
-        for ((y, records), weights) in fours.iter_mut().zip(records).zip(args.weight.chunks_exact((4 * fan).max(1))) {
+        for ((y, records), weights) in fours.iter_mut().zip(records).zip(rows(args.weight, 4 * fan)) {
             let mut sums = [0; 4];
             if !reach.is_inside {
                 reach.padding(args.pad, weights, fan, &mut sums);
@@ -41,7 +42,7 @@ pub fn conv(args: &ConvArgs<'_>, x: &[i8], y: &mut [i8]) {
             reach.tails(x, weights, fan, &mut sums);
             finish(args, y, records, sums);
         }
-        for ((y, record), weights) in ones.iter_mut().zip(of_ones).zip(last.chunks_exact(fan)) {
+        for ((y, record), weights) in ones.iter_mut().zip(of_ones).zip(rows(last, fan)) {
             let mut sums = [0];
             reach.padding(args.pad, weights, fan, &mut sums);
             let weights = weights.get(reach.w..).unwrap_or(&[]);
@@ -110,7 +111,7 @@ impl Reach {
             *sum = words.iter().fold(*sum, |sum, &w| four([pair, pair], w, sum));
             *sum = rest.iter().fold(*sum, |sum, &w| sum.wrapping_add(i32::from(pad) * i32::from(w)));
         };
-        for (sum, weights) in sums.iter_mut().zip(weights.chunks_exact(fan.max(1))) {
+        for (sum, weights) in sums.iter_mut().zip(rows(weights, fan)) {
             let mut done = 0;
             for i in 0..self.rows {
                 let from = self.w + i * self.w_step;

@@ -1,6 +1,7 @@
 //! The training kernels, scalar: written to be read and to check the fast ones against. They need no memory of their own.
 
 use super::{ConvShape, Kernels, OutputGradient, Prologue, Skip};
+use crate::slices::{at, piece, piece_mut, rows, rows_mut, split_mut, start, start_mut};
 
 /// The scalar training kernels.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,12 +31,12 @@ fn leaky(z: f32, slope: f32) -> f32 {
 }
 
 fn entering(pre: Option<&Prologue<'_>>, x: f32, c: usize) -> f32 {
-    pre.map_or(x, |p| leaky(x * p.scale[c] + p.shift[c], p.slope))
+    pre.map_or(x, |p| leaky(x * at(p.scale, c) + at(p.shift, c), p.slope))
 }
 
 fn arriving(dy: &OutputGradient<'_>, i: usize, c: usize, cout: usize) -> f32 {
-    let d = dy.dy[i];
-    dy.norm.map_or(d, |(x, k)| k[c] * d + k[cout + c] * x[i] + k[2 * cout + c])
+    let d = at(dy.dy, i);
+    dy.norm.map_or(d, |(x, k)| at(k, c) * d + at(k, cout + c) * at(x, i) + at(k, 2 * cout + c))
 }
 
 /// The sum that a join activates, at element `i`.
@@ -59,21 +60,23 @@ impl Kernels for Reference {
     ) {
         let (cin, cout) = (g.x.c as usize, g.y.c as usize);
         for b in 0..n {
-            let (x, y) = (&x[b * g.x.len()..], &mut y[b * g.y.len()..][..g.y.len()]);
-            for (i, v) in y.iter_mut().enumerate() {
-                *v = bias.map_or(0.0, |bias| bias[i % cout]) + add.map_or(0.0, |a| a[b * g.y.len() + i]);
+            let (x, y) = (piece(x, b * g.x.len(), g.x.len()), piece_mut(y, b * g.y.len(), g.y.len()));
+            for (pixel, y) in rows_mut(y, cout).enumerate() {
+                for (co, v) in y.iter_mut().enumerate() {
+                    let i = b * g.y.len() + pixel * cout + co;
+                    *v = bias.map_or(0.0, |bias| at(bias, co)) + add.map_or(0.0, |a| at(a, i));
+                }
             }
             for_each_tap(g, |o, i, k| {
-                for ci in 0..cin {
-                    let v = entering(pre, x[i * cin + ci], ci);
-                    for co in 0..cout {
-                        y[o * cout + co] += v * w[(k * cin + ci) * cout + co];
-                    }
+                let (x, y) = (piece(x, i * cin, cin), piece_mut(y, o * cout, cout));
+                for (ci, (&x, w)) in x.iter().zip(rows(piece(w, k * cin * cout, cin * cout), cout)).enumerate() {
+                    let v = entering(pre, x, ci);
+                    y.iter_mut().zip(w).for_each(|(y, &w)| *y += v * w);
                 }
             });
         }
         if let Some(sums) = sums {
-            self.channel_sums(cout, &y[..n * g.y.len()], sums);
+            self.channel_sums(cout, start(y, n * g.y.len()), sums);
         }
     }
 
@@ -95,40 +98,50 @@ impl Kernels for Reference {
         dw.fill(0.0);
         db.fill(0.0);
         if let Some(dz) = dz.as_deref_mut() {
-            dz[..n * g.x.len()].fill(0.0);
+            start_mut(dz, n * g.x.len()).fill(0.0);
         }
         for b in 0..n {
             let (xb, yb) = (b * g.x.len(), b * g.y.len());
-            for i in 0..g.y.len() {
-                db[i % cout] += arriving(&dy, yb + i, i % cout, cout);
+            for pixel in 0..(g.y.h * g.y.w) as usize {
+                for (co, db) in db.iter_mut().enumerate() {
+                    *db += arriving(&dy, yb + pixel * cout + co, co, cout);
+                }
             }
             for_each_tap(g, |o, i, k| {
+                let x = piece(x, xb + i * cin, cin);
+                let (w, dw) = (piece(w, k * cin * cout, cin * cout), piece_mut(dw, k * cin * cout, cin * cout));
+                let mut dz = dz.as_deref_mut().map(|dz| piece_mut(dz, xb + i * cin, cin));
                 for co in 0..cout {
                     let d = arriving(&dy, yb + o * cout + co, co, cout);
-                    for ci in 0..cin {
-                        let at = xb + i * cin + ci;
-                        dw[(k * cin + ci) * cout + co] += entering(pre, x[at], ci) * d;
-                        if let Some(dz) = dz.as_deref_mut() {
-                            dz[at] += w[(k * cin + ci) * cout + co] * d;
+                    for (ci, (&x, dw)) in x.iter().zip(rows_mut(dw, cout)).enumerate() {
+                        if let Some(dw) = dw.get_mut(co) {
+                            *dw += entering(pre, x, ci) * d;
                         }
+                    }
+                    if let Some(dz) = &mut dz {
+                        dz.iter_mut().zip(rows(w, cout)).for_each(|(dz, w)| *dz += at(w, co) * d);
                     }
                 }
             });
         }
         let Some(dz) = dz else { return };
-        let dz = &mut dz[..n * g.x.len()];
-        for (i, d) in dz.iter_mut().enumerate() {
-            if let Some(p) = pre {
-                let c = i % cin;
-                *d *= if x[i] * p.scale[c] + p.shift[c] > 0.0 { 1.0 } else { p.slope };
+        let dz = start_mut(dz, n * g.x.len());
+        for (pixel, (dz, x)) in rows_mut(dz, cin).zip(rows(x, cin)).enumerate() {
+            for (c, (d, &x)) in dz.iter_mut().zip(x).enumerate() {
+                if let Some(p) = pre {
+                    *d *= if x * at(p.scale, c) + at(p.shift, c) > 0.0 { 1.0 } else { p.slope };
+                }
+                *d += add.map_or(0.0, |a| at(a, pixel * cin + c));
             }
-            *d += add.map_or(0.0, |a| a[i]);
         }
         if let (Some(sums), Some(_)) = (sums, pre) {
             sums.fill(0.0);
-            for (i, &d) in dz.iter().enumerate() {
-                sums[i % cin] += f64::from(d);
-                sums[cin + i % cin] += f64::from(d) * f64::from(x[i]);
+            let (sum, product) = split_mut(sums, cin);
+            for (dz, x) in rows(dz, cin).zip(rows(x, cin)) {
+                for ((&d, &x), (s, p)) in dz.iter().zip(x).zip(sum.iter_mut().zip(&mut *product)) {
+                    *s += f64::from(d);
+                    *p += f64::from(d) * f64::from(x);
+                }
             }
         }
     }
@@ -189,21 +202,26 @@ impl Kernels for Reference {
 
     fn channel_sums(&self, c: usize, x: &[f32], sums: &mut [f64]) {
         sums.fill(0.0);
-        for (i, &v) in x.iter().enumerate() {
-            sums[i % c] += f64::from(v);
-            sums[c + i % c] += f64::from(v) * f64::from(v);
+        let (sum, square) = split_mut(sums, c);
+        for x in rows(x, c) {
+            for (&v, (s, q)) in x.iter().zip(sum.iter_mut().zip(&mut *square)) {
+                *s += f64::from(v);
+                *q += f64::from(v) * f64::from(v);
+            }
         }
     }
 
     fn norm_gradient(&self, c: usize, dz: &mut [f32], x: &[f32], k: &[f32], add: Option<&[f32]>) {
-        for (i, d) in dz.iter_mut().enumerate() {
-            let ch = i % c;
-            *d = k[ch] * *d + k[c + ch] * x[i] + k[2 * c + ch] + add.map_or(0.0, |a| a[i]);
+        for (pixel, (dz, x)) in rows_mut(dz, c).zip(rows(x, c)).enumerate() {
+            for (ch, (d, &x)) in dz.iter_mut().zip(x).enumerate() {
+                let add = add.map_or(0.0, |a| at(a, pixel * c + ch));
+                *d = at(k, ch) * *d + at(k, c + ch) * x + at(k, 2 * c + ch) + add;
+            }
         }
     }
 
     fn pool_forward(&self, c: usize, pixels: usize, x: &[f32], pre: &Prologue<'_>, pooled: &mut [f32]) {
-        for (x, pooled) in x.chunks_exact(pixels * c).zip(pooled.chunks_exact_mut(c)) {
+        for (x, pooled) in rows(x, pixels * c).zip(rows_mut(pooled, c)) {
             pool_picture(c, x, pre, pooled);
         }
     }
@@ -219,8 +237,8 @@ impl Kernels for Reference {
         sums: &mut [f64],
     ) {
         sums.fill(0.0);
-        let pictures = x.chunks_exact(pixels * c).zip(dz.chunks_exact_mut(pixels * c));
-        for ((x, dz), d) in pictures.zip(dpooled.chunks_exact(c)) {
+        let pictures = rows(x, pixels * c).zip(rows_mut(dz, pixels * c));
+        for ((x, dz), d) in pictures.zip(rows(dpooled, c)) {
             pool_picture_backward(c, x, pre, d, dz, sums);
         }
     }
@@ -293,12 +311,12 @@ impl Kernels for Reference {
 /// One picture of [`Kernels::pool_forward`].
 pub(crate) fn pool_picture(c: usize, x: &[f32], pre: &Prologue<'_>, pooled: &mut [f32]) {
     pooled.fill(0.0);
-    for x in x.chunks_exact(c) {
+    for x in rows(x, c) {
         for ((p, &v), (&a, &b)) in pooled.iter_mut().zip(x).zip(pre.scale.iter().zip(pre.shift)) {
             *p += leaky(v * a + b, pre.slope);
         }
     }
-    let pixels = (x.len() / c) as f32;
+    let pixels = (x.len() / c.max(1)) as f32;
     pooled.iter_mut().for_each(|p| *p /= pixels);
 }
 
@@ -311,16 +329,17 @@ pub(crate) fn pool_picture_backward(
     dz: &mut [f32],
     sums: &mut [f64],
 ) {
-    let (sum, product) = sums.split_at_mut(c);
-    for i in 0..c {
-        let (scale, shift) = (pre.scale[i], pre.shift[i]);
+    let (sum, product) = split_mut(sums, c);
+    for (i, (sum, product)) in sum.iter_mut().zip(product).enumerate() {
+        let (scale, shift, d) = (at(pre.scale, i), at(pre.shift, i), at(dpooled, i));
         let (mut s, mut q) = (0.0f32, 0.0f32);
-        for (x, dz) in x.iter().skip(i).step_by(c).zip(dz.iter_mut().skip(i).step_by(c)) {
-            *dz = if x * scale + shift > 0.0 { dpooled[i] } else { dpooled[i] * pre.slope };
+        for (x, dz) in rows(x, c).zip(rows_mut(dz, c)) {
+            let (Some(&x), Some(dz)) = (x.get(i), dz.get_mut(i)) else { continue };
+            *dz = if x * scale + shift > 0.0 { d } else { d * pre.slope };
             s += *dz;
             q += *dz * x;
         }
-        sum[i] += f64::from(s);
-        product[i] += f64::from(q);
+        *sum += f64::from(s);
+        *product += f64::from(q);
     }
 }

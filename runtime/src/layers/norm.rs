@@ -5,6 +5,7 @@
 //! channel, which they apply to their output gradient on the fly.
 
 use crate::kernels::Prologue;
+use crate::slices::{at, copy, cut, piece, split};
 
 /// Added to the variance.
 pub const EPS: f32 = 1e-5;
@@ -46,7 +47,7 @@ impl<'a> NormState<'a> {
 
     fn part(&self, i: usize) -> &'a [f32] {
         let c = self.0.len() / 4;
-        &self.0[i * c..][..c]
+        piece(self.0, i * c, c)
     }
 
     /// Batch mean, `[c]`.
@@ -68,10 +69,13 @@ impl<'a> NormState<'a> {
 /// Statistics from the sums of `x` and `x * x` over `count` pixels (`[2 * c]`), and the affine map they amount to.
 pub fn from_batch(p: NormParams<'_>, sums: &[f64], count: usize, state: &mut [f32]) {
     let c = p.gamma.len();
-    for i in 0..c {
-        let mean = sums[i] / count as f64;
-        state[i] = mean as f32;
-        state[c + i] = (sums[c + i] / count as f64 - mean * mean).max(0.0) as f32;
+    let (sums, squares) = split(sums, c);
+    let rest = &mut &mut state[..];
+    let (means, vars) = (cut(rest, c), cut(rest, c));
+    for ((m, v), (&sum, &square)) in means.iter_mut().zip(vars).zip(sums.iter().zip(squares)) {
+        let mean = sum / count as f64;
+        *m = mean as f32;
+        *v = (square / count as f64 - mean * mean).max(0.0) as f32;
     }
     finish(p, state);
 }
@@ -79,44 +83,48 @@ pub fn from_batch(p: NormParams<'_>, sums: &[f64], count: usize, state: &mut [f3
 /// The affine map of running statistics: inference.
 pub fn from_running(p: NormParams<'_>, mean: &[f32], var: &[f32], state: &mut [f32]) {
     let c = p.gamma.len();
-    state[..c].copy_from_slice(mean);
-    state[c..2 * c].copy_from_slice(var);
+    let rest = &mut &mut state[..];
+    copy(mean, cut(rest, c));
+    copy(var, cut(rest, c));
     finish(p, state);
 }
 
 fn finish(p: NormParams<'_>, state: &mut [f32]) {
-    let c = p.gamma.len();
-    for i in 0..c {
-        let scale = p.gamma[i] / libm::sqrtf(state[c + i] + EPS);
-        state[2 * c + i] = scale;
-        state[3 * c + i] = p.beta[i] - state[i] * scale;
+    let (c, rest) = (p.gamma.len(), &mut &mut state[..]);
+    let (means, vars, scales, shifts) = (cut(rest, c), cut(rest, c), cut(rest, c), cut(rest, c));
+    let statistics = means.iter().zip(&*vars).zip(p.gamma.iter().zip(p.beta));
+    for (((&mean, &var), (&gamma, &beta)), (scale, shift)) in statistics.zip(scales.iter_mut().zip(shifts)) {
+        *scale = gamma / libm::sqrtf(var + EPS);
+        *shift = beta - mean * *scale;
     }
 }
 
 /// Moves running statistics towards those of a batch of `count` pixels; the variance unbiased, as is customary.
 pub fn update_running(state: NormState<'_>, count: usize, mean: &mut [f32], var: &mut [f32]) {
     let unbias = count as f32 / (count.max(2) - 1) as f32;
-    for (i, (m, v)) in mean.iter_mut().zip(var).enumerate() {
-        *m += MOMENTUM * (state.mean()[i] - *m);
-        *v += MOMENTUM * (state.var()[i] * unbias - *v);
+    for ((m, v), (&mean, &var)) in mean.iter_mut().zip(var).zip(state.mean().iter().zip(state.var())) {
+        *m += MOMENTUM * (mean - *m);
+        *v += MOMENTUM * (var * unbias - *v);
     }
 }
 
 /// The backward pass: from the sums of `dz` and `dz * x` over `count` pixels (`[2 * c]`) to the parameters' gradients and
 /// the coefficients `k` (`[3][c]`) of the input gradient `k1 * dz + k2 * x + k3`.
 pub fn backward(state: NormState<'_>, sums: &[f64], count: usize, grads: NormGrads<'_>, k: &mut [f32]) {
-    let c = grads.gamma.len();
-    let scale = state.part(2);
-    for i in 0..c {
-        let (mean, n) = (f64::from(state.mean()[i]), count as f64);
-        let rstd = 1.0 / libm::sqrt(f64::from(state.var()[i]) + f64::from(EPS));
-        let dgamma = rstd * (sums[c + i] - mean * sums[i]);
-        let dbeta = sums[i];
-        grads.gamma[i] = dgamma as f32;
-        grads.beta[i] = dbeta as f32;
-        let s = f64::from(scale[i]);
-        k[i] = scale[i];
-        k[c + i] = (-s * rstd * dgamma / n) as f32;
-        k[2 * c + i] = (s * (mean * rstd * dgamma - dbeta) / n) as f32;
+    let (c, n) = (grads.gamma.len(), count as f64);
+    let (sums, products) = split(sums, c);
+    let rest = &mut &mut k[..];
+    let (k1, k2, k3) = (cut(rest, c), cut(rest, c), cut(rest, c));
+    let coefficients = k1.iter_mut().zip(k2).zip(k3);
+    for (i, ((dg, db), ((k1, k2), k3))) in grads.gamma.iter_mut().zip(grads.beta).zip(coefficients).enumerate() {
+        let (mean, scale) = (f64::from(at(state.mean(), i)), at(state.part(2), i));
+        let rstd = 1.0 / libm::sqrt(f64::from(at(state.var(), i)) + f64::from(EPS));
+        let dbeta = at(sums, i);
+        let dgamma = rstd * (at(products, i) - mean * dbeta);
+        (*dg, *db) = (dgamma as f32, dbeta as f32);
+        let s = f64::from(scale);
+        *k1 = scale;
+        *k2 = (-s * rstd * dgamma / n) as f32;
+        *k3 = (s * (mean * rstd * dgamma - dbeta) / n) as f32;
     }
 }

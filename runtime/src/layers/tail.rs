@@ -4,6 +4,7 @@ use super::SLOPE;
 use super::norm::{self, NormGrads, NormParams, NormState};
 use crate::kernels::Kernels;
 use crate::shape::Shape;
+use crate::slices::{copy, rows, rows_mut, split_mut, start, start_mut};
 
 /// Parameters of the tail.
 #[derive(Clone, Copy, Debug)]
@@ -46,11 +47,11 @@ pub fn forward<K: Kernels + ?Sized>(
     if let Some(sums) = sums {
         norm::from_batch(p.norm, sums, n * pixels, state);
     }
-    k.pool_forward(c, pixels, &x[..n * s.len()], &NormState::new(state).prologue(SLOPE), &mut pooled[..n * c]);
+    k.pool_forward(c, pixels, start(x, n * s.len()), &NormState::new(state).prologue(SLOPE), start_mut(pooled, n * c));
     let classes = p.bias.len();
-    for (pooled, logits) in pooled.chunks_exact(c).zip(logits.chunks_exact_mut(classes)).take(n) {
-        logits.copy_from_slice(p.bias);
-        for (&v, w) in pooled.iter().zip(p.weight.chunks_exact(classes)) {
+    for (pooled, logits) in rows(pooled, c).zip(rows_mut(logits, classes)).take(n) {
+        copy(p.bias, logits);
+        for (&v, w) in pooled.iter().zip(rows(p.weight, classes)) {
             for (l, &w) in logits.iter_mut().zip(w) {
                 *l += v * w;
             }
@@ -81,17 +82,15 @@ pub fn backward<K: Kernels + ?Sized>(
 ) {
     let (c, classes) = (s.c as usize, p.bias.len());
     let pixels = (s.h * s.w) as usize;
-    let (dpooled, coefficients) = scratch.split_at_mut(n * c);
+    let (dpooled, coefficients) = split_mut(scratch, n * c);
     grads.weight.fill(0.0);
     grads.bias.fill(0.0);
-    for ((pooled, dlogits), dpooled) in
-        pooled.chunks_exact(c).zip(dlogits.chunks_exact(classes)).zip(dpooled.chunks_exact_mut(c)).take(n)
-    {
+    for ((pooled, dlogits), dpooled) in rows(pooled, c).zip(rows(dlogits, classes)).zip(rows_mut(dpooled, c)).take(n) {
         for (b, &d) in grads.bias.iter_mut().zip(dlogits) {
             *b += d;
         }
         for ((&v, dp), (w, dw)) in
-            pooled.iter().zip(dpooled).zip(p.weight.chunks_exact(classes).zip(grads.weight.chunks_exact_mut(classes)))
+            pooled.iter().zip(dpooled).zip(rows(p.weight, classes).zip(rows_mut(grads.weight, classes)))
         {
             let mut sum = 0.0;
             for ((&d, &w), dw) in dlogits.iter().zip(w).zip(dw) {
@@ -102,9 +101,9 @@ pub fn backward<K: Kernels + ?Sized>(
         }
     }
     let state = NormState::new(state);
-    let (x, dx, sums) = (&x[..n * s.len()], &mut dx[..n * s.len()], &mut sums[..2 * c]);
+    let (x, dx, sums) = (start(x, n * s.len()), start_mut(dx, n * s.len()), start_mut(sums, 2 * c));
     k.pool_backward(c, pixels, x, &state.prologue(SLOPE), dpooled, dx, sums);
-    let coefficients = &mut coefficients[..3 * c];
+    let coefficients = start_mut(coefficients, 3 * c);
     norm::backward(state, sums, n * pixels, grads.norm, coefficients);
     k.norm_gradient(c, dx, x, coefficients, None);
 }

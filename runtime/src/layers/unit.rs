@@ -9,6 +9,7 @@ use super::norm::{self, NormGrads, NormParams, NormState};
 use crate::error::Result;
 use crate::kernels::{ConvShape, Kernels, OutputGradient, Prologue};
 use crate::shape::Shape;
+use crate::slices::{split, split_mut, start, start_mut};
 
 /// Shapes and wiring of one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +120,7 @@ pub enum Statistics<'a> {
 }
 
 fn prologues<'s>(s: &UnitShape, state: &'s [f32]) -> (Option<NormState<'s>>, NormState<'s>) {
-    let (one, two) = state.split_at(norm::state_len(s.conv1.x.c as usize));
+    let (one, two) = split(state, norm::state_len(s.conv1.x.c as usize));
     (s.preact.then(|| NormState::new(one)), NormState::new(two))
 }
 
@@ -145,17 +146,17 @@ pub fn forward<K: Kernels + ?Sized>(
     let mut h_sums = None;
     if let Statistics::Batch { x, sums } = statistics {
         if let Some(norm1) = p.norm1 {
-            norm::from_batch(norm1, x, n * s.x().h as usize * s.x().w as usize, &mut state[..first]);
+            norm::from_batch(norm1, x, n * s.x().h as usize * s.x().w as usize, start_mut(state, first));
         }
         h_sums = Some(sums);
     }
-    let pre1: Option<Prologue<'_>> = s.preact.then(|| NormState::new(&state[..first]).prologue(SLOPE));
+    let pre1: Option<Prologue<'_>> = s.preact.then(|| NormState::new(start(state, first)).prologue(SLOPE));
     let conv1 = p.conv1;
     match h_sums {
         Some(sums) => {
             k.conv_forward(&s.conv1, n, x, pre1.as_ref(), conv1.weight, Some(conv1.bias), None, h, Some(sums));
             let pixels = n * s.conv1.y.h as usize * s.conv1.y.w as usize;
-            norm::from_batch(p.norm2, sums, pixels, &mut state[first..]);
+            norm::from_batch(p.norm2, sums, pixels, split_mut(state, first).1);
         }
         None => k.conv_forward(&s.conv1, n, x, pre1.as_ref(), conv1.weight, Some(conv1.bias), None, h, None),
     }
@@ -211,16 +212,16 @@ pub fn backward<K: Kernels + ?Sized>(
     let (cin, cmid) = (s.conv1.x.c as usize, s.conv1.y.c as usize);
     let (norm1, norm2) = prologues(s, state);
     let (pre1, pre2) = (norm1.map(|s| s.prologue(SLOPE)), norm2.prologue(SLOPE));
-    let (dh, rest) = scratch.split_at_mut(n * s.conv1.y.len());
-    let (dskip, coefficient) = rest.split_at_mut(if s.short.is_some() { n * s.conv1.x.len() } else { 0 });
+    let (dh, rest) = split_mut(scratch, n * s.conv1.y.len());
+    let (dskip, coefficient) = split_mut(rest, if s.short.is_some() { n * s.conv1.x.len() } else { 0 });
     let plain = OutputGradient { dy, norm: None };
 
     let g = grads.conv2;
-    let h_sums = &mut sums[..2 * cmid];
+    let h_sums = start_mut(sums, 2 * cmid);
     let w2 = p.conv2.weight;
     k.conv_backward(&s.conv2, n, h, Some(&pre2), w2, plain, None, Some(dh), g.weight, g.bias, Some(h_sums));
     let pixels = n * s.conv1.y.h as usize * s.conv1.y.w as usize;
-    let k2 = &mut coefficient[..3 * cmid];
+    let k2 = start_mut(coefficient, 3 * cmid);
     norm::backward(norm2, h_sums, pixels, grads.norm2, k2);
 
     let mut add = None;
@@ -230,11 +231,11 @@ pub fn backward<K: Kernels + ?Sized>(
     }
     let g = grads.conv1;
     let dh = OutputGradient { dy: dh, norm: Some((h, k2)) };
-    let x_sums = &mut sums[..2 * cin];
+    let x_sums = start_mut(sums, 2 * cin);
     k.conv_backward(&s.conv1, n, x, pre1.as_ref(), p.conv1.weight, dh, add, Some(dx), g.weight, g.bias, Some(x_sums));
-    let dx = &mut dx[..n * s.x().len()];
+    let dx = start_mut(dx, n * s.x().len());
     if let (Some(state), Some(g)) = (norm1, grads.norm1) {
-        let k1 = &mut coefficient[..3 * cin];
+        let k1 = start_mut(coefficient, 3 * cin);
         norm::backward(state, x_sums, n * s.x().h as usize * s.x().w as usize, g, k1);
         k.norm_gradient(cin, dx, x, k1, if s.short.is_none() { Some(dy) } else { None });
     }

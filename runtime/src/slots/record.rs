@@ -23,9 +23,18 @@ const fn mark_at(i: usize, word: usize) -> usize {
     HEADER_LEN.next_multiple_of(word) + i * word
 }
 
+/// Bytes of a threshold: its value and the bitwise complement.
+const THRESHOLD_LEN: usize = 8;
+
+/// Offset of the threshold in a slot.
+const fn threshold_at(word: usize) -> usize {
+    mark_at(3, word)
+}
+
 /// Offset of the parameters in a slot.
 pub(super) const fn params_at(word: usize) -> usize {
-    mark_at(3, word).next_multiple_of(if word > PARAMS_ALIGN { word } else { PARAMS_ALIGN })
+    let behind = threshold_at(word) + THRESHOLD_LEN.next_multiple_of(word);
+    behind.next_multiple_of(if word > PARAMS_ALIGN { word } else { PARAMS_ALIGN })
 }
 
 /// Bytes of a record with `params` parameters.
@@ -150,6 +159,27 @@ impl<F: NorFlash> Nor<F> {
 
     pub(super) fn take(&mut self, step: Step, head: &StoredHead) -> Result<(), StoreError> {
         self.set(head.slot_at + mark_at(step as usize, Self::WORD) as u32)
+    }
+
+    /// Keeps a threshold beside a head that has none yet.
+    pub(super) fn keep_threshold(&mut self, head: &StoredHead, threshold: f32) -> Result<(), StoreError> {
+        let mut buffer = [0xff; CHUNK];
+        let value = threshold.to_bits();
+        let both = u64::from(value) | u64::from(!value) << 32;
+        buffer.iter_mut().zip(both.to_le_bytes()).for_each(|(to, byte)| *to = byte);
+        let words = buffer.get(..THRESHOLD_LEN.next_multiple_of(Self::WORD)).ok_or(StoreError::Verify)?;
+        self.write(head.slot_at + threshold_at(Self::WORD) as u32, words)
+    }
+
+    /// The threshold beside a head; none where none was written, or not whole.
+    pub(super) fn threshold(&mut self, head: &StoredHead) -> Option<f32> {
+        let mut buffer = [0; CHUNK];
+        let words = buffer.get_mut(..THRESHOLD_LEN.next_multiple_of(Self::WORD))?;
+        self.read(head.slot_at + threshold_at(Self::WORD) as u32, words).ok()?;
+        let both = u64::from_le_bytes(*words.first_chunk()?);
+        let (value, complement) = (both as u32, (both >> 32) as u32);
+        let threshold = f32::from_bits(value);
+        (value == !complement && threshold.is_finite()).then_some(threshold)
     }
 
     /// The record at `slot_at`, if it is whole: header, checksum, finite parameters.

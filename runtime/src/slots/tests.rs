@@ -87,6 +87,33 @@ fn a_head_is_tried_then_confirmed_or_rejected() {
 }
 
 #[test]
+fn a_threshold_lies_beside_its_head_whole_or_not_at_all() {
+    let mut store = open(Plain::new(sectors::<Plain>(), false, 0));
+    let first = try_out(&mut store, 1);
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        assert_eq!(store.confirm_watched(bad), Err(Error::NotFinite.into()));
+    }
+    assert_eq!((store.threshold(&first), store.confirm_watched(-2.5)), (None, Ok(first)));
+    assert_eq!(store.confirm_watched(1.0), Err(StoreError::NotOnTrial));
+    let second = try_out(&mut store, 2);
+    store.confirm().unwrap();
+    assert_eq!((store.threshold(&first), store.threshold(&second)), (Some(-2.5), None));
+    // A third takes the first one's slot, and nothing of it stays.
+    let third = try_out(&mut store, 3);
+    assert_eq!((third.slot_at, store.threshold(&third)), (first.slot_at, None));
+    store.confirm_watched(f32::MIN).unwrap();
+    assert_eq!(store.threshold(&third), Some(f32::MIN));
+    // Every bit of it counts.
+    let mut flash = store.release();
+    let at = 8 * (third.slot_at as usize + 76);
+    for bit in at..at + 64 {
+        flash.bytes[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(open(flash.clone()).threshold(&third), None);
+        flash.bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+}
+
+#[test]
 fn a_head_that_awaits_its_trial_is_replaced_by_a_later_one() {
     let mut store = open(Plain::new(sectors::<Plain>(), false, 0));
     store.store(HeadKind::Linear, CLASSES, &params(1)).unwrap();
@@ -159,7 +186,7 @@ fn a_head_older_than_the_one_in_use_never_comes_back() {
         store.confirm().unwrap()
     });
     let mut flash = store.release();
-    flash.bytes[4096 + 64..4096 + 80].fill(0xff);
+    flash.bytes[4096 + 64..4096 + 96].fill(0xff);
     let mut store = open(flash);
     assert_eq!(store.slots(), [SlotState::Written(heads[0]), SlotState::Confirmed(heads[1])]);
     for _ in 0..2 {
@@ -222,7 +249,7 @@ fn layouts_and_heads_that_do_not_fit_are_refused() {
 #[test]
 fn a_slot_is_as_long_as_it_must_be() {
     let of = |params, write, erase| slot_len(params, write, erase);
-    assert_eq!([of(1, 4, 4096), of(1003, 4, 4096), of(1004, 4, 4096)], [4096, 4096, 8192]);
+    assert_eq!([of(1, 4, 4096), of(999, 4, 4096), of(1000, 4, 4096)], [4096, 4096, 8192]);
     assert_eq!([of(74_890, 8, 4096), of(10, 32, 64), of(10, 1, 1)], [74 * 4096, 256, 124]);
     assert_eq!(of(usize::MAX, 4, 4096), usize::MAX);
 }
@@ -237,7 +264,7 @@ fn every_flipped_bit_of_a_record_is_caught() {
     let mut flash = store.release();
     for bit in 8 * at..8 * end {
         let byte = bit / 8 - at;
-        if (64..80).contains(&byte) {
+        if (64..96).contains(&byte) {
             continue;
         }
         flash.bytes[bit / 8] ^= 1 << (bit % 8);
@@ -254,7 +281,7 @@ fn every_flipped_bit_of_a_record_is_caught() {
     let values: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     crc.update(&values);
     let mut flash = store.release();
-    flash.bytes[at + 80..end].copy_from_slice(&[&values[..], &crc.finalize().to_le_bytes()].concat());
+    flash.bytes[at + 96..end].copy_from_slice(&[&values[..], &crc.finalize().to_le_bytes()].concat());
     assert_eq!(open(flash).boot(), Ok(Boot::Factory));
 }
 
@@ -305,11 +332,11 @@ proptest! {
         changes.iter().for_each(|&(at, byte)| slot[at] = byte);
         slot[64..76].copy_from_slice(&marks);
         let count = u32::from_le_bytes([slot[28], slot[29], slot[30], slot[31]]) as usize;
-        let end = 80usize.saturating_add(count.saturating_mul(4));
+        let end = 96usize.saturating_add(count.saturating_mul(4));
         if end + 4 <= slot.len() {
             let mut crc = crate::artifact::CRC.digest();
             crc.update(&slot[..64]);
-            crc.update(&slot[80..end]);
+            crc.update(&slot[96..end]);
             let crc = crc.finalize();
             slot[end..end + 4].copy_from_slice(&crc.to_le_bytes());
         }
@@ -332,7 +359,7 @@ fn the_specification_shows_the_bytes_of_a_record() {
     let mut store = HeadStore::new_checked(Plain::new(2, false, 0), layout, stem).unwrap();
     store.store(HeadKind::Linear, 1, &[0.5, -0.5, 1.0, 0.25, 2.0, 4.0, 8.0]).unwrap();
     store.boot().unwrap();
-    store.confirm().unwrap();
+    store.confirm_watched(1.5).unwrap();
     let bytes = &store.flash.0.bytes[..record_len(7, 4)];
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../spec/flash.md")).unwrap();
     assert_eq!(golden_dump(&text, "golden"), bytes, "{}", hex_rows(bytes));

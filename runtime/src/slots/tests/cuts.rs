@@ -33,14 +33,15 @@ fn update<F: NorFlash>(flash: &mut F, n: u64, end: End) -> Stage {
         return Stage::Booting;
     }
     let settled = match end {
-        End::Confirm => store.confirm().is_ok(),
+        End::Confirm => store.confirm_watched(n as f32).is_ok(),
         End::Reject => store.reject().is_ok(),
         End::Hang => store.boot().is_ok(),
     };
     if settled { Stage::Done } else { Stage::Settling }
 }
 
-/// What a device runs after a boot: a head's number (0: the artifact's own), and whether it is on trial. The head must be whole.
+/// What a device runs after a boot: a head's number (0: the artifact's own), and whether it is on trial. The head must be whole, and
+/// have its threshold if it is confirmed.
 fn boot<F: NorFlash>(flash: &mut F, known: &[u64]) -> (u64, bool) {
     let mut store = open(flash);
     let (head, on_trial) = match store.boot().expect("power is on") {
@@ -49,8 +50,9 @@ fn boot<F: NorFlash>(flash: &mut F, known: &[u64]) -> (u64, bool) {
         Boot::Trial { new, .. } => (new, true),
     };
     let held = load(&mut store, head);
-    let n = known.iter().find(|&&n| params(n) == held);
-    (*n.expect("the head is one that was stored"), on_trial)
+    let n = *known.iter().find(|&&n| params(n) == held).expect("the head is one that was stored");
+    assert_eq!(store.threshold(&head), (!on_trial).then_some(n as f32), "the threshold of head {n}");
+    (n, on_trial)
 }
 
 /// Heads that may run after an update that came to `stage`: confirmed or not, and on trial or not.

@@ -5,6 +5,7 @@
 mod attacks;
 mod audit;
 mod demo;
+mod eval;
 mod export;
 mod options;
 mod purify;
@@ -40,6 +41,8 @@ enum Command {
     Replace(replace::Args),
     /// Name the target classes and the poisoned pictures of a trapped run: the trapped head as a witness.
     Audit(audit::Args),
+    /// Measure any packed model on a run's test pictures, clean and triggered.
+    Eval(eval::Args),
     /// Audit a trapped run, then unlearn what is accused.
     Purify(purify::Args),
     /// Write one self-contained HTML page about a run.
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Trap(args) => train::run(&args, true),
         Command::Replace(args) => replace::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Purify(args) => purify::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Sweep(args) => sweep::run(&args),

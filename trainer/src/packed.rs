@@ -1,0 +1,86 @@
+//! A packed model on a run's test pictures: any `.sgm`, its stem in `f32` or in 8 bits, signed or not.
+
+use crate::error::Failure;
+use crate::evaluate::{Alarms, Evaluation, TestSet, evaluate, in_batches};
+use std::path::Path;
+use stemguard_runtime::artifact::{AlignedBytes, Artifact, TripwireParts, declared_len, sign};
+use stemguard_runtime::data::Pictures;
+use stemguard_runtime::error::Error;
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::metrics::Rate;
+use stemguard_runtime::session::Session;
+use stemguard_runtime::tripwire::Alarm;
+
+/// What a packed model answers.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Precision of its stem: `f32` or `int8`.
+    pub precision: &'static str,
+    /// Its figures.
+    pub evaluation: Evaluation,
+    /// Those of its tripwire, where it has one.
+    pub tripwire: Option<Alarms>,
+}
+
+/// Runs a model over the test pictures.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file: no artifact, no head, or not made for these pictures and classes.
+pub fn measure(path: &Path, test: &TestSet, kernels: &Simd) -> Result<Measured, Failure> {
+    let refuse = |why: &dyn std::fmt::Display| Failure::file(path, why);
+    let bytes = AlignedBytes::from_file(path).map_err(|e| refuse(&e))?;
+    let artifact = Artifact::new_checked(unsigned(&bytes).map_err(|e| refuse(&e))?).map_err(|e| refuse(&e))?;
+    let parts = artifact.parts();
+    let (input, pictures) = (parts.stem.input(), test.clean.shape());
+    if input != pictures {
+        let [a, b] = [input, pictures].map(|s| format!("{} x {} x {}", s.h, s.w, s.c));
+        return Err(refuse(&format!("takes pictures of {a}, the run's are {b}")));
+    }
+    let (classes, known) = (parts.head.map(|head| head.classes), test.clean.classes.len());
+    match classes {
+        None => return Err(refuse(&"a stem without head: `stemguard replace` adds one")),
+        Some(n) if n as usize != known => {
+            return Err(refuse(&format!("a head of {n} classes, the run has {known}")));
+        }
+        Some(_) => {}
+    }
+    let session = Session::of_artifact(&parts, kernels.clone()).map_err(|e| refuse(&e))?;
+    let tripwire = parts.tripwire.map(|set| alarms(&session, &set, test)).transpose()?;
+    Ok(Measured { precision: parts.stem.precision(), evaluation: figures(&session, test)?, tripwire })
+}
+
+/// The artifact in a file's bytes, without the trailer of a signature, which is not verified.
+fn unsigned(bytes: &[u8]) -> Result<&[u8], Error> {
+    match usize::try_from(declared_len(bytes)?) {
+        Ok(len) if len < bytes.len() => sign::claim(bytes).map(|_| &bytes[..len]),
+        _ => Ok(bytes),
+    }
+}
+
+/// Every figure of a session with a head.
+pub(crate) fn figures(session: &Session<'_>, test: &TestSet) -> Result<Evaluation, Failure> {
+    evaluate(test, &mut |x| logits(session, x))
+}
+
+/// Logits `[n][classes]` of pictures `[n][h][w][3]`.
+pub(crate) fn logits(session: &Session<'_>, x: &[f32]) -> Result<Vec<f32>, Failure> {
+    let mut logits = vec![0.0; x.len() / session.input().len() * session.output().len()];
+    session.infer(x, &mut logits)?;
+    Ok(logits)
+}
+
+/// How often a session with this tripwire raises the alarm.
+pub(crate) fn alarms(session: &Session<'_>, set: &TripwireParts<'_>, test: &TestSet) -> Result<Alarms, Failure> {
+    let raised = |pictures: &Pictures| -> Result<f64, Failure> {
+        let mut raised = Rate::default();
+        in_batches(pictures, |x, n| {
+            let mut scores = vec![0.0; n];
+            session.infer_watched(x, &mut vec![0.0; n * session.output().len()], &mut scores)?;
+            scores.iter().for_each(|&score| raised.count(Alarm::of(score, set.threshold).raised));
+            Ok(())
+        })?;
+        Ok(raised.fraction())
+    };
+    let (true_positives, false_positives) = (raised(&test.triggered)?, raised(&test.clean)?);
+    Ok(Alarms { rate: set.false_positive_rate, threshold: set.threshold, true_positives, false_positives })
+}
