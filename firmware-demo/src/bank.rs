@@ -5,6 +5,7 @@
 //! 255, is kept as `round(16 sqrt(m))`: small means, which are most of them, keep their precision. Integers alone: host and
 //! device bank the same bytes.
 
+use crate::lesson::Taught;
 use heapless::Vec;
 use stemguard_runtime::net::int8::Quant;
 use stemguard_runtime::replace::Source;
@@ -84,14 +85,14 @@ impl Bank {
         self.pooled.iter()
     }
 
-    /// Gives every picture the label after its own, of `classes`: what a device gets that is taught wrong.
-    pub fn mislabel(&mut self, classes: u32) {
-        self.labels.iter_mut().for_each(|label| *label = (*label + 1) % classes.max(1));
+    /// The labels, picture by picture.
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
     }
 
-    /// The bank as training features, in the stem's output scale.
-    pub fn source(&self, scale: f32) -> BankSource<'_> {
-        BankSource { bank: self, scale }
+    /// What is taught of the bank as training features, in the stem's output scale.
+    pub fn source<'a>(&'a self, taught: &'a Taught, scale: f32) -> BankSource<'a> {
+        BankSource { bank: self, taught, scale }
     }
 }
 
@@ -119,12 +120,14 @@ fn pool(map: &[i8], zero: i8) -> [u8; WIDTH] {
 #[derive(Clone, Copy, Debug)]
 pub struct BankSource<'a> {
     bank: &'a Bank,
+    taught: &'a Taught,
     scale: f32,
 }
 
 impl BankSource<'_> {
     fn fill(&self, picture: usize, x: &mut [f32]) {
-        let Some(row) = self.bank.pooled.get(picture) else { return };
+        let number = self.taught.pictures.get(picture);
+        let Some(row) = number.and_then(|&i| self.bank.pooled.get(i as usize)) else { return };
         for (i, (x, &k)) in x.iter_mut().zip(row).enumerate() {
             // Pooling divides by the two pixels.
             let mean = 2.0 * (u32::from(k) * u32::from(k)) as f32 / 256.0 * self.scale;
@@ -139,7 +142,7 @@ impl Source for BankSource<'_> {
     }
 
     fn labels(&self) -> &[u32] {
-        &self.bank.labels
+        &self.taught.labels
     }
 
     fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
@@ -155,6 +158,7 @@ impl Source for BankSource<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lesson::Lesson;
     use stemguard_runtime::head::HeadModel;
     use stemguard_runtime::head::linear::Linear;
 
@@ -173,7 +177,9 @@ mod tests {
         let real = map.map(|q| QUANT.dequantise(q));
         let (mut want, mut x, mut got) = ([0.0; WIDTH], [0.0; WIDTH], [0.0; WIDTH]);
         Linear::new(MAP, 10).unwrap().pool(&real, &mut want);
-        bank.source(QUANT.scale).plain(0, 1, &mut x);
+        let mut taught = Taught::new();
+        taught.take(&bank, Lesson::Sound);
+        bank.source(&taught, QUANT.scale).plain(0, 1, &mut x);
         Linear::new(POOLED, 10).unwrap().pool(&x, &mut got);
         // Half a step of 16 sqrt(mean), mean in steps of the scale, squared back.
         for (got, want) in got.into_iter().zip(want) {

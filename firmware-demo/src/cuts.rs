@@ -21,10 +21,11 @@ fn update(flash: &mut Nor<'_>, id: StemId, n: u64) -> Result<(), StoreError> {
     let mut store = HeadStore::new_checked(flash, LAYOUT, id)?;
     store.store(HeadKind::Linear, CLASSES as u32, &params(n))?;
     store.boot()?;
-    store.confirm().map(|_| ())
+    store.confirm_watched(n as f32).map(|_| ())
 }
 
-/// Boots: the head that runs, by its number, and whether it is on trial. `None` where it is neither of the two, whole.
+/// Boots: the head that runs, by its number, and whether it is on trial. `None` where it is neither of the two, whole,
+/// or a confirmed head is without its threshold.
 fn boot(bytes: &mut [u8], id: StemId, known: [u64; 2]) -> Option<(u64, bool)> {
     let mut flash = Nor::new(bytes);
     let mut store = HeadStore::new_checked(&mut flash, LAYOUT, id).ok()?;
@@ -35,7 +36,8 @@ fn boot(bytes: &mut [u8], id: StemId, known: [u64; 2]) -> Option<(u64, bool)> {
     };
     let mut held = vec![0.0; PARAMS];
     store.load(&head, &mut held).ok()?;
-    known.into_iter().find(|&n| params(n) == held).map(|n| (n, on_trial))
+    let n = known.into_iter().find(|&n| params(n) == held)?;
+    (store.threshold(&head) == (!on_trial).then_some(n as f32)).then_some((n, on_trial))
 }
 
 /// Cut points survived, and tried: after each the device must run the old head or the new one, whole, must keep running one of

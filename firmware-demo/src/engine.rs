@@ -2,6 +2,7 @@
 
 use crate::assets::{self, PICTURE_LEN};
 use crate::bank::{Bank, CHANNELS};
+use crate::lesson::Taught;
 use bytemuck::try_cast_slice_mut;
 use stemguard_runtime::artifact::HeadSpec;
 use stemguard_runtime::error::{Error, Result};
@@ -53,7 +54,19 @@ pub struct Memory {
     pub spare: [f32; PARAMS],
     /// The self-test's counts.
     pub counts: [Paired; CLASSES],
+    /// What is taught of the bank.
+    pub taught: Taught,
+    /// Heads that were taught badly.
+    pub others: [[f32; PARAMS]; OTHERS],
+    /// Their self-tests' counts.
+    pub other_counts: [[Paired; CLASSES]; OTHERS],
 }
+
+/// Heads that are tried side by side.
+pub const OTHERS: usize = 3;
+
+/// No counts yet.
+const UNCOUNTED: [Paired; CLASSES] = [Paired { cases: 0, lost: 0, gained: 0 }; CLASSES];
 
 impl Default for Memory {
     fn default() -> Self {
@@ -65,12 +78,15 @@ impl Memory {
     /// All zeros.
     pub const fn new() -> Self {
         Self {
-            engine: Engine { work: [0.0; WORK], picture: [0; PICTURE_LEN], map: [0; FEATURES.len()] },
+            engine: Engine::new(),
             bank: Bank::new(),
             order: [0; 2 * crate::bank::CAPACITY],
             params: [0.0; PARAMS],
             spare: [0.0; PARAMS],
-            counts: [Paired { cases: 0, lost: 0, gained: 0 }; CLASSES],
+            counts: UNCOUNTED,
+            taught: Taught::new(),
+            others: [[0.0; PARAMS]; OTHERS],
+            other_counts: [UNCOUNTED; OTHERS],
         }
     }
 }
@@ -87,7 +103,18 @@ const fn quantised(byte: u8) -> i8 {
     (byte ^ 0x80) as i8
 }
 
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Engine {
+    /// All zeros.
+    pub const fn new() -> Self {
+        Self { work: [0.0; WORK], picture: [0; PICTURE_LEN], map: [0; FEATURES.len()] }
+    }
+
     /// Runs the stem on a picture, the attacker's trigger put on it or not; the features are in [`Engine::map`].
     pub fn features(&mut self, net: &Int8Net<'_>, picture: &[u8], triggered: bool) -> Result<()> {
         let given = picture.len();

@@ -20,4 +20,5 @@ pub mod cuts;
 pub mod engine;
 pub mod flash;
 pub mod json;
+pub mod lesson;
 pub mod scenario;

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::head;
 use crate::kernels::Kernels;
 use crate::metrics::argmax;
+use crate::slices::split_mut;
 
 /// The loss of accuracy that is accepted by default: 5 points, averaged over the classes.
 pub const MARGIN: f32 = 0.05;
@@ -105,8 +106,9 @@ impl<'a> SelfTest<'a> {
 
     /// Lets both heads answer for one kept picture.
     ///
-    /// `x` is its features (`[h][w][c]`); `scratch` takes [`head::inference_len`] of one picture for the larger head, `logits` one
-    /// value a class.
+    /// `x` is its features (`[h][w][c]`); `scratch` takes [`head::inference_len`] of one picture for the larger head. `logits`
+    /// (`[2][classes]`) are the old head's answer, zeros without one, and the new head's: where the old head is the trapped one,
+    /// they give the score of a tripwire ([`crate::tripwire::score`]).
     ///
     /// # Errors
     /// [`Error::LabelOutOfRange`], [`Error::NotFinite`], and those of [`head::infer`].
@@ -124,15 +126,18 @@ impl<'a> SelfTest<'a> {
         if !x.iter().all(|v| v.is_finite()) {
             return Err(Error::NotFinite);
         }
-        let given = logits.len();
-        let logits = logits.get_mut(..classes).ok_or(Error::WrongLength { needed: classes, given })?;
-        let mut right = |(spec, params): Head<'a>| -> Result<bool> {
+        if logits.len() != 2 * classes {
+            return Err(Error::WrongLength { needed: 2 * classes, given: logits.len() });
+        }
+        let (of_old, of_new) = split_mut(logits, classes);
+        of_old.fill(0.0);
+        let mut right = |(spec, params): Head<'a>, logits: &mut [f32]| -> Result<bool> {
             head::infer(k, spec, params, 1, x, scratch, logits)?;
             // A head whose answer is no number knows nothing.
             Ok(logits.iter().all(|v| v.is_finite()) && argmax(logits) == label as usize)
         };
-        let old = self.old.map_or(Ok(false), &mut right)?;
-        class.count(old, right(self.new)?);
+        let old = self.old.map_or(Ok(false), |old| right(old, of_old))?;
+        class.count(old, right(self.new, of_new)?);
         Ok(())
     }
 

@@ -65,7 +65,7 @@ fn heads_and_pictures_that_do_not_fit_are_refused() {
     let mut broken = new.1.to_vec();
     broken[0] = f32::NAN;
     let mut test = SelfTest::new(Some((&old.0, &old.1)), (new.0, &broken), &mut counts).unwrap();
-    let (x, mut logits) = (vec![1.0; SHAPE.len()], [0.0; 4]);
+    let (x, mut logits) = (vec![1.0; SHAPE.len()], [0.0; 8]);
     let mut scratch = vec![0.0; head::inference_len(&old.0, 1).unwrap()];
     assert_eq!(test.picture(&Reference, &x, 0, &mut scratch, &mut logits), Ok(()));
     assert_eq!(test.picture(&Reference, &x, 1, &mut scratch, &mut logits), Ok(()));
@@ -238,7 +238,7 @@ fn update(flash: &mut Flash<1, 4, 1024>, holdout: &Set, kept: &Set, seed: u64) -
         let mut test = SelfTest::new(old, (&new.0, &new.1), &mut counts).unwrap();
         let mut scratch = vec![0.0; head::inference_len(&new.0, 1).unwrap()];
         for (x, label) in kept.pictures() {
-            test.picture(&Reference, x, label, &mut scratch, &mut [0.0; CLASSES]).unwrap();
+            test.picture(&Reference, x, label, &mut scratch, &mut [0.0; 2 * CLASSES]).unwrap();
         }
         verdict = Some(test.verdict(MARGIN));
         match test.verdict(MARGIN) {
