@@ -28,7 +28,11 @@ fn main() {
         fs::write(out.join(format!("{name}.labels")), labels).expect("OUT_DIR can be written");
     }
     if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "none") {
-        fs::copy("memory.x", out.join("memory.x")).expect("OUT_DIR can be written");
+        let mut regions = fs::read_to_string("memory.x").expect("memory.x is beside this file");
+        if env::var_os("CARGO_FEATURE_RESIDUAL").is_some() {
+            regions = regions.replace("LENGTH = 320K", "LENGTH = 4M");
+        }
+        fs::write(out.join("memory.x"), regions).expect("OUT_DIR can be written");
         println!("cargo::rustc-link-search={}", out.display());
         println!("cargo::rustc-link-arg-bins=-Tlink.x");
         println!("cargo::rustc-link-arg-bins=--nmagic");

@@ -21,4 +21,6 @@ pub mod engine;
 pub mod flash;
 pub mod json;
 pub mod lesson;
+#[cfg(any(feature = "residual", feature = "host", test))]
+pub mod residual;
 pub mod scenario;

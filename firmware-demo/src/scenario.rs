@@ -111,10 +111,10 @@ const fn refusal(error: Error) -> &'static str {
 pub(crate) static CRC: Crc<u32, NoTable> = Crc::<u32, NoTable>::new(&CRC_32_ISO_HDLC);
 
 /// A head, its parameters not in the scenario's memory.
-type Head<'a> = (&'a HeadSpec, &'a [f32]);
+pub(crate) type Head<'a> = (&'a HeadSpec, &'a [f32]);
 
 /// The witness, and the score that raises the alarm.
-type Watch<'a> = (Head<'a>, f32);
+pub(crate) type Watch<'a> = (Head<'a>, f32);
 
 pub(crate) fn sum_up(digest: &mut Digest<'_, u32, NoTable>, values: &[f32]) {
     values.iter().for_each(|value| digest.update(&value.to_le_bytes()));
@@ -256,7 +256,7 @@ fn budget<P: Platform>(platform: &mut P, net: &Int8Net<'_>, (spec, params): Head
 
 /// What an evaluation counted.
 #[derive(Clone, Copy, Debug, Default)]
-struct Score {
+pub(crate) struct Score {
     /// Clean test pictures given their true class.
     right: u64,
     /// Triggered pictures of other classes.
@@ -270,7 +270,7 @@ struct Score {
 }
 
 /// ACC and ASR of a head on the test pictures; with a witness beside it, how many raise the alarm.
-fn evaluate<P: Platform>(
+pub(crate) fn evaluate<P: Platform>(
     platform: &mut P,
     engine: &mut Engine,
     net: &Int8Net<'_>,
@@ -373,10 +373,21 @@ fn train<P: Platform>(platform: &mut P, memory: &mut Memory, lesson: Lesson, sca
     let work = engine.work.get_mut(..needed).ok_or(Error::WrongLength { needed, given })?;
     let order = order.get_mut(..2 * taught.len()).unwrap_or_default();
     let start = platform.instructions();
-    fit(&Reference, &head, CLASSES, &SETTINGS, &mut bank.source(taught, scale), params, work, &mut [], order, &mut |p| {
-        loss = p.loss;
-        true
-    })?;
+    fit(
+        &Reference,
+        &head,
+        CLASSES,
+        &SETTINGS,
+        &mut bank.source(taught, scale),
+        params,
+        work,
+        &mut [],
+        order,
+        &mut |p| {
+            loss = p.loss;
+            true
+        },
+    )?;
     measured(platform, "training step", start, steps);
     let mut digest = CRC.digest();
     sum_up(&mut digest, params);
@@ -416,9 +427,11 @@ fn badly_taught<P: Platform>(platform: &mut P, memory: &mut Memory, net: &Int8Ne
     memory.params = memory.spare;
     let Memory { engine, params, others, other_counts, .. } = memory;
     let spec = linear();
-    let mut tests = others.each_ref().into_iter().zip(other_counts.iter_mut()).map(|(other, counts)| {
-        SelfTest::new(Some((&spec, &params[..])), (&spec, &other[..]), counts)
-    });
+    let mut tests = others
+        .each_ref()
+        .into_iter()
+        .zip(other_counts.iter_mut())
+        .map(|(other, counts)| SelfTest::new(Some((&spec, &params[..])), (&spec, &other[..]), counts));
     let mut next = || tests.next().unwrap_or(Err(Error::Capacity));
     let mut tests: [SelfTest<'_>; OTHERS] = [next()?, next()?, next()?];
     for (picture, label) in assets::kept().iter() {
@@ -496,7 +509,7 @@ fn try_out<P: Platform>(
 }
 
 /// Tells the instructions since `start`, of each of `n`, where the platform counts them.
-fn measured<P: Platform>(platform: &mut P, what: &str, start: Option<u64>, n: u64) {
+pub(crate) fn measured<P: Platform>(platform: &mut P, what: &str, start: Option<u64>, n: u64) {
     let end =
         platform.instructions().map(|end| start.unwrap_or(end) + end.saturating_sub(start.unwrap_or(end)) / n.max(1));
     between(platform, what, start, end);

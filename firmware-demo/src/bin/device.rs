@@ -8,10 +8,14 @@ use core::panic::PanicInfo;
 use core::ptr;
 use cortex_m_rt::entry;
 use cortex_m_semihosting::{debug, nr, syscall};
-use firmware_demo::engine::Memory;
-use firmware_demo::flash::{FLASH_LEN, Nor};
+use firmware_demo::flash::Nor;
 use firmware_demo::json::Line;
-use firmware_demo::scenario::{Platform, boot};
+use firmware_demo::scenario::Platform;
+
+#[cfg(feature = "residual")]
+use firmware_demo::residual::{FLASH_LEN, Memory, boot};
+#[cfg(not(feature = "residual"))]
+use firmware_demo::{engine::Memory, flash::FLASH_LEN, scenario::boot};
 
 /// The flash image on the host, in the folder QEMU was started in.
 const IMAGE: &[u8] = b"flash.bin\0";

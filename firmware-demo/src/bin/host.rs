@@ -1,11 +1,13 @@
 //! The scenario as a program: `firmware-host FLASH` boots once over a flash image, a file that is made where there is none;
+//! `firmware-host --residual FLASH` likewise the one that trains the published head;
 //! `firmware-host --cuts` cuts the power at every write and erasure of an update. Exit code 1 where anything is not as it must be.
 
 use firmware_demo::cuts;
 use firmware_demo::engine::Memory;
 use firmware_demo::flash::{FLASH_LEN, Nor};
 use firmware_demo::json::Line;
-use firmware_demo::scenario::{Platform, boot};
+use firmware_demo::residual;
+use firmware_demo::scenario::{Fault, Platform, boot};
 use std::process::ExitCode;
 use std::{env, fs};
 
@@ -28,15 +30,22 @@ fn main() -> ExitCode {
             }
             Err(error) => fail(&error.to_string()),
         },
-        Some(path) => run(path),
-        None => fail("usage: firmware-host FLASH | --cuts"),
+        Some("--residual") => match env::args().nth(2) {
+            Some(path) => run(&path, residual::FLASH_LEN, |flash| {
+                residual::boot(&mut Host, &mut Box::new(residual::Memory::new()), flash)
+            }),
+            None => fail(USAGE),
+        },
+        Some(path) => run(path, FLASH_LEN, |flash| boot(&mut Host, &mut Box::new(Memory::new()), flash)),
+        None => fail(USAGE),
     }
 }
 
-fn run(path: &str) -> ExitCode {
-    let mut bytes = fs::read(path).unwrap_or_else(|_| vec![0xff; FLASH_LEN]);
-    let mut memory = Box::new(Memory::new());
-    let outcome = boot(&mut Host, &mut memory, &mut Nor::new(&mut bytes));
+const USAGE: &str = "usage: firmware-host FLASH | --residual FLASH | --cuts";
+
+fn run(path: &str, len: usize, boot: impl FnOnce(&mut Nor<'_>) -> Result<(), Fault>) -> ExitCode {
+    let mut bytes = fs::read(path).unwrap_or_else(|_| vec![0xff; len]);
+    let outcome = boot(&mut Nor::new(&mut bytes));
     if let Err(fault) = outcome {
         print!("{}", Line::new("fault", fault.name()).end());
         return ExitCode::FAILURE;
