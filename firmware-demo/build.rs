@@ -33,6 +33,8 @@ fn main() {
             regions = regions.replace("LENGTH = 320K", "LENGTH = 4M");
         }
         fs::write(out.join("memory.x"), regions).expect("OUT_DIR can be written");
+        // Names of interrupts, of which the image uses none.
+        fs::write(out.join("device.x"), "").expect("OUT_DIR can be written");
         println!("cargo::rustc-link-search={}", out.display());
         println!("cargo::rustc-link-arg-bins=-Tlink.x");
         println!("cargo::rustc-link-arg-bins=--nmagic");

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the demo firmware for Cortex-M7 (thumbv7em-none-eabihf), boots it four times over one flash image in QEMU (mps2-an500), runs
-# the same program on the host, and compares: lines, footprint, power cuts. Ends in one table; fails where anything is not as it must be.
+# the same program on the host, and compares: lines, footprint, power cuts. Then once more with an image that has memory enough to
+# train the published, residual head. Ends in one table; fails where anything is not as it must be.
 #
 #   scripts/firmware.sh [--source rustup|debian]
 #
@@ -28,28 +29,34 @@ out=$top/firmware-demo
 built=$top/thumbv7em-none-eabihf/firmware
 if [[ $from == debian ]]; then built=$top/debian/thumbv7em-none-eabihf/firmware; fi
 rm -rf "$out"
-mkdir -p "$out/device" "$out/host"
+mkdir -p "$out"/{device,host}{,-residual}
 
 # What both compilers are asked for: size, whole-program optimisation, no unwinding (profile `firmware`).
-for variant in plain sign; do
+for variant in plain sign residual; do
     features=device
-    if [[ $variant == sign ]]; then features=device,sign; fi
+    if [[ $variant != plain ]]; then features=device,$variant; fi
     scripts/build_thumb.sh --source "$from" --profile firmware -p firmware-demo --bin firmware-device --features "$features"
-    cp "$built/firmware-device" "$out/device-$variant"
+    cp "$built/firmware-device" "$out/device-$variant.elf"
 done
 cargo build --locked --profile firmware -p firmware-demo --bin firmware-host --features host,sign
 host=$(realpath "$top/firmware/firmware-host")
 
 "$host" --cuts | tee "$out/cuts.json"
-image=$(realpath "$out/device-sign")
+# boot IMAGE FOLDER: one instruction is one nanosecond of the board's clocks; counts are exact, and the same on every machine.
+boot() {
+    (cd "$2" && timeout 1200 qemu-system-arm -machine mps2-an500 -nographic -monitor none -serial null \
+        -semihosting-config enable=on,target=native -icount shift=0 -kernel "$1")
+}
+image=$(realpath "$out/device-sign.elf")
 for ((boot = 1; boot <= boots; boot++)); do
-    # One instruction is one nanosecond of the board's clocks: counts are exact, and the same on every machine.
-    (cd "$out/device" && timeout 1200 qemu-system-arm -machine mps2-an500 -nographic -monitor none -serial null \
-        -semihosting-config enable=on,target=native -icount shift=0 -kernel "$image") | tee "$out/device-$boot.jsonl"
+    boot "$image" "$out/device" | tee "$out/device-$boot.jsonl"
     (cd "$out/host" && "$host" flash.bin) >"$out/host-$boot.jsonl"
 done
+boot "$(realpath "$out/device-residual.elf")" "$out/device-residual" | tee "$out/residual-device.jsonl"
+(cd "$out/host-residual" && "$host" --residual flash.bin) >"$out/residual-host.jsonl"
 # What `stemguard inspect` tells before flashing, to be compared with what the device finds.
 cargo run --locked --quiet --release -p stemguard-runtime --no-default-features --features cli --bin stemguard -- \
     inspect firmware-demo/assets/model.sgm --target cortex-m --batch 32 --holdout-count 256 --json >"$out/inspect.json"
 cmp "$out/device/flash.bin" "$out/host/flash.bin"
+cmp "$out/device-residual/flash.bin" "$out/host-residual/flash.bin"
 python3 scripts/firmware_report.py "$out"

@@ -15,45 +15,52 @@ impl Line {
     }
 
     /// Adds a number.
-    #[must_use]
-    pub fn number(mut self, key: &str, mut n: u64) -> Self {
+    pub fn number(&mut self, key: &str, n: u64) -> &mut Self {
+        // Sixteen bits at a time: a division of 64 bits would be a kilobyte.
+        let mut limbs: [u32; 4] = core::array::from_fn(|i| (n >> (48 - 16 * i)) as u32 & 0xffff);
         let mut digits = [0; 20];
         let mut from = digits.len();
         while let Some(digit) = from.checked_sub(1).and_then(|at| digits.get_mut(at)) {
-            *digit = b'0' + (n % 10) as u8;
-            (n, from) = (n / 10, from - 1);
-            if n == 0 {
+            let mut rest = 0;
+            for limb in &mut limbs {
+                let value = rest << 16 | *limb;
+                (*limb, rest) = (value / 10, value % 10);
+            }
+            (*digit, from) = (b'0' + rest as u8, from - 1);
+            if limbs == [0; 4] {
                 break;
             }
         }
-        let digits = digits.get(from..).and_then(|digits| core::str::from_utf8(digits).ok());
-        self.put(",").key(key).put(digits.unwrap_or_default());
+        self.put(",").key(key);
+        digits.iter().skip(from).for_each(|&digit| self.push(digit));
         self
     }
 
     /// Adds 32 bits as eight hexadecimal digits.
-    #[must_use]
-    pub fn digest(mut self, key: &str, bits: u32) -> Self {
-        let digits: [u8; 8] = core::array::from_fn(|i| match (bits >> (28 - 4 * i)) as u8 & 15 {
-            digit @ 0..=9 => b'0' + digit,
-            digit => b'a' + digit - 10,
-        });
-        self.put(",").key(key).quoted(core::str::from_utf8(&digits).unwrap_or_default());
-        self
+    pub fn digest(&mut self, key: &str, bits: u32) -> &mut Self {
+        self.put(",").key(key).put("\"");
+        for i in 0..8 {
+            self.push(match (bits >> (28 - 4 * i)) as u8 & 15 {
+                digit @ 0..=9 => b'0' + digit,
+                digit => b'a' + digit - 10,
+            });
+        }
+        self.put("\"")
     }
 
     /// Adds a text of plain ASCII letters.
-    #[must_use]
-    pub fn text(mut self, key: &str, text: &str) -> Self {
-        self.put(",").key(key).quoted(text);
-        self
+    pub fn text(&mut self, key: &str, text: &str) -> &mut Self {
+        self.put(",").key(key).quoted(text)
     }
 
     /// The line, ended.
-    #[must_use]
-    pub fn end(mut self) -> String<256> {
+    pub fn end(&mut self) -> &str {
         self.put("}\n");
-        self.0
+        &self.0
+    }
+
+    fn push(&mut self, ascii: u8) {
+        let _ = self.0.push(char::from(ascii));
     }
 
     fn put(&mut self, text: &str) -> &mut Self {
@@ -76,8 +83,8 @@ mod tests {
 
     #[test]
     fn a_line_is_an_object() {
-        let line =
-            Line::new("stage", "a").number("n", 0).number("m", u64::MAX).digest("crc", 0x000a_f019).text("b", "c");
+        let mut line = Line::new("stage", "a");
+        line.number("n", 0).number("m", u64::MAX).digest("crc", 0x000a_f019).text("b", "c");
         assert_eq!(
             line.end(),
             "{\"stage\":\"a\",\"n\":0,\"m\":18446744073709551615,\"crc\":\"000af019\",\"b\":\"c\"}\n"

@@ -122,10 +122,11 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
     if (training, head.training_sums()) != (TRAINING, SUMS) {
         return Err(Fault::Unexpected("static buffers are not what the core asks for"));
     }
-    let line = Line::new("stage", "memory").number("maps", size_of::<Maps>() as u64);
-    platform.line(&line.number("training", 4 * training as u64).number("parameters", 4 * PARAMS as u64).end());
+    let mut line = Line::new("stage", "memory");
+    line.number("maps", (BANKED * (FEATURES.len() + size_of::<u32>())) as u64);
+    platform.line(line.number("training", 4 * training as u64).number("parameters", 4 * PARAMS as u64).end());
     if platform.instructions().is_some() {
-        platform.line(&Line::new("measured", "static memory").number("bytes", size_of::<Memory>() as u64).end());
+        platform.line(Line::new("measured", "static memory").number("bytes", size_of::<Memory>() as u64).end());
     }
 
     let Memory { engine, maps, order, training, sums, params } = memory;
@@ -136,8 +137,9 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
         banked.update(bytemuck::try_cast_slice(&engine.map).unwrap_or_default());
         let _ = (maps.maps.push(engine.map), maps.labels.push(label));
     }
-    let line = Line::new("stage", "bank").number("banked", maps.labels.len() as u64);
-    platform.line(&line.digest("maps", banked.finalize()).end());
+    let mut line = Line::new("stage", "bank");
+    line.number("banked", maps.labels.len() as u64);
+    platform.line(line.digest("maps", banked.finalize()).end());
 
     let (steps, mut loss) = (SETTINGS.epochs as u64 * (BANKED / SETTINGS.batch) as u64, 0.0);
     let (start, mut source) = (platform.instructions(), MapSource { bank: maps, quant: net.output_quant() });
@@ -148,9 +150,10 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
     measured(platform, "training step", start, steps);
     let mut trained = CRC.digest();
     sum_up(&mut trained, params);
-    let line = Line::new("stage", "train").number("pictures", BANKED as u64).number("steps", steps);
+    let mut line = Line::new("stage", "train");
+    line.number("pictures", BANKED as u64).number("steps", steps);
     let trained = trained.finalize();
-    platform.line(&line.digest("loss", loss.to_bits()).digest("parameters", trained).end());
+    platform.line(line.digest("loss", loss.to_bits()).digest("parameters", trained).end());
 
     let mut store = HeadStore::new_checked(flash, LAYOUT, id)?;
     store.store(HeadKind::Residual, CLASSES as u32, params)?;

@@ -21,7 +21,7 @@ use crate::lesson::Lesson;
 use core::mem::size_of;
 use crc::{CRC_32_ISO_HDLC, Crc, Digest, NoTable};
 use embedded_storage::nor_flash::NorFlash;
-use heapless::{String, Vec};
+use heapless::Vec;
 use stemguard_runtime::artifact::{Artifact, HeadKind, HeadSpec};
 use stemguard_runtime::error::Error;
 use stemguard_runtime::footprint::{Footprint, pooled};
@@ -132,7 +132,7 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
     let mut store = HeadStore::new_checked(&mut *flash, LAYOUT, id)?;
     match store.boot()? {
         Boot::Factory => {
-            platform.line(&Line::new("boot", "factory head").end());
+            platform.line(Line::new("boot", "factory head").end());
             let before = evaluate(platform, &mut memory.engine, &net, factory, None, "before")?;
             // The model has run: what is older is refused from now on.
             Counter::new_checked(&mut *flash, COUNTER_AT)?.advance(version)?;
@@ -145,7 +145,7 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
             if 2 * before.hits > before.triggered { Ok(()) } else { Err(Fault::Unexpected("no backdoor before")) }
         }
         Boot::Trial { new, old } => {
-            platform.line(&Line::new("boot", "on trial").number("sequence", new.sequence().into()).end());
+            platform.line(Line::new("boot", "on trial").number("sequence", new.sequence().into()).end());
             store.load(&new, &mut memory.params)?;
             let spec = new.spec();
             let was = match &old {
@@ -174,7 +174,7 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
             }
         }
         Boot::Confirmed(head) => {
-            platform.line(&Line::new("boot", "confirmed").number("sequence", head.sequence().into()).end());
+            platform.line(Line::new("boot", "confirmed").number("sequence", head.sequence().into()).end());
             store.load(&head, &mut memory.params)?;
             let threshold = store.threshold(&head).ok_or(NO_THRESHOLD)?;
             answer(platform, memory, &net, &head.spec(), (factory, threshold), "after reboot")
@@ -200,8 +200,9 @@ fn open<P: Platform, F: NorFlash>(platform: &mut P, flash: &mut F) -> Result<(Ar
         (Artifact::new_checked(bytes)?, stemguard_runtime::artifact::digest(bytes), 1)
     };
     measured(platform, "verify", start, 1);
-    let line = Line::new("stage", "verify").number("version", version.into()).number("minimum", minimum.into());
-    platform.line(&line.digest("crc", CRC.checksum(&digest)).end());
+    let mut line = Line::new("stage", "verify");
+    line.number("version", version.into()).number("minimum", minimum.into());
+    platform.line(line.digest("crc", CRC.checksum(&digest)).end());
     Ok((artifact, StemId { digest, features: artifact.stem().output() }, version))
 }
 
@@ -215,7 +216,7 @@ fn refuse<P: Platform>(platform: &mut P, version: u32) -> Result<(), Fault> {
     for (name, bytes) in forgeries {
         match verify(bytes, &key, version) {
             Ok(_) => return Err(Fault::Unexpected("a forgery was accepted")),
-            Err(error) => platform.line(&Line::new("refused", name).text("why", refusal(error)).end()),
+            Err(error) => platform.line(Line::new("refused", name).text("why", refusal(error)).end()),
         }
     }
     Ok(())
@@ -238,17 +239,17 @@ fn budget<P: Platform>(platform: &mut P, net: &Int8Net<'_>, (spec, params): Head
         parameters: size_of::<[f32; PARAMS]>(),
         ..asked
     };
-    let line = Line::new("stage", "memory")
-        .number("arena", asked.arena as u64)
+    let mut line = Line::new("stage", "memory");
+    line.number("arena", asked.arena as u64)
         .number("head", asked.head as u64)
         .number("training", asked.training as u64)
         .number("work", held.work as u64)
         .number("bank", held.bank as u64)
         .number("order", asked.order as u64)
         .number("parameters", held.parameters as u64);
-    platform.line(&line.number("model_head", 4 * params.len() as u64).end());
+    platform.line(line.number("model_head", 4 * params.len() as u64).end());
     if platform.instructions().is_some() {
-        platform.line(&Line::new("measured", "static memory").number("bytes", size_of::<Memory>() as u64).end());
+        platform.line(Line::new("measured", "static memory").number("bytes", size_of::<Memory>() as u64).end());
     }
     let fits = held == asked && POOLED == pooled(FEATURES);
     if fits { Ok(()) } else { Err(Fault::Unexpected("static buffers are not what the core asks for")) }
@@ -291,7 +292,7 @@ pub(crate) fn evaluate<P: Platform>(
             let middle = platform.instructions();
             let logits = engine.logits(quant, head)?;
             if core::mem::take(&mut first) {
-                between(platform, "stem", start, middle);
+                between(platform, "stem", start, middle, 1);
                 measured(platform, "head", middle, 1);
             }
             features.update(bytemuck::try_cast_slice(&engine.map).unwrap_or_default());
@@ -308,17 +309,17 @@ pub(crate) fn evaluate<P: Platform>(
             }
         }
     }
-    let line = Line::new("stage", stage)
-        .number("tested", assets::tested().len() as u64)
+    let mut line = Line::new("stage", stage);
+    line.number("tested", assets::tested().len() as u64)
         .number("right", score.right)
         .number("triggered", score.triggered)
         .number("hits", score.hits);
-    let mut line = line.digest("features", features.finalize()).digest("logits", answers.finalize());
+    line.digest("features", features.finalize()).digest("logits", answers.finalize());
     if watch.is_some() {
-        line = line.number("alarms", score.alarms).number("false_alarms", score.false_alarms);
-        line = line.digest("scores", scores.finalize());
+        line.number("alarms", score.alarms).number("false_alarms", score.false_alarms);
+        line.digest("scores", scores.finalize());
     }
-    platform.line(&line.end());
+    platform.line(line.end());
     Ok(score)
 }
 
@@ -358,8 +359,9 @@ const STREAM_RESERVOIR: u64 = 0x6261_6e6b;
 fn told<P: Platform>(platform: &mut P, bank: &Bank, stage: &str) {
     let mut digest = CRC.digest();
     bank.rows().for_each(|row| digest.update(row));
-    let line = Line::new("stage", stage).number("seen", bank.seen() as u64).number("banked", bank.len() as u64);
-    platform.line(&line.digest("bank", digest.finalize()).end());
+    let mut line = Line::new("stage", stage);
+    line.number("seen", bank.seen() as u64).number("banked", bank.len() as u64);
+    platform.line(line.digest("bank", digest.finalize()).end());
 }
 
 /// Trains a linear head on what is taught of the bank, into `memory.params`.
@@ -391,9 +393,10 @@ fn train<P: Platform>(platform: &mut P, memory: &mut Memory, lesson: Lesson, sca
     measured(platform, "training step", start, steps);
     let mut digest = CRC.digest();
     sum_up(&mut digest, params);
-    let line = Line::new("stage", "train").text("lesson", lesson.name());
-    let line = line.number("pictures", taught.len() as u64).number("steps", steps);
-    platform.line(&line.digest("loss", loss.to_bits()).digest("parameters", digest.finalize()).end());
+    let mut line = Line::new("stage", "train");
+    line.text("lesson", lesson.name());
+    line.number("pictures", taught.len() as u64).number("steps", steps);
+    platform.line(line.digest("loss", loss.to_bits()).digest("parameters", digest.finalize()).end());
     Ok(())
 }
 
@@ -402,9 +405,10 @@ fn keep<P: Platform, F: NorFlash>(platform: &mut P, memory: &Memory, mut store: 
     let start = platform.instructions();
     let head = store.store(HeadKind::Linear, CLASSES as u32, &memory.params)?;
     measured(platform, "store", start, 1);
-    let line = Line::new("stage", "store").number("sequence", head.sequence().into());
+    let mut line = Line::new("stage", "store");
+    line.number("sequence", head.sequence().into());
     platform.line(
-        &line.number("at", head.params_at().into()).number("sectors", u64::from(LAYOUT.len) / SECTOR as u64).end(),
+        line.number("at", head.params_at().into()).number("sectors", (LAYOUT.len as usize / SECTOR) as u64).end(),
     );
     Ok(())
 }
@@ -418,7 +422,7 @@ fn badly_taught<P: Platform>(platform: &mut P, memory: &mut Memory, net: &Int8Ne
         match (train(platform, memory, lesson, quant.scale), memory.others.get_mut(i)) {
             (Ok(()), Some(other)) => *other = memory.params,
             (Err(fault), None) if lesson == Lesson::ClassMissing => {
-                platform.line(&Line::new("refused", lesson.name()).text("why", fault.name()).end());
+                platform.line(Line::new("refused", lesson.name()).text("why", fault.name()).end());
             }
             (Err(fault), _) => return Err(fault),
             (Ok(()), None) => return Err(Fault::Unexpected("a holdout without a class was taken")),
@@ -452,8 +456,10 @@ fn badly_taught<P: Platform>(platform: &mut P, memory: &mut Memory, net: &Int8Ne
     }
     let allowed = (trial::MARGIN * assets::tested().len() as f32) as u64;
     for (((lesson, verdict), counts), right) in LESSONS.iter().zip(verdicts).zip(&*other_counts).zip(after) {
-        let line = self_tested(Line::new("stage", "badly taught").text("lesson", lesson.name()), counts, verdict);
-        platform.line(&line.number("right_before", before).number("right", right).end());
+        let mut line = Line::new("stage", "badly taught");
+        line.text("lesson", lesson.name());
+        self_tested(&mut line, counts, verdict);
+        platform.line(line.number("right_before", before).number("right", right).end());
         if verdict == Verdict::Confirm && right + allowed < before {
             return Err(Fault::Unexpected("a bad lesson made the device worse"));
         }
@@ -468,10 +474,10 @@ const fn linear() -> HeadSpec {
 }
 
 /// Adds a self-test's counts and verdict to a line.
-fn self_tested(line: Line, counts: &[Paired], verdict: Verdict) -> Line {
+fn self_tested(line: &mut Line, counts: &[Paired], verdict: Verdict) {
     let (lost, gained) = counts.iter().fold((0, 0), |(lost, gained), c| (lost + c.lost, gained + c.gained));
     let word = if verdict == Verdict::Confirm { "confirm" } else { "reject" };
-    line.number("lost", lost.into()).number("gained", gained.into()).text("verdict", word)
+    line.number("lost", lost.into()).number("gained", gained.into()).text("verdict", word);
 }
 
 /// The self-test of the head in `memory.params` against the one in `memory.spare`, or the factory's; banks the kept pictures. Against
@@ -502,22 +508,23 @@ fn try_out<P: Platform>(
     }
     let verdict = test.verdict(margin);
     let threshold = tripwire::threshold(&scores, ALARM_FPR)?;
-    let line = Line::new("stage", "self-test").number("kept", bank.len() as u64);
-    let line = self_tested(line, counts, verdict);
-    platform.line(&line.digest("threshold", threshold.to_bits()).end());
+    let mut line = Line::new("stage", "self-test");
+    line.number("kept", bank.len() as u64);
+    self_tested(&mut line, counts, verdict);
+    platform.line(line.digest("threshold", threshold.to_bits()).end());
     Ok((verdict, threshold))
 }
 
-/// Tells the instructions since `start`, of each of `n`, where the platform counts them.
+/// Tells the instructions since `start`, for `n` of what was done, where the platform counts them.
 pub(crate) fn measured<P: Platform>(platform: &mut P, what: &str, start: Option<u64>, n: u64) {
-    let end =
-        platform.instructions().map(|end| start.unwrap_or(end) + end.saturating_sub(start.unwrap_or(end)) / n.max(1));
-    between(platform, what, start, end);
+    let end = platform.instructions();
+    between(platform, what, start, end, n);
 }
 
-fn between<P: Platform>(platform: &mut P, what: &str, start: Option<u64>, end: Option<u64>) {
+fn between<P: Platform>(platform: &mut P, what: &str, start: Option<u64>, end: Option<u64>, n: u64) {
     if let (Some(start), Some(end)) = (start, end) {
-        let line: String<256> = Line::new("measured", what).number("instructions", end.saturating_sub(start)).end();
-        platform.line(&line);
+        let mut line = Line::new("measured", what);
+        line.number("instructions", end.saturating_sub(start)).number("times", n);
+        platform.line(line.end());
     }
 }

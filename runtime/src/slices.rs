@@ -3,7 +3,7 @@
 //! Lengths are checked at the doors ([`crate::head::infer`], [`crate::replace::fit`], the constructors of nets and artifacts). Behind
 //! them a piece that is not there is empty, or shorter; builds with assertions tell.
 
-use core::slice::{ChunksExact, ChunksExactMut};
+use core::mem::take;
 
 /// The first `len` values.
 pub(crate) fn start<T>(x: &[T], len: usize) -> &[T] {
@@ -45,7 +45,7 @@ pub(crate) fn split_mut<T>(x: &mut [T], at: usize) -> (&mut [T], &mut [T]) {
 
 /// Cuts the next `len` values off.
 pub(crate) fn cut<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
-    let (head, tail) = split_mut(core::mem::take(rest), len);
+    let (head, tail) = split_mut(take(rest), len);
     *rest = tail;
     head
 }
@@ -58,13 +58,48 @@ pub(crate) fn part<'a, T>(rest: &mut &'a [T], len: usize) -> &'a [T] {
 }
 
 /// Whole rows of `width` values, a width of 0 being one of 1.
-pub(crate) fn rows<T>(x: &[T], width: usize) -> ChunksExact<'_, T> {
-    x.chunks_exact(width.max(1))
+pub(crate) fn rows<T>(x: &[T], width: usize) -> Rows<'_, T> {
+    Rows { rest: x, width: width.max(1) }
 }
 
 /// Whole rows of `width` values, a width of 0 being one of 1.
-pub(crate) fn rows_mut<T>(x: &mut [T], width: usize) -> ChunksExactMut<'_, T> {
-    x.chunks_exact_mut(width.max(1))
+pub(crate) fn rows_mut<T>(x: &mut [T], width: usize) -> RowsMut<'_, T> {
+    RowsMut { rest: x, width: width.max(1) }
+}
+
+/// As `core::slice::ChunksExact`, without a division.
+#[derive(Clone)]
+pub(crate) struct Rows<'a, T> {
+    rest: &'a [T],
+    width: usize,
+}
+
+impl<'a, T> Iterator for Rows<'a, T> {
+    type Item = &'a [T];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a [T]> {
+        let (row, rest) = self.rest.split_at_checked(self.width)?;
+        self.rest = rest;
+        Some(row)
+    }
+}
+
+/// As [`Rows`], to be written.
+pub(crate) struct RowsMut<'a, T> {
+    rest: &'a mut [T],
+    width: usize,
+}
+
+impl<'a, T> Iterator for RowsMut<'a, T> {
+    type Item = &'a mut [T];
+
+    #[inline]
+    fn next(&mut self) -> Option<&'a mut [T]> {
+        let (row, rest) = take(&mut self.rest).split_at_mut_checked(self.width)?;
+        self.rest = rest;
+        Some(row)
+    }
 }
 
 /// Value number `i`.

@@ -158,8 +158,8 @@ impl Survey {
         self.candidate().filter(|&head| self.0.iter().any(|slot| slot.2 == SlotState::OnTrial(head)))
     }
 
-    fn latest(&self, wanted: impl Fn(SlotState) -> bool) -> Option<StoredHead> {
-        let found = self.0.iter().filter(|slot| wanted(slot.2)).filter_map(|slot| slot.1);
+    fn latest(&self, wanted: fn(&SlotState) -> bool) -> Option<StoredHead> {
+        let found = self.0.iter().filter(|slot| wanted(&slot.2)).filter_map(|slot| slot.1);
         found.max_by_key(StoredHead::sequence)
     }
 

@@ -19,6 +19,10 @@ use firmware_demo::{engine::Memory, flash::FLASH_LEN, scenario::boot};
 
 /// The flash image on the host, in the folder QEMU was started in.
 const IMAGE: &[u8] = b"flash.bin\0";
+/// What an interrupt runs; none is enabled.
+#[unsafe(link_section = ".vector_table.interrupts")]
+#[unsafe(no_mangle)]
+static __INTERRUPTS: [unsafe extern "C" fn(); 32] = [DefaultHandler; 32];
 /// What unused stack holds.
 const PAINT: u32 = 0x5afe_57ac;
 
@@ -27,6 +31,8 @@ unsafe extern "C" {
     static mut __sheap: u32;
     /// Above the first word of the stack.
     static _stack_start: u32;
+    /// Of cortex-m-rt.
+    fn DefaultHandler();
 }
 
 /// A file or the console of the host.
@@ -135,9 +141,9 @@ fn run(memory: &mut Memory, flash: &mut [u8; FLASH_LEN]) -> bool {
     }
     let outcome = boot(&mut device, memory, &mut Nor::new(flash));
     if let Err(fault) = outcome {
-        device.line(&Line::new("fault", fault.name()).end());
+        device.line(Line::new("fault", fault.name()).end());
     }
-    device.line(&Line::new("measured", "stack").number("bytes", high_water()).end());
+    device.line(Line::new("measured", "stack").number("bytes", high_water()).end());
     let saved = Stream::open(IMAGE, nr::open::W_TRUNC_BINARY).is_some_and(|file| file.write(flash) & file.close());
     outcome.is_ok() && saved
 }

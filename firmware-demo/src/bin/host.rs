@@ -24,7 +24,8 @@ fn main() -> ExitCode {
     match env::args().nth(1).as_deref() {
         Some("--cuts") => match cuts::survive() {
             Ok((survived, tried)) => {
-                let line = Line::new("stage", "power cuts").number("survived", survived.into());
+                let mut line = Line::new("stage", "power cuts");
+                line.number("survived", survived.into());
                 print!("{}", line.number("tried", tried.into()).end());
                 if survived == tried { ExitCode::SUCCESS } else { ExitCode::FAILURE }
             }

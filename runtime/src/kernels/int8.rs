@@ -6,6 +6,7 @@
 use crate::net::Window;
 use crate::net::int8::{ConvArgs, Finish, MeanArgs, Rescale, mean_shift};
 use crate::shape::Shape;
+use crate::slices::{rows, rows_mut};
 
 /// `v * multiplier / 2^(32 + shift)`, to the nearest integer, halves up. Below 2^28 in magnitude for a multiplier of at least
 /// 0 and a shift of at least 1.
@@ -57,17 +58,17 @@ pub fn conv(args: &ConvArgs<'_>, x: &[i8], y: &mut [i8]) {
     let (cin, cout, groups) = (args.x.c as usize, (args.y.c as usize).max(1), (args.groups as usize).max(1));
     // Channels of one group, in and out.
     let (group_in, group_out) = ((cin / groups).max(1), (cout / groups).max(1));
-    let [rows, columns] = args.window.kernel.map(|side| (side as usize).max(1));
+    let [high, wide] = args.window.kernel.map(|side| (side as usize).max(1));
     let width = (args.y.w as usize).max(1);
-    for (number, y) in y.chunks_exact_mut(cout).enumerate() {
+    for (number, y) in rows_mut(y, cout).enumerate() {
         let at = [number / width, number % width];
-        let weights = args.weight.chunks_exact((rows * columns * group_in).max(1));
+        let weights = rows(args.weight, high * wide * group_in);
         for (o, ((y, weights), &[bias, multiplier, shift])) in y.iter_mut().zip(weights).zip(args.channels).enumerate()
         {
-            let from = o / group_out * group_in;
+            let from = o / group_out.max(1) * group_in;
             let mut sum = bias;
-            for (tap, w) in weights.chunks_exact(group_in).enumerate() {
-                sum = match pixel(args.x, &args.window, at, [tap / columns, tap % columns]) {
+            for (tap, w) in rows(weights, group_in).enumerate() {
+                sum = match pixel(args.x, &args.window, at, [tap / wide.max(1), tap % wide.max(1)]) {
                     Some(pixel) => dot(sum, x.get(pixel * cin + from..).unwrap_or(&[]), w),
                     None => w.iter().fold(sum, |sum, &w| sum.wrapping_add(i32::from(args.pad) * i32::from(w))),
                 };
@@ -80,7 +81,7 @@ pub fn conv(args: &ConvArgs<'_>, x: &[i8], y: &mut [i8]) {
 /// A weight by channel. `x` and `y`: `[pixels][c]`.
 pub fn affine(weight: &[i8], channels: &[[i32; 3]], finish: &Finish, x: &[i8], y: &mut [i8]) {
     let c = weight.len().max(1);
-    for (x, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
+    for (x, y) in rows(x, c).zip(rows_mut(y, c)) {
         for (((y, &x), &w), &[bias, multiplier, shift]) in y.iter_mut().zip(x).zip(weight).zip(channels) {
             *y = finish.apply(bias.wrapping_add(i32::from(x) * i32::from(w)), multiplier, shift);
         }
@@ -100,7 +101,7 @@ pub fn add(factors: [i32; 2], bias: i32, by: Rescale, finish: &Finish, a: &[i8],
 /// `(a - zeros[0]) * (b - zeros[1]) * 2^12`. `a` and `y`: `[pixels][c]`; `b`: the same, or `[c]`, each pixel anew.
 pub fn mul(c: usize, zeros: [i8; 2], by: Rescale, finish: &Finish, a: &[i8], b: &[i8], y: &mut [i8]) {
     let c = c.max(1);
-    for ((a, y), b) in a.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(b.chunks_exact(c).cycle()) {
+    for ((a, y), b) in rows(a, c).zip(rows_mut(y, c)).zip(rows(b, c).cycle()) {
         for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
             let product = (i32::from(a) - i32::from(zeros[0])) * (i32::from(b) - i32::from(zeros[1]));
             *y = finish.apply(product << crate::net::int8::MUL_SHIFT, by.multiplier, by.shift.into());
@@ -117,8 +118,8 @@ pub fn concat(c: [usize; 2], zeros: [i8; 2], by: [Rescale; 2], zero: i8, a: &[i8
             *y = finish.apply(v, by.multiplier, by.shift.into());
         }
     };
-    let pixels = a.chunks_exact(c[0].max(1)).zip(b.chunks_exact(c[1].max(1)));
-    for (y, (a, b)) in y.chunks_exact_mut((c[0] + c[1]).max(1)).zip(pixels) {
+    let pixels = rows(a, c[0]).zip(rows(b, c[1]));
+    for (y, (a, b)) in rows_mut(y, c[0] + c[1]).zip(pixels) {
         if let Some((left, right)) = y.split_at_mut_checked(c[0]) {
             move_over(a, left, zeros[0], by[0]);
             move_over(b, right, zeros[1], by[1]);
@@ -129,7 +130,7 @@ pub fn concat(c: [usize; 2], zeros: [i8; 2], by: [Rescale; 2], zero: i8, a: &[i8
 /// The largest value in each window; padding never wins. `x`: `[h][w][c]`, `y`: `[h'][w'][c]`.
 pub fn max_pool(shape: Shape, to: Shape, window: &Window, x: &[i8], y: &mut [i8]) {
     let (c, width) = ((shape.c as usize).max(1), (to.w as usize).max(1));
-    for (number, y) in y.chunks_exact_mut(c).enumerate() {
+    for (number, y) in rows_mut(y, c).enumerate() {
         y.fill(i8::MIN);
         for ky in 0..window.kernel[0] as usize {
             for kx in 0..window.kernel[1] as usize {
@@ -146,7 +147,7 @@ pub fn avg_pool(args: &MeanArgs, count_pad: bool, x: &[i8], y: &mut [i8]) {
     let (c, width) = ((args.x.c as usize).max(1), (args.y.w as usize).max(1));
     let [rows, columns] = args.window.kernel;
     let area = rows * columns;
-    for (number, y) in y.chunks_exact_mut(c).enumerate() {
+    for (number, y) in rows_mut(y, c).enumerate() {
         let cells = || {
             let taps = (0..rows as usize).flat_map(|ky| (0..columns as usize).map(move |kx| [ky, kx]));
             taps.filter_map(|tap| pixel(args.x, &args.window, [number / width, number % width], tap))

@@ -46,7 +46,7 @@ pub fn conv(args: &ConvArgs<'_>, x: &[i8], y: &mut [i8]) {
             let mut sums = [0];
             reach.padding(args.pad, weights, fan, &mut sums);
             let weights = weights.get(reach.w..).unwrap_or(&[]);
-            reach.words(x, weights, &mut sums[0]);
+            sums.iter_mut().for_each(|sum| reach.words(x, weights, sum));
             reach.tails(x, weights, fan, &mut sums);
             finish(args, core::array::from_mut(y), core::array::from_ref(record), sums);
         }
@@ -75,25 +75,37 @@ struct Reach {
     is_inside: bool,
 }
 
+/// The rows or columns of a window that lie on the input, `from..to`, and where on the input the first of them lies.
+struct Span {
+    from: usize,
+    to: usize,
+    at: usize,
+}
+
+/// A window of `kernel` rows or columns, the first at `first` of an input of `side` with `before` of padding in front.
+#[inline(always)]
+fn span(kernel: usize, first: usize, before: usize, side: usize) -> Span {
+    let from = before.saturating_sub(first).min(kernel);
+    let to = (side + before).saturating_sub(first).min(kernel).max(from);
+    Span { from, to, at: (first + from).saturating_sub(before) }
+}
+
 impl Reach {
     #[inline(always)]
     fn new(args: &ConvArgs<'_>, row: usize, column: usize) -> Self {
-        let [kernel, stride] = [args.window.kernel, args.window.stride].map(|sides| sides.map(|side| side as usize));
-        let before = [args.window.pad[0] as usize, args.window.pad[1] as usize];
-        let (sides, c) = ([args.x.h as usize, args.x.w as usize], args.x.c as usize);
-        let first = [row * stride[0], column * stride[1]];
-        // Rows and columns of the window that lie on the input, from..to.
-        let from = [0, 1].map(|k| before[k].saturating_sub(first[k]).min(kernel[k]));
-        let to = [0, 1].map(|k| (sides[k] + before[k]).saturating_sub(first[k]).min(kernel[k]).max(from[k]));
-        let at = [0, 1].map(|k| (first[k] + from[k]).saturating_sub(before[k]));
+        let [kernel_h, kernel_w] = args.window.kernel.map(|side| side as usize);
+        let [stride_h, stride_w] = args.window.stride.map(|step| step as usize);
+        let [top, left, _, _] = args.window.pad.map(|pad| pad as usize);
+        let (h, w, c) = (args.x.h as usize, args.x.w as usize, args.x.c as usize);
+        let (rows, columns) = (span(kernel_h, row * stride_h, top, h), span(kernel_w, column * stride_w, left, w));
         Self {
-            rows: to[0] - from[0],
-            len: (to[1] - from[1]) * c,
-            x: (at[0] * sides[1] + at[1]) * c,
-            x_step: sides[1] * c,
-            w: (from[0] * kernel[1] + from[1]) * c,
-            w_step: kernel[1] * c,
-            is_inside: from == [0, 0] && to == kernel,
+            rows: rows.to - rows.from,
+            len: (columns.to - columns.from) * c,
+            x: (rows.at * w + columns.at) * c,
+            x_step: w * c,
+            w: (rows.from * kernel_w + columns.from) * c,
+            w_step: kernel_w * c,
+            is_inside: (rows.from, columns.from, rows.to, columns.to) == (0, 0, kernel_h, kernel_w),
         }
     }
 
