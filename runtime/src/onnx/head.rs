@@ -86,7 +86,7 @@ fn add_alarm(b: &mut OnnxBuilder, witness: &str, new: &str, classes: usize) -> S
         // The logarithm of summed exponentials: the largest less its log-softmax.
         let log = b.node("LogSoftmax", vec![others.clone()], vec![int("axis", 1)]);
         let [top, log] =
-            [others, log].map(|x| b.node("ReduceMax", vec![x], vec![ints("axes", &[1]), int("keepdims", 1)]));
+            [others, log].map(|x| b.node("ReduceMax", vec![x], vec![ints("axes", [1]), int("keepdims", 1)]));
         let sum = b.node("Sub", vec![top, log], vec![]);
         b.node("Sub", vec![z, sum], vec![])
     };

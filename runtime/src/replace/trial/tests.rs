@@ -69,6 +69,8 @@ fn heads_and_pictures_that_do_not_fit_are_refused() {
     let mut scratch = vec![0.0; head::inference_len(&old.0, 1).unwrap()];
     assert_eq!(test.picture(&Reference, &x, 0, &mut scratch, &mut logits), Ok(()));
     assert_eq!(test.picture(&Reference, &x, 1, &mut scratch, &mut logits), Ok(()));
+    // The old head's logits, then the new one's.
+    assert!(logits[..4].iter().all(|v| v.is_finite()) && logits[4].is_nan(), "{logits:?}");
     let error = Error::LabelOutOfRange { label: 4, classes: 4 };
     assert_eq!(test.picture(&Reference, &x, 4, &mut scratch, &mut logits), Err(error));
     let nan = vec![f32::NAN; SHAPE.len()];
