@@ -130,7 +130,8 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
     }
 
     let Memory { engine, maps, order, training, sums, params } = memory;
-    (maps.maps.clear(), maps.labels.clear());
+    maps.maps.clear();
+    maps.labels.clear();
     let mut banked = CRC.digest();
     for (picture, label) in assets::streamed().iter().take(BANKED) {
         engine.features(&net, picture, false)?;
