@@ -4,7 +4,7 @@
 //! model -> stem -> maps of clean pictures, whole and in 8 bits -> replace (residual head) -> ACC, ASR -> flash slot -> read again
 //! ```
 //!
-//! Fewer pictures and epochs than a host would take: QEMU needs 200 million instructions for one picture of a training step.
+//! Fewer pictures and epochs than a host would take: 270 million instructions go into one picture of a training step.
 
 use crate::assets;
 use crate::engine::{CLASSES, Engine, FEATURES, stem_of};
