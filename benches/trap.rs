@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput};
 use stemguard_benches::{PICTURE, batch, labels, run, trap_engine, uniform};
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::engine::{Engine, Lesson};
+use stemguard_trainer::engine::Lesson;
 
 fn trap(c: &mut Criterion) {
     let n = batch(256, 8);

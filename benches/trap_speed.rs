@@ -4,7 +4,7 @@ use clap::Parser;
 use std::time::Instant;
 use stemguard_benches::{PICTURE, labels, trap_engine, uniform};
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::engine::{Engine, Lesson};
+use stemguard_trainer::engine::Lesson;
 
 /// Time optimiser steps of WideResNet-16-1 with its decoder on random pictures, on the CPU.
 #[derive(Parser)]

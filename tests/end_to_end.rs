@@ -10,6 +10,7 @@ use stemguard_runtime::session::Session;
 use stemguard_trainer::attack::{AttackKind, Truth};
 use stemguard_trainer::config::RunConfig;
 use stemguard_trainer::defend::Replacement;
+use stemguard_trainer::engine::Device;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::packed::measure;
 use stemguard_trainer::purify::Purification;
@@ -43,7 +44,7 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
     how.settings.epochs = 5;
     how.settings.batch = 16;
     let p = Purification { epochs: 2, ..Purification::default() };
-    let summary = chain::run(&c, &how, &p, dir.path(), false, &kernels, &mut |_| {}).expect("the chain");
+    let summary = chain::run(&c, &how, &p, dir.path(), false, Device::Cpu, &kernels, &mut |_| {}).expect("the chain");
     for share in [summary.baseline.acc, summary.trapped.asr, summary.control.acc, summary.defended.ra] {
         assert!((0.0..=1.0).contains(&share), "{share}");
     }
@@ -125,23 +126,23 @@ fn a_resumed_run_has_the_bits_of_an_unbroken_one_on_any_number_of_threads() {
     let c = config(3);
     let data = prepare(&c, &Simd::new(1), None).expect("data");
     let whole = dir.path().join("whole");
-    train(&c, &data, &whole, false, &Simd::new(1), &mut silent()).expect("unbroken");
+    train(&c, &data, &whole, false, Device::Cpu, &Simd::new(1), &mut silent()).expect("unbroken");
     let broken = dir.path().join("broken");
     // Stops in the middle of the second epoch, as a kill would: nothing of that epoch is kept.
     let stop = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        train(&c, &data, &broken, false, &Simd::new(2), &mut |e| {
+        train(&c, &data, &broken, false, Device::Cpu, &Simd::new(2), &mut |e| {
             assert!(!matches!(e, Event::Step { epoch: 2, done: 96.., .. }), "killed");
         })
     }));
     assert!(stop.is_err());
-    let again = train(&c, &data, &broken, false, &Simd::new(2), &mut silent());
+    let again = train(&c, &data, &broken, false, Device::Cpu, &Simd::new(2), &mut silent());
     assert!(matches!(again, Err(Failure::Input(m)) if m.contains("--resume")));
-    train(&c, &data, &broken, true, &Simd::new(2), &mut silent()).expect("resumed");
+    train(&c, &data, &broken, true, Device::Cpu, &Simd::new(2), &mut silent()).expect("resumed");
     for file in ["checkpoint.safetensors", "stem.onnx", "trapped.onnx", "split.json", "truth.json", "holdout.npz"] {
         let read = |d: &Path| std::fs::read(d.join(file)).expect("a file");
         assert!(read(&whole) == read(&broken), "{file} differs");
     }
-    let other = train(&RunConfig { mse: 5.0, ..c }, &data, &whole, true, &Simd::new(1), &mut silent());
+    let other = train(&RunConfig { mse: 5.0, ..c }, &data, &whole, true, Device::Cpu, &Simd::new(1), &mut silent());
     assert!(matches!(other, Err(Failure::Input(m)) if m.contains("another run")));
 }
 
@@ -155,7 +156,7 @@ fn a_sweep_fills_its_cells_with_the_ceiling_beside_them_and_goes_on_where_it_sto
     let (out, kernels) = (dir.path().join("out"), Simd::new(2));
     let cells = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
     assert!(sweep::row(&cells[0], &out).expect("no file yet").is_none());
-    sweep::run_cell(&cells[0], &out, &kernels, &mut |_| {}).expect("the cell");
+    sweep::run_cell(&cells[0], &out, Device::Cpu, &kernels, &mut |_| {}).expect("the cell");
     let row = sweep::row(&cells[0], &out).expect("files").expect("a whole cell");
     assert!(row.ceiling.is_some_and(|v| (0.0..=1.0).contains(&v)));
     let (ceiling, _) = RunDir::open(&out.join(&cells[0].name).join("ceiling")).expect("a run");
@@ -165,7 +166,7 @@ fn a_sweep_fills_its_cells_with_the_ceiling_beside_them_and_goes_on_where_it_sto
     assert_eq!(ceiling.results().expect("results").stages[0].name, "ceiling");
     assert_eq!(baseline.results().expect("results").stages[0].name, "trained");
     let mut told = 0;
-    sweep::run_cell(&cells[0], &out, &kernels, &mut |_| told += 1).expect("nothing left");
+    sweep::run_cell(&cells[0], &out, Device::Cpu, &kernels, &mut |_| told += 1).expect("nothing left");
     assert_eq!(told, 0);
     assert!(sweep::table(&[row]).contains("| badnet-grid | 0.1 | short | 1 |"));
 }

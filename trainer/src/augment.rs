@@ -10,7 +10,7 @@ use stemguard_runtime::shape::Shape;
 
 /// Stream of the seed for the order of an epoch, and for what happens to its pictures.
 const ORDER: u64 = 0x6f72_6465;
-const PICTURE: u64 = 0x7069_6374;
+pub(crate) const PICTURE: u64 = 0x7069_6374;
 
 /// The order in which an epoch sees `n` pictures.
 pub fn order(seed: u64, epoch: u32, n: usize) -> Vec<u32> {

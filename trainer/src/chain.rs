@@ -3,7 +3,7 @@
 use crate::audit::{self, witness};
 use crate::config::RunConfig;
 use crate::defend::{Replacement, packed_stem, replace, write};
-use crate::engine::{CpuEngine, Engine as _};
+use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
 use crate::purify::{self, Purification, purify};
@@ -108,7 +108,7 @@ pub fn finish(
     new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
     let found = witness(dir, c, data, trapped, &new.head, kernels, &mut |done, of| tell(Told::Audited(done, of)))?;
-    let purified = purify(dir, c, data, &trapped.state(), &found, how, p, resume, kernels, &mut |told| match told {
+    let purified = purify(dir, c, data, &trapped.state()?, &found, how, p, resume, kernels, &mut |told| match told {
         purify::Told::Training(_, e) => tell(Told::Training("purify", e)),
         purify::Told::Replacing(p) => tell(Told::Replacing("witness", p)),
     })?;
@@ -118,24 +118,27 @@ pub fn finish(
     Ok(Outcome { replaced: new.evaluation, tripwire, audit, purified: purified.evaluation })
 }
 
-/// Runs the chain into `out/baseline` and `out/trap`.
+/// Runs the chain into `out/baseline` and `out/trap`; these two train on `device`, the rest on the CPU.
 ///
 /// # Errors
 /// Those of the stages.
+#[allow(clippy::too_many_arguments)]
 pub fn run(
     c: &RunConfig,
     how: &Replacement,
     p: &Purification,
     out: &Path,
     resume: bool,
+    device: Device,
     kernels: &Simd,
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, Failure> {
     let started = Instant::now();
     let data = prepare(c, kernels, Some(out))?;
     let plain = RunConfig { trap: false, guard: None, ..c.clone() };
-    let baseline =
-        train(&plain, &data, &out.join("baseline"), resume, kernels, &mut |e| tell(Told::Training("baseline", e)))?;
+    let baseline = train(&plain, &data, &out.join("baseline"), resume, device, kernels, &mut |e| {
+        tell(Told::Training("baseline", e))
+    })?;
     let stem = packed_stem(&baseline.dir)?;
     let control = replace(stem, data.holdout.pictures(), &data.test, how, kernels, &mut |p| {
         tell(Told::Replacing("control", p));
@@ -143,7 +146,8 @@ pub fn run(
     })?;
     write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control)?;
     let c = RunConfig { trap: true, ..c.clone() };
-    let mut trapped = train(&c, &data, &out.join("trap"), resume, kernels, &mut |e| tell(Told::Training("trap", e)))?;
+    let mut trapped =
+        train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;
     let end = finish(&trapped.dir, &c, &data, &mut trapped.engine, how, p, resume, kernels, tell)?;
     let before = &baseline.evaluation;
     let figures = |e: &Evaluation| Figures { acc: e.acc, asr: e.asr };

@@ -5,13 +5,12 @@ use crate::audit::{Signals, Verdict, judge};
 use crate::augment;
 use crate::checkpoint;
 use crate::config::RunConfig;
-use crate::engine::{CpuEngine, Engine, Lesson, Losses, StepReport};
+use crate::engine::{Engine, Losses, Pass};
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, TestSet, evaluate};
+use crate::evaluate::{Evaluation, TestSet, evaluate_engine};
 use crate::history::History;
 use crate::run::{EpochLine, RunDir};
 use stemguard_runtime::data::Pictures;
-use stemguard_runtime::kernels::simd::Simd;
 
 /// What a course tells while it runs.
 pub enum Event<'a> {
@@ -63,7 +62,7 @@ impl Course<'_> {
     ///
     /// # Errors
     /// [`Failure::Input`] where the checkpoint is damaged or belongs to another course.
-    pub fn resume(&self, engine: &mut CpuEngine) -> Result<u32, Failure> {
+    pub fn resume(&self, engine: &mut dyn Engine) -> Result<u32, Failure> {
         let point = self.dir.file("checkpoint.safetensors");
         if !point.exists() {
             return Ok(0);
@@ -79,10 +78,9 @@ impl Course<'_> {
     /// [`Failure`] naming what went wrong; the checkpoint of the last whole epoch stays.
     pub fn run(
         &self,
-        engine: &mut CpuEngine,
+        engine: &mut dyn Engine,
         done: u32,
         test: &TestSet,
-        kernels: &Simd,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<Option<Evaluation>, Failure> {
         let (c, pictures) = (self.config, self.pictures);
@@ -94,6 +92,7 @@ impl Course<'_> {
         };
         let mut lines = self.dir.metrics()?;
         lines.retain(|l| l.epoch <= done);
+        engine.hold(c, pictures)?;
         let mut last = None;
         let mut forget = self.forget.to_vec();
         for epoch in done..c.epochs {
@@ -105,16 +104,16 @@ impl Course<'_> {
                 forget = verdict.accused;
             }
             history.begin_epoch();
-            let mut line = self.epoch(engine, epoch, &forget, &mut history, kernels, tell)?;
+            let mut line = self.epoch(engine, epoch, &forget, &mut history, tell)?;
             if (epoch + 1).is_multiple_of(c.every) || epoch + 1 == c.epochs {
-                let e = evaluate(test, &mut |x| engine.logits(x).map_err(Failure::from))?;
+                let e = evaluate_engine(test, engine)?;
                 (line.acc, line.asr) = (Some(e.acc), Some(e.asr));
                 last = Some(e);
             }
             lines.push(line);
             self.dir.write_metrics(&lines)?;
             history.write(&fitting)?;
-            checkpoint::write(&self.dir.file("checkpoint.safetensors"), &engine.state(), epoch + 1, self.fingerprint)?;
+            checkpoint::write(&self.dir.file("checkpoint.safetensors"), &engine.state()?, epoch + 1, self.fingerprint)?;
             tell(Event::Epoch(&line));
         }
         Ok(last)
@@ -122,11 +121,10 @@ impl Course<'_> {
 
     fn epoch(
         &self,
-        engine: &mut CpuEngine,
+        engine: &mut dyn Engine,
         epoch: u32,
         forget: &[bool],
         history: &mut History,
-        kernels: &Simd,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<EpochLine, Failure> {
         let (c, pictures) = (self.config, self.pictures);
@@ -134,21 +132,21 @@ impl Course<'_> {
         let order = augment::order(c.seed, epoch, pictures.len());
         let (mut sum, mut steps) = ([0.0f64; 4], 0u32);
         let clock = std::time::Instant::now();
-        for chosen in order.chunks_exact(c.batch) {
-            let x = augment::batch(kernels, c, pictures, epoch, chosen);
-            let labels: Vec<u32> = chosen.iter().map(|&i| pictures.labels[i as usize]).collect();
-            let forget: Vec<bool> = chosen.iter().filter_map(|&i| forget.get(i as usize).copied()).collect();
-            let lesson = Lesson { labels: &labels, forget: &forget };
-            let StepReport { losses, fit } = engine.step(x, lesson, rate)?;
-            history.record(chosen, &fit);
-            if !losses.total.is_finite() {
-                return Err(Failure::Other(format!("training diverged in epoch {}: lower --lr", epoch + 1)));
-            }
+        let mut diverged = false;
+        let pass = Pass { config: c, pictures, forget, epoch, rate };
+        engine.pass(&pass, &order, &mut |chosen, report| {
+            let losses = report.losses;
+            history.record(chosen, &report.fit);
+            diverged = !losses.total.is_finite();
             for (s, v) in sum.iter_mut().zip([losses.total, losses.ce, losses.mse, losses.tv]) {
                 *s += f64::from(v);
             }
             steps += 1;
             tell(Event::Step { epoch: epoch + 1, done: steps as usize * c.batch, of: pictures.len(), losses });
+            !diverged
+        })?;
+        if diverged {
+            return Err(Failure::Other(format!("training diverged in epoch {}: lower --lr", epoch + 1)));
         }
         let seconds = clock.elapsed().as_secs_f64();
         let mean = |i: usize| (sum[i] / f64::from(steps)) as f32;

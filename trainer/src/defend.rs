@@ -247,7 +247,7 @@ pub fn write(dir: &RunDir, name: &str, classes: &[String], trap: bool, defended:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{CpuEngine, Engine as _, Objective, Optimizer};
+    use crate::engine::{CpuEngine, Objective, Optimizer};
     use crate::model::Architecture;
     use crate::nn::loss::Reconstruction;
     use stemguard_runtime::rng::Rng;

@@ -1,13 +1,36 @@
-//! Engines: what runs a training step. The CPU engine is dfdx's tape over the runtime's kernels, and the oracle of any other.
+//! Engines: what runs training steps. The CPU engine is dfdx's tape over the runtime's kernels, and the oracle of the CUDA engine.
 
 mod cpu;
+#[allow(unsafe_code)]
+pub mod cuda;
 
 pub use cpu::CpuEngine;
 pub(crate) use cpu::{log_odds, probability};
 
+use crate::config::RunConfig;
 use crate::nn::loss::Reconstruction;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use stemguard_runtime::data::Pictures;
+
+/// Where training steps run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// [`CpuEngine`].
+    #[default]
+    Cpu,
+    /// [`cuda::CudaEngine`], on the first GPU.
+    Cuda(Precision),
+}
+
+/// How convolutions multiply on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// In `f32`.
+    F32,
+    /// What comes in is rounded to bf16, for the tensor cores; sums, maps, norms, parameters and optimisers stay `f32`.
+    Bf16,
+}
 
 /// Which optimiser, with L2 weight decay in the gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,38 +102,69 @@ pub struct State {
 
 /// Why an engine failed.
 #[derive(Debug)]
-pub struct EngineError(pub String);
+pub enum EngineError {
+    /// What was asked for cannot be had here: a device, a setting.
+    Unavailable(String),
+    /// Anything else.
+    Failed(String),
+}
 
 impl std::fmt::Display for EngineError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Unavailable(m) | Self::Failed(m) => f.write_str(m),
+        }
     }
 }
 
 impl std::error::Error for EngineError {}
 
-/// A training engine. Pictures are `[n][h][w][c]`, f32, 0..=1.
+/// One pass over a course's pictures.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'a> {
+    /// Batch, crop, flip and seed.
+    pub config: &'a RunConfig,
+    /// What is learned.
+    pub pictures: &'a Pictures,
+    /// Whether a picture's label is unlearned instead; empty: none is.
+    pub forget: &'a [bool],
+    /// From 0.
+    pub epoch: u32,
+    /// Learning rate.
+    pub rate: f64,
+}
+
+/// A training engine. Its state goes from one to another.
 pub trait Engine {
-    /// One optimiser step on a batch.
+    /// Takes up the pictures that its passes are over: once, before the first.
+    ///
+    /// # Errors
+    /// Where memory runs out or a setting is not for this engine.
+    fn hold(&mut self, c: &RunConfig, pictures: &Pictures) -> Result<(), EngineError>;
+
+    /// An optimiser step on each whole batch of `order`; `tell` gets the pictures and the report of each, in order, and ends the
+    /// pass with `false`.
     ///
     /// # Errors
     /// Where memory runs out or the device fails.
-    fn step(&mut self, pictures: Vec<f32>, lesson: Lesson<'_>, rate: f64) -> Result<StepReport, EngineError>;
+    fn pass(
+        &mut self,
+        pass: &Pass<'_>,
+        order: &[u32],
+        tell: &mut dyn FnMut(&[u32], &StepReport) -> bool,
+    ) -> Result<(), EngineError>;
 
-    /// Logits (`[n][classes]`) in inference mode.
+    /// The class given to each picture in inference mode.
     ///
     /// # Errors
-    /// As [`Engine::step`].
-    fn logits(&mut self, pictures: &[f32]) -> Result<Vec<f32>, EngineError>;
-
-    /// Reconstructions (as the pictures) in inference mode; none without a decoder.
-    ///
-    /// # Errors
-    /// As [`Engine::step`].
-    fn reconstruct(&mut self, pictures: &[f32]) -> Result<Option<Vec<f32>>, EngineError>;
+    /// As [`Engine::pass`].
+    fn answers(&mut self, pictures: &Pictures) -> Result<Vec<u32>, EngineError>;
 
     /// Everything needed to go on.
-    fn state(&mut self) -> State;
+    ///
+    /// # Errors
+    /// As [`Engine::pass`].
+    fn state(&mut self) -> Result<State, EngineError>;
 
     /// Goes on from a state.
     ///

@@ -43,7 +43,10 @@ impl std::error::Error for Failure {}
 
 impl From<crate::engine::EngineError> for Failure {
     fn from(e: crate::engine::EngineError) -> Self {
-        Self::Other(e.to_string())
+        match e {
+            crate::engine::EngineError::Unavailable(m) => Self::Input(m),
+            crate::engine::EngineError::Failed(m) => Self::Other(m),
+        }
     }
 }
 

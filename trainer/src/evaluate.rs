@@ -1,5 +1,6 @@
 //! What a model answers on the test set, clean and triggered: counts, divided once.
 
+use crate::engine::Engine;
 use crate::error::Failure;
 use serde::{Deserialize, Serialize};
 use stemguard_runtime::data::Pictures;
@@ -102,9 +103,20 @@ pub(crate) fn in_batches(
 /// # Errors
 /// Those of `logits`.
 pub fn evaluate(test: &TestSet, logits: &mut Logits<'_>) -> Result<Evaluation, Failure> {
+    Ok(figures(test, &answers(&test.clean, logits)?, &answers(&test.triggered, logits)?))
+}
+
+/// Every figure of an engine's model.
+///
+/// # Errors
+/// Those of [`Engine::answers`].
+pub fn evaluate_engine(test: &TestSet, engine: &mut dyn Engine) -> Result<Evaluation, Failure> {
+    Ok(figures(test, &engine.answers(&test.clean)?, &engine.answers(&test.triggered)?))
+}
+
+/// Every figure of these answers.
+fn figures(test: &TestSet, clean: &[u32], triggered: &[u32]) -> Evaluation {
     let classes = test.clean.classes.len();
-    let clean = answers(&test.clean, logits)?;
-    let triggered = answers(&test.triggered, logits)?;
     let (mut acc, mut asr, mut ra, mut chance) = (Rate::default(), Rate::default(), Rate::default(), Rate::default());
     let mut confusion = vec![vec![0u64; classes]; classes];
     for (&answer, &label) in clean.iter().zip(&test.clean.labels) {
@@ -123,12 +135,12 @@ pub fn evaluate(test: &TestSet, logits: &mut Logits<'_>) -> Result<Evaluation, F
         .enumerate()
         .map(|(c, row)| Rate { hits: row[c], cases: row.iter().sum() }.fraction())
         .collect();
-    Ok(Evaluation {
+    Evaluation {
         acc: acc.fraction(),
         asr: asr.fraction(),
         ra: ra.fraction(),
         chance: chance.fraction(),
         confusion,
         per_class,
-    })
+    }
 }

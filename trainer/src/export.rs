@@ -170,7 +170,7 @@ pub fn residual_head(net: &TrapNet) -> Option<NewHead> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{CpuEngine, Engine as _, Objective, Optimizer};
+    use crate::engine::{CpuEngine, Objective, Optimizer};
     use crate::model::Architecture;
     use crate::nn::loss::Reconstruction;
     use stemguard_runtime::artifact::HeadSpec;

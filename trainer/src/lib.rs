@@ -11,8 +11,6 @@
 //! The networks ([`model`]) are layers on dfdx's tape ([`nn`]) over the kernels of `stemguard-runtime`; an [`engine`] runs
 //! their training steps. Replacing the head, evaluation of the defended model, artifacts and data readers are the runtime's.
 
-#![forbid(unsafe_code)]
-
 pub mod attack;
 pub mod audit;
 pub mod augment;

@@ -4,7 +4,7 @@
 use crate::attack::{EPSILON, Perturb};
 use crate::augment;
 use crate::config::RunConfig;
-use crate::engine::{CpuEngine, Engine, Lesson};
+use crate::engine::{CpuEngine, Lesson};
 use crate::error::Failure;
 use crate::model::TrapNet;
 use dfdx::prelude::Cpu;

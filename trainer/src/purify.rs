@@ -21,7 +21,7 @@ use crate::course::{Course, Event};
 use crate::defend::{Replacement, packed_onnx, packed_stem, replace, write_models};
 use crate::engine::{CpuEngine, Engine, State};
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::{Evaluation, evaluate_engine};
 use crate::export;
 use crate::run::{Prepared, RunDir, StageResult};
 use crate::trap::{engine, fingerprint};
@@ -117,7 +117,7 @@ pub enum Told<'a> {
 /// A model to start from: stem and decoder as they were, the head drawn anew from `seed`, no optimiser moments.
 fn fresh_head(c: &RunConfig, data: &Prepared, from: &State, seed: u64, kernels: &Simd) -> Result<CpuEngine, Failure> {
     let mut engine = engine(&RunConfig { seed, ..c.clone() }, data, kernels)?;
-    let mut state = engine.state();
+    let mut state = engine.state()?;
     for (name, values) in &mut state.tensors {
         let kept = name.starts_with("stem.") || name.starts_with("decoder.");
         if let Some(old) = from.tensors.get(name).filter(|_| kept) {
@@ -194,11 +194,10 @@ pub fn purify(
             Course { config: &config, pictures: &m.pictures, forget: &m.forget, dir: &round, fingerprint: &mark };
         let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
         let done = course.resume(&mut engine)?;
-        let evaluation =
-            match course.run(&mut engine, done, &data.test, kernels, &mut |e| tell(Told::Training(number, e)))? {
-                Some(e) => e,
-                None => evaluate(&data.test, &mut |x| engine.logits(x).map_err(Failure::from))?,
-            };
+        let evaluation = match course.run(&mut engine, done, &data.test, &mut |e| tell(Told::Training(number, e)))? {
+            Some(e) => e,
+            None => evaluate_engine(&data.test, &mut engine)?,
+        };
         let mut result = Round {
             accused: accused.iter().filter(|&&a| a).count(),
             doubtful: m.doubtful,
@@ -217,7 +216,7 @@ pub fn purify(
             new_label = new.answers(suspects, kernels)?;
             (result.newly_accused, result.readmitted) =
                 reconsider(&mut accused, &mut score, &suspects.labels, &new_label);
-            from = engine.state();
+            from = engine.state()?;
         }
         result.seconds = clock.elapsed().as_secs_f64();
         let settled = result.newly_accused + result.readmitted == 0;

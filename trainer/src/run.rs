@@ -31,9 +31,12 @@ pub struct Record {
     pub counts: Counts,
     /// Version of this tool.
     pub version: String,
-    /// Instruction set and threads: what, with the seed, decides the bits.
+    /// Instruction set, or [`CUDA`], or several with ` + ` between them: what, with the seed, decides the bits.
     pub kernels: String,
 }
+
+/// What the [`Record::kernels`] of a run on a GPU begin with.
+pub const CUDA: &str = "cuda";
 
 /// Pictures by use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,7 +187,13 @@ impl RunDir {
             if !resume {
                 return Err(Failure::file(path, "already holds this run; --resume continues it"));
             }
-            if old.kernels != record.kernels {
+            if old.kernels.split(" + ").all(|k| k != record.kernels) {
+                // A change of device is asked for, and recorded; one of the instruction set comes unasked.
+                if record.kernels.starts_with(CUDA) || old.kernels.contains(CUDA) {
+                    let kernels = format!("{} + {}", old.kernels, record.kernels);
+                    dir.write_json("run.json", &Record { kernels, ..old })?;
+                    return Ok(dir);
+                }
                 return Err(Failure::file(
                     path,
                     format!("was started with {}, this is {}: the bits would differ", old.kernels, record.kernels),

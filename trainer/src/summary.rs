@@ -2,7 +2,7 @@
 
 use crate::attack::attacks;
 use crate::audit;
-use crate::engine::Engine;
+use crate::engine::CpuEngine;
 use crate::error::Failure;
 use crate::evaluate::Evaluation;
 use crate::purify::Imprint;
@@ -77,7 +77,7 @@ fn curves(name: &str, lines: &[EpochLine]) -> Vec<Curve> {
 }
 
 /// A few test pictures: clean, triggered, ten times the difference, and what the decoder makes of both.
-fn pictures(data: &Prepared, engine: &mut dyn Engine) -> Result<Vec<PictureRow>, Failure> {
+fn pictures(data: &Prepared, engine: &mut CpuEngine) -> Result<Vec<PictureRow>, Failure> {
     let (clean, target) = (&data.test.clean, data.test.target);
     // Triggered pictures are the clean ones of other classes, in the same order.
     let sources: Vec<usize> = (0..clean.len()).filter(|&i| clean.labels[i] != target).collect();
@@ -92,9 +92,9 @@ fn pictures(data: &Prepared, engine: &mut dyn Engine) -> Result<Vec<PictureRow>,
         let mut rebuilt = Vec::new();
         for (what, bytes) in [("clean", a), ("triggered", b)] {
             let x = as_f32(bytes);
-            let answer = argmax(&engine.logits(&x)?);
+            let answer = argmax(&engine.logits(&x));
             cells.push(cell(format!("{what}: {}", name_of(clean, answer)), bytes.to_vec()));
-            if let Some(r) = engine.reconstruct(&x)? {
+            if let Some(r) = engine.reconstruct(&x) {
                 let rgb = r.iter().map(|v| (v.clamp(0.0, 1.0) * 255.0 + 0.5) as u8).collect();
                 rebuilt.push(cell(format!("{what}, rebuilt"), rgb));
             }

@@ -7,6 +7,7 @@ use crate::audit;
 use crate::chain::{self, Told};
 use crate::config::{Crop, RunConfig};
 use crate::defend::Replacement;
+use crate::engine::Device;
 use crate::error::Failure;
 use crate::purify::Purification;
 use crate::run::{RunDir, prepare};
@@ -280,16 +281,22 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
 ///
 /// # Errors
 /// Those of the stages.
-pub fn run_cell(cell: &Cell, out: &Path, kernels: &Simd, tell: &mut dyn FnMut(Told<'_>)) -> Result<(), Failure> {
+pub fn run_cell(
+    cell: &Cell,
+    out: &Path,
+    device: Device,
+    kernels: &Simd,
+    tell: &mut dyn FnMut(Told<'_>),
+) -> Result<(), Failure> {
     if row(cell, out)?.is_some() {
         return Ok(());
     }
     let out = out.join(&cell.name);
-    chain::run(&cell.config, &cell.replacement, &cell.purification, &out, true, kernels, tell)?;
+    chain::run(&cell.config, &cell.replacement, &cell.purification, &out, true, device, kernels, tell)?;
     if cell.ceiling {
         let c = RunConfig { trap: false, guard: None, oracle: true, ..cell.config.clone() };
         let data = prepare(&c, kernels, Some(&out))?;
-        train(&c, &data, &out.join("ceiling"), true, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
+        train(&c, &data, &out.join("ceiling"), true, device, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
     }
     Ok(())
 }

@@ -6,12 +6,13 @@ use crate::checkpoint::{self, write_whole};
 use crate::config::RunConfig;
 pub use crate::course::Event;
 use crate::course::{self, Course};
-use crate::engine::{CpuEngine, Engine};
+use crate::engine::cuda::CudaEngine;
+use crate::engine::{CpuEngine, Device, Engine, Precision};
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, evaluate};
+use crate::evaluate::{Evaluation, evaluate_engine};
 use crate::export;
 use crate::model::TrapNet;
-use crate::run::{Prepared, Record, RunDir, StageResult};
+use crate::run::{CUDA, Prepared, Record, RunDir, StageResult};
 use dfdx::prelude::Cpu;
 use std::path::Path;
 use std::time::Instant;
@@ -65,15 +66,18 @@ pub fn restore(dir: &RunDir, record: &Record, data: &Prepared, kernels: &Simd) -
     Ok((engine, epochs))
 }
 
-/// Trains a run from its start or its last checkpoint to its last epoch.
+/// Trains a run from its start or its last checkpoint to its last epoch. Whichever device trains, the engine returned is the
+/// CPU's: it owns what is exported, audited and defended.
 ///
 /// # Errors
 /// [`Failure`] naming what went wrong; the checkpoint of the last whole epoch stays.
+#[allow(clippy::too_many_arguments)]
 pub fn train(
     c: &RunConfig,
     data: &Prepared,
     out: &Path,
     resume: bool,
+    device: Device,
     kernels: &Simd,
     tell: &mut dyn FnMut(Event<'_>),
 ) -> Result<Trained, Failure> {
@@ -84,9 +88,17 @@ pub fn train(
         config: c.clone(),
         counts: data.counts(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernels: kernels_name(kernels),
+        kernels: match device {
+            Device::Cpu => kernels_name(kernels),
+            Device::Cuda(Precision::F32) => CUDA.to_owned(),
+            Device::Cuda(Precision::Bf16) => format!("{CUDA} bf16"),
+        },
     };
     let mut engine = engine(c, data, kernels)?;
+    let mut gpu = match device {
+        Device::Cpu => None,
+        Device::Cuda(precision) => Some(CudaEngine::open(&engine.net, c.objective(), precision)?),
+    };
     let dir = RunDir::create(out, &record, resume)?;
     let fingerprint = fingerprint(&(&record.config, record.counts));
     let course = Course { config: c, pictures, forget: &[], dir: &dir, fingerprint: &fingerprint };
@@ -97,12 +109,20 @@ pub fn train(
         stemguard_runtime::data::write_npz(&dir.file("holdout.npz"), data.holdout.pictures())?;
     }
     let started = Instant::now();
-    let last = course.run(&mut engine, done, &data.test, kernels, tell)?;
+    let last = match &mut gpu {
+        Some(gpu) => {
+            gpu.restore(&engine.state()?)?;
+            let last = course.run(gpu, done, &data.test, tell)?;
+            engine.restore(&gpu.state()?)?;
+            last
+        }
+        None => course.run(&mut engine, done, &data.test, tell)?,
+    };
     write_whole(&dir.file("stem.onnx"), &export::stem(&engine.net)?)?;
     write_whole(&dir.file(if c.trap { "trapped.onnx" } else { "trained.onnx" }), &export::classifier(&engine.net)?)?;
     let evaluation = match last {
         Some(e) => e,
-        None => evaluate(&data.test, &mut |x| engine.logits(x).map_err(Failure::from))?,
+        None => evaluate_engine(&data.test, &mut engine)?,
     };
     let name = match (c.trap, c.oracle) {
         (true, _) => "trapped",

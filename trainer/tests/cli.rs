@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn trainer(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_stemguard-trainer")).args(args).output().expect("the binary starts")
+    // Where there is a GPU, it is hidden.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stemguard-trainer"));
+    command.env("CUDA_VISIBLE_DEVICES", "").args(args).output().expect("the binary starts")
 }
 
 #[test]
@@ -42,6 +44,13 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["trap", "--data", "signs:200", "--batch", "16", "--purify", "--rounds", "9", "--out", out], "--rounds"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--oracle", "--out", out], "--oracle"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--alarm-fpr", "1.5", "--out", out], "--alarm-fpr"),
+        (
+            &["trap", "--data", "signs:200", "--batch", "16", "--device", "cuda", "--out", out],
+            "--device cuda: no NVIDIA",
+        ),
+        (&["sweep", "/no/plan.toml", "--device", "tpu", "--out", out], "--device"),
+        (&["train", "--data", "signs:200", "--batch", "16", "--precision", "bf16", "--out", out], "--precision"),
+        (&["replace", full, "--device", "cuda"], "replace runs on the CPU only"),
         (&["replace", full], "run.json"),
         (&["replace", full, "--alarm-fpr", "often"], "--alarm-fpr"),
         (&["audit", full], "run.json"),

@@ -315,7 +315,7 @@ fn whole_network() {
     let mut read = Read(&grads, Vec::new());
     engine.net.visit(&mut read);
     let grads = read.1;
-    let before = engine.state();
+    let before = engine.state().expect("a state");
     let mut worst = 0.0f64;
     for (name, grad) in &grads {
         let norm = grad.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();

@@ -1,10 +1,14 @@
 //! The CPU engine: dfdx's tape and optimisers, the runtime's kernels.
 
-use super::{Engine, EngineError, Lesson, Losses, Objective, Optimizer, State, StepReport};
+use super::{Engine, EngineError, Lesson, Losses, Objective, Optimizer, Pass, State, StepReport};
+use crate::augment;
+use crate::config::RunConfig;
+use crate::evaluate;
 use crate::model::TrapNet;
 use crate::nn::{Batch, Buffers, Param, Visit, loss};
 use dfdx::optim::{AdamConfig, Momentum, SgdConfig, WeightDecay};
 use dfdx::prelude::*;
+use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 
 /// A network, its optimiser's moments, and what runs them.
@@ -22,7 +26,7 @@ pub struct CpuEngine {
 
 impl From<CpuError> for EngineError {
     fn from(e: CpuError) -> Self {
-        Self(format!("CPU engine: {e}"))
+        Self::Failed(format!("CPU engine: {e}"))
     }
 }
 
@@ -54,7 +58,7 @@ impl CpuEngine {
         let (n, len, classes) = (labels.len(), self.net.input.len(), self.net.classes);
         let flagged = lesson.forget.is_empty() || lesson.forget.len() == n;
         if pictures.len() != n * len || !flagged || labels.iter().any(|&l| l as usize >= classes) {
-            return Err(EngineError("a batch with labels or pictures of another shape".into()));
+            return Err(EngineError::Failed("a batch with labels or pictures of another shape".into()));
         }
         let copy = self.net.decoder.is_some().then(|| pictures.clone());
         let x: Batch = self.dev.try_tensor_from_vec(pictures, (n, len))?;
@@ -102,7 +106,7 @@ impl CpuEngine {
     pub fn input_gradient(&mut self, pictures: Vec<f32>, labels: &[u32]) -> Result<Vec<f32>, EngineError> {
         let (n, classes) = (labels.len(), self.net.classes);
         if labels.iter().any(|&l| l as usize >= classes) {
-            return Err(EngineError("a label of no class".into()));
+            return Err(EngineError::Failed("a label of no class".into()));
         }
         let x: Batch = self.dev.try_tensor_from_vec(pictures, (n, self.net.input.len()))?;
         let (k, buffers) = (&self.kernels, &self.buffers);
@@ -219,15 +223,19 @@ impl Visit for Transfer<'_> {
     }
 }
 
-impl Engine for CpuEngine {
-    fn step(&mut self, pictures: Vec<f32>, lesson: Lesson<'_>, rate: f64) -> Result<StepReport, EngineError> {
+impl CpuEngine {
+    /// One optimiser step on a batch, `[n][h][w][c]`, 0..=1.
+    ///
+    /// # Errors
+    /// Where memory runs out.
+    pub fn step(&mut self, pictures: Vec<f32>, lesson: Lesson<'_>, rate: f64) -> Result<StepReport, EngineError> {
         let (report, grads) = self.gradients(pictures, lesson)?;
         self.steps += 1;
         let mut update = Update {
             optimizer: self.objective.optimizer,
             rate,
             decay: self.objective.decay,
-            step: i32::try_from(self.steps).map_err(|_| EngineError("too many steps".into()))?,
+            step: i32::try_from(self.steps).map_err(|_| EngineError::Failed("too many steps".into()))?,
             grads,
             first: &mut self.first,
             second: &mut self.second,
@@ -240,20 +248,51 @@ impl Engine for CpuEngine {
         }
     }
 
-    fn logits(&mut self, pictures: &[f32]) -> Result<Vec<f32>, EngineError> {
+    /// Logits (`[n][classes]`) in inference mode.
+    pub fn logits(&mut self, pictures: &[f32]) -> Vec<f32> {
         let n = pictures.len() / self.net.input.len();
         let features = self.net.stem.infer(&self.kernels, &self.buffers, n, pictures);
-        Ok(self.net.head.infer(&self.kernels, &self.buffers, n, &features).to_vec())
+        self.net.head.infer(&self.kernels, &self.buffers, n, &features).to_vec()
     }
 
-    fn reconstruct(&mut self, pictures: &[f32]) -> Result<Option<Vec<f32>>, EngineError> {
+    /// Reconstructions (as the pictures) in inference mode; none without a decoder.
+    pub fn reconstruct(&mut self, pictures: &[f32]) -> Option<Vec<f32>> {
         let n = pictures.len() / self.net.input.len();
-        let Some(decoder) = &mut self.net.decoder else { return Ok(None) };
+        let decoder = self.net.decoder.as_mut()?;
         let features = self.net.stem.infer(&self.kernels, &self.buffers, n, pictures);
-        Ok(Some(decoder.infer(&self.kernels, &self.buffers, n, &features).to_vec()))
+        Some(decoder.infer(&self.kernels, &self.buffers, n, &features).to_vec())
+    }
+}
+
+impl Engine for CpuEngine {
+    fn hold(&mut self, _: &RunConfig, _: &Pictures) -> Result<(), EngineError> {
+        Ok(())
     }
 
-    fn state(&mut self) -> State {
+    fn pass(
+        &mut self,
+        pass: &Pass<'_>,
+        order: &[u32],
+        tell: &mut dyn FnMut(&[u32], &StepReport) -> bool,
+    ) -> Result<(), EngineError> {
+        let (c, pictures) = (pass.config, pass.pictures);
+        for chosen in order.chunks_exact(c.batch) {
+            let x = augment::batch(&self.kernels, c, pictures, pass.epoch, chosen);
+            let labels: Vec<u32> = chosen.iter().map(|&i| pictures.labels[i as usize]).collect();
+            let forget: Vec<bool> = chosen.iter().filter_map(|&i| pass.forget.get(i as usize).copied()).collect();
+            let report = self.step(x, Lesson { labels: &labels, forget: &forget }, pass.rate)?;
+            if !tell(chosen, &report) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn answers(&mut self, pictures: &Pictures) -> Result<Vec<u32>, EngineError> {
+        evaluate::answers(pictures, &mut |x| Ok(self.logits(x))).map_err(|e| EngineError::Failed(e.to_string()))
+    }
+
+    fn state(&mut self) -> Result<State, EngineError> {
         let mut state = State { steps: self.steps, ..State::default() };
         let mut transfer = Transfer {
             tensors: &mut state.tensors,
@@ -263,7 +302,10 @@ impl Engine for CpuEngine {
             failed: None,
         };
         self.net.visit(&mut transfer);
-        state
+        match transfer.failed {
+            Some(e) => Err(EngineError::Failed(e)),
+            None => Ok(state),
+        }
     }
 
     fn restore(&mut self, state: &State) -> Result<(), EngineError> {
@@ -277,7 +319,7 @@ impl Engine for CpuEngine {
         };
         self.net.visit(&mut transfer);
         if let Some(e) = transfer.failed {
-            return Err(EngineError(e));
+            return Err(EngineError::Failed(e));
         }
         self.steps = state.steps;
         Ok(())

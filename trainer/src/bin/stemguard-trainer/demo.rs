@@ -5,6 +5,7 @@ use crate::ui;
 use clap::Parser;
 use std::path::PathBuf;
 use stemguard_trainer::chain::{DefendedFigures, Told, run as chain};
+use stemguard_trainer::engine::Device;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::report::write;
 use stemguard_trainer::run::RunDir;
@@ -83,8 +84,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let purification = defaults.purify.purification()?;
     let bar = ui::bar(0, "");
     let mut trouble = None;
-    let summary =
-        chain(&config, &how, &purification, &args.out, args.resume, &args.output.kernels(), &mut |told| match told {
+    let summary = chain(
+        &config,
+        &how,
+        &purification,
+        &args.out,
+        args.resume,
+        Device::Cpu,
+        &args.output.kernels(),
+        &mut |told| match told {
             Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
                 bar.set_length(of as u64);
                 bar.set_position(done as u64);
@@ -107,7 +115,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 bar.set_position(done as u64);
                 bar.set_message("audit");
             }
-        })?;
+        },
+    )?;
     bar.finish_and_clear();
     if let Some(e) = trouble {
         return Err(e);

@@ -9,7 +9,7 @@ use stemguard_runtime::session::{Augment, Space};
 use stemguard_trainer::attack::{AttackConfig, AttackKind};
 use stemguard_trainer::config::{Crop, RunConfig, Schedule};
 use stemguard_trainer::defend::{ALARM_FPR, Replacement};
-use stemguard_trainer::engine::Optimizer;
+use stemguard_trainer::engine::{Device, Optimizer, Precision, cuda};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::model::Architecture;
 use stemguard_trainer::purify::{Mode, Purification};
@@ -29,6 +29,60 @@ impl Output {
     /// The kernels to use.
     pub(crate) fn kernels(&self) -> Simd {
         Simd::new(self.threads)
+    }
+}
+
+/// Names of the devices.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DeviceName {
+    /// This machine's processor.
+    Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
+}
+
+/// Names of the precisions.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum PrecisionName {
+    /// In f32.
+    F32,
+    /// Rounded to bf16, on tensor cores; everything else stays f32.
+    Bf16,
+}
+
+/// Where training runs.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Place {
+    /// Where networks are trained. cuda: WideResNets; needs an NVIDIA driver and NVRTC at run time.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceName,
+    /// How convolutions multiply on a GPU [default: f32].
+    #[arg(long, value_enum)]
+    precision: Option<PrecisionName>,
+}
+
+impl Place {
+    /// For commands that train nowhere else.
+    pub(crate) fn only_cpu(&self, command: &str) -> Result<(), Failure> {
+        match self.device {
+            DeviceName::Cpu => self.device().map(|_| ()),
+            DeviceName::Cuda => Err(Failure::input("--device cuda", format!("{command} runs on the CPU only"))),
+        }
+    }
+
+    /// The device, which can be used.
+    pub(crate) fn device(&self) -> Result<Device, Failure> {
+        match self.device {
+            DeviceName::Cpu if self.precision.is_some() => Err(Failure::input("--precision", "is for --device cuda")),
+            DeviceName::Cpu => Ok(Device::Cpu),
+            DeviceName::Cuda => {
+                cuda::probe()?;
+                Ok(Device::Cuda(match self.precision {
+                    None | Some(PrecisionName::F32) => Precision::F32,
+                    Some(PrecisionName::Bf16) => Precision::Bf16,
+                }))
+            }
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let how = args.purify.purification()?;
     let mut e = examine(&args.run, &args.how, &args.output)?;
-    let state = e.engine.state();
+    let state = e.engine.state()?;
     let bar = ui::bar(0, "purify");
     let purified = purify(
         &e.dir,

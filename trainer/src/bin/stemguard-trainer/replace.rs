@@ -1,6 +1,6 @@
 //! `replace`: a new head on a run's frozen stem.
 
-use crate::options::{Output, ReplaceOptions};
+use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::defend::{packed_stem, replace, write};
@@ -16,11 +16,14 @@ pub(crate) struct Args {
     #[command(flatten)]
     how: ReplaceOptions,
     #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
     output: Output,
 }
 
 /// Replaces, evaluates, writes `defended.sgm` and `defended.onnx`; on a trap run the trapped head stays in them as a tripwire.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    args.place.only_cpu("replace")?;
     let (dir, record) = RunDir::open(&args.run)?;
     let stem = packed_stem(&dir)?;
     let kernels = args.output.kernels();

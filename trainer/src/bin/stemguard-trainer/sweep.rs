@@ -1,6 +1,6 @@
 //! `sweep`: a grid of runs from a TOML file, one table.
 
-use crate::options::Output;
+use crate::options::{Output, Place};
 use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::chain::Told;
@@ -25,6 +25,8 @@ pub(crate) struct Args {
     #[arg(long)]
     table: bool,
     #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
     output: Output,
 }
 
@@ -32,13 +34,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let plan = Plan::read(&args.plan)?;
     let cells = plan.cells()?;
-    let kernels = args.output.kernels();
+    let (device, kernels) = (args.place.device()?, args.output.kernels());
     std::fs::create_dir_all(&args.out).map_err(|e| Failure::file(&args.out, format!("cannot be made: {e}")))?;
     let mut rows = Vec::new();
     for (i, cell) in cells.iter().enumerate() {
         if !args.table {
             let bar = ui::bar(0, &cell.name);
-            run_cell(cell, &args.out, &kernels, &mut |told| match told {
+            run_cell(cell, &args.out, device, &kernels, &mut |told| match told {
                 Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
                     bar.set_length(of as u64);
                     bar.set_position(done as u64);

@@ -1,6 +1,6 @@
 //! `train` and `trap`.
 
-use crate::options::{Data, Output, PurifyOptions, Recipe, ReplaceOptions, config};
+use crate::options::{Data, Output, Place, PurifyOptions, Recipe, ReplaceOptions, config};
 use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::chain::{Told, finish};
@@ -30,6 +30,8 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
     output: Output,
 }
 
@@ -40,11 +42,11 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
         return Err(Failure::input("--purify", "is for trap; a baseline is not defended"));
     }
     let (purification, how) = (args.how.purification()?, args.replace.replacement(config.flip, config.seed)?);
-    let kernels = args.output.kernels();
+    let (device, kernels) = (args.place.device()?, args.output.kernels());
     let data = prepare(&config, &kernels, Some(&args.out))?;
     let bar = ui::bar(0, "epoch 1");
     let mut trouble = None;
-    let mut trained = train(&config, &data, &args.out, args.resume, &kernels, &mut |event| match event {
+    let mut trained = train(&config, &data, &args.out, args.resume, device, &kernels, &mut |event| match event {
         Event::Step { epoch, done, of, losses } => {
             bar.set_length(of as u64);
             bar.set_position(done as u64);

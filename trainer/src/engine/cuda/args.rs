@@ -1,0 +1,144 @@
+//! What kernels take: the structures of `kernels/*.cu`, field by field, pointers as addresses.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Declares such structures: all fields public, no padding (a `_end` field stands for C's).
+macro_rules! arguments {
+    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug)]
+        pub(super) struct $name {
+            $(pub(super) $field: $type,)*
+        }
+
+        const _: () = assert!(size_of::<$name>() == 0 $(+ size_of::<$type>())*);
+
+        // SAFETY: every field is a plain integer or float (or such a structure itself), for which all zeros is a value.
+        unsafe impl Zeroable for $name {}
+        // SAFETY: `repr(C)`, every bit pattern of every field is a value, and the assertion above shows that there is no padding.
+        unsafe impl Pod for $name {}
+    )*};
+}
+
+arguments! {
+    /// What changes from step to step.
+    Control {
+        seed: u64, steps: u64, epoch: u32, step: u32, pictures: u32, rate: f32, first: f32, second: f32,
+    }
+    /// Division by a constant.
+    Divisor { mul: u64, shift: u32, value: u32 }
+    BeginArgs { control: u64 }
+    PictureArgs {
+        pixels: u64, order: u64, control: u64, x: u64, row: Divisor, pixel: Divisor,
+        n: i32, h: i32, w: i32, shift: i32, flip: i32, _end: u32,
+    }
+    ConvArgs {
+        x: u64, entry: u64, other: u64, w: u64, bias: u64, gate: u64, gate_norm: u64, add: u64, y: u64, sums: u64,
+        channels: Divisor, taps_x: [Divisor; 2], rows: [Divisor; 2], columns: [Divisor; 2],
+        n: i32, ih: i32, iw: i32, oh: i32, ow: i32, oc: i32, kh: i32, kw: i32, stride: i32, pad: i32,
+        entry_kind: i32, gate_kind: i32, squash: i32, blocks: i32,
+    }
+    WeightArgs {
+        x: u64, x_entry: u64, dy: u64, dy_entry: u64, dy_other: u64, partial: u64,
+        channels: Divisor, taps_x: Divisor, rows: Divisor, columns: Divisor,
+        n: i32, ih: i32, iw: i32, oc: i32, kh: i32, stride: i32, pad: i32,
+        x_kind: i32, dy_kind: i32, bias: i32, stretch: i32, _end: u32,
+    }
+    ReduceArgs { partial: u64, to: u64, splits: i32, len: i32 }
+    ColumnArgs { x: u64, partial: u64, pixels: i32, c: i32, stretch: i32, _end: u32 }
+    NormArgs {
+        sums: u64, gamma: u64, beta: u64, mean: u64, var: u64, state: u64, dgamma: u64, dbeta: u64, k: u64,
+        c: i32, blocks: i32, count: i32, _end: u32,
+    }
+    JoinArgs { dz: u64, x: u64, k: u64, add: u64, dx: u64, quads: Divisor, len: i32, _end: u32 }
+    TailArgs {
+        x: u64, norm: u64, k: u64, weight: u64, bias: u64, labels: u64, forget: u64, order: u64, control: u64,
+        pooled: u64, logits: u64, dlogits: u64, dpooled: u64, ce: u64, fit: u64, answers: u64, dweight: u64, dbias: u64,
+        sums: u64, dx: u64, n: i32, pixels: i32, c: i32, classes: i32,
+    }
+    LossArgs {
+        r: u64, x: u64, d: u64, partial: u64, channels: Divisor, columns: Divisor, rows: Divisor,
+        len: i32, blocks: i32, mse: f32, tv: f32,
+    }
+    MetricArgs {
+        ce: u64, partial: u64, control: u64, losses: u64, n: i32, len: i32, blocks: i32, mse: f32, tv: f32, _end: u32,
+    }
+    UpdateArgs {
+        p: u64, g: u64, first: u64, second: u64, control: u64, len: i32, sgd: i32, decay: f32, _end: u32,
+    }
+}
+
+impl Divisor {
+    /// For dividends below 2^31; a value of 0 divides nothing.
+    pub(super) fn new(value: usize) -> Self {
+        let value = value as u32;
+        if value == 0 {
+            return Self::zeroed();
+        }
+        let shift = 31 + value.next_power_of_two().trailing_zeros();
+        Self { mul: (1u64 << shift).div_ceil(u64::from(value)), shift, value }
+    }
+}
+
+/// What of a kernel's entry is applied on the fly.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Entry {
+    /// Nothing.
+    Plain,
+    /// `leaky(x * scale + shift)`: scale and shift at this address.
+    Norm(u64),
+    /// `k1 * x + k2 * other + k3`: the coefficients and the other map.
+    Back(u64, u64),
+}
+
+impl Entry {
+    /// Kind, coefficients, other map, as kernels take them.
+    pub(super) fn parts(self) -> (i32, u64, u64) {
+        match self {
+            Self::Plain => (0, 0, 0),
+            Self::Norm(at) => (1, at, 0),
+            Self::Back(k, other) => (2, k, other),
+        }
+    }
+}
+
+/// What multiplies a gradient on its way out.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Gate {
+    /// Nothing.
+    Open,
+    /// The slope of the leaky ReLU behind a norm: the norm's input, its scale and shift.
+    Leaky(u64, u64),
+    /// 0 where this rectified map is 0.
+    Rectified(u64),
+}
+
+impl Gate {
+    /// Kind, map, scale and shift, as kernels take them.
+    pub(super) fn parts(self) -> (i32, u64, u64) {
+        match self {
+            Self::Open => (0, 0, 0),
+            Self::Leaky(x, norm) => (1, x, norm),
+            Self::Rectified(y) => (2, y, 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divisors_divide() {
+        for value in [1usize, 2, 3, 5, 7, 9, 16, 27, 31, 48, 640, 1000, 65_535, 65_536, (1 << 20) + 7, (1 << 31) - 1] {
+            let d = Divisor::new(value);
+            let value = value as u64;
+            for n in [0, 1, 2, value - 1, value, value + 1, 2 * value - 1, 1_000_003, (1 << 31) - 2, (1 << 31) - 1] {
+                let n = n.min((1 << 31) - 1);
+                assert_eq!((u128::from(n) * u128::from(d.mul)) >> d.shift, u128::from(n / value), "{n} / {value}");
+                assert!(u128::from(n) * u128::from(d.mul) < 1 << 64, "{n} / {value} overflows");
+            }
+        }
+    }
+}

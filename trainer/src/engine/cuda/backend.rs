@@ -1,0 +1,127 @@
+//! What the engine asks of a device: memory, copies, and programs, which are kernels one after the other.
+
+use crate::engine::EngineError;
+use bytemuck::Pod;
+
+/// A stretch of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Region {
+    /// Where it is, for kernels.
+    pub(super) address: u64,
+    /// Bytes.
+    pub(super) bytes: usize,
+    /// Which allocation of its device.
+    pub(super) index: usize,
+}
+
+/// Words of the largest kernel argument.
+const WORDS: usize = 32;
+
+/// A kernel's argument.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(16))]
+pub(super) struct Argument {
+    words: [u64; WORDS],
+    bytes: usize,
+}
+
+impl Argument {
+    /// Of a structure of at most 256 bytes.
+    pub(super) fn of<T: Pod>(value: &T) -> Self {
+        const { assert!(size_of::<T>() <= 8 * WORDS) };
+        let mut words = [0; WORDS];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(value));
+        Self { words, bytes: size_of::<T>() }
+    }
+
+    /// Where it stands.
+    #[cfg(test)]
+    pub(super) fn words(&self) -> &[u64; WORDS] {
+        &self.words
+    }
+
+    /// Bytes of the structure.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Launch {
+    /// Which.
+    pub(super) kernel: Kernel,
+    /// Blocks.
+    pub(super) grid: [u32; 3],
+    /// Its argument.
+    pub(super) argument: Argument,
+}
+
+/// Declares the kernels with their threads a block.
+macro_rules! kernels {
+    ($($kernel:ident $name:literal $threads:literal),* $(,)?) => {
+        /// A kernel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Kernel {
+            $(#[doc = $name] $kernel,)*
+        }
+
+        impl Kernel {
+            /// All of them, in order.
+            pub(super) const ALL: &[Self] = &[$(Self::$kernel,)*];
+
+            /// Its name in the source.
+            pub(super) const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kernel => $name,)*
+                }
+            }
+
+            /// Threads of a block.
+            pub(super) const fn threads(self) -> u32 {
+                match self {
+                    $(Self::$kernel => $threads,)*
+                }
+            }
+        }
+    };
+}
+
+kernels! {
+    Begin "begin" 1, Pictures "pictures" 256,
+    Conv16 "conv_16" 128, Conv32 "conv_32" 128, Conv64 "conv_64" 128,
+    Gradient16 "gradient_16" 128, Gradient32 "gradient_32" 128, Gradient64 "gradient_64" 128,
+    Weights16 "weights_16" 144, Weights32 "weights_32" 144, Weights64 "weights_64" 144,
+    Conv16Half "conv_16_bf16" 128, Conv32Half "conv_32_bf16" 128, Conv64Half "conv_64_bf16" 128,
+    Gradient16Half "gradient_16_bf16" 128, Gradient32Half "gradient_32_bf16" 128, Gradient64Half "gradient_64_bf16" 128,
+    Weights16Half "weights_16_bf16" 288, Weights32Half "weights_32_bf16" 288, Weights64Half "weights_64_bf16" 288,
+    Reduce "reduce" 128, Columns "columns" 128,
+    NormForward "norm_forward" 128, NormRunning "norm_running" 128, NormBackward "norm_backward" 128,
+    NormGradient "norm_gradient" 256,
+    TailForward "tail_forward" 256, TailWeights "tail_weights" 128, TailSums "tail_sums" 256,
+    TailGradient "tail_gradient" 256,
+    Reconstruction "reconstruction" 256, Metrics "metrics" 256, Update "update" 256,
+}
+
+/// A device. Work happens in the order it is asked for; reads wait for it.
+pub(super) trait Backend {
+    /// Memory for `bytes`, whatever is in it.
+    fn allocate(&mut self, bytes: usize) -> Result<Region, EngineError>;
+
+    /// Copies to the start of a region.
+    fn write(&mut self, to: Region, bytes: &[u8]) -> Result<(), EngineError>;
+
+    /// Copies from a region, from byte `first` on.
+    fn read(&mut self, from: Region, first: usize, bytes: &mut [u8]) -> Result<(), EngineError>;
+
+    /// Makes a program of launches; its number.
+    ///
+    /// # Safety
+    /// Every argument must be its kernel's structure, and every address in it that of a region of this device which holds all
+    /// that the kernel reads or writes there.
+    unsafe fn program(&mut self, launches: Vec<Launch>) -> Result<usize, EngineError>;
+
+    /// Runs a program.
+    fn run(&mut self, program: usize) -> Result<(), EngineError>;
+}

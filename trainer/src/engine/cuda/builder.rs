@@ -1,0 +1,426 @@
+//! Launches from shapes: grids, partial sums, buffers.
+
+use super::args::*;
+use super::backend::{Argument, Backend, Kernel, Launch, Region};
+use super::layout::{Layout, Span};
+use crate::engine::{EngineError, Precision};
+use bytemuck::Pod;
+use stemguard_runtime::kernels::ConvShape;
+use stemguard_runtime::shape::Shape;
+
+/// Outputs of a block of a convolution, entries of a block of a weight gradient in f32, its rows in bf16.
+const CONV_BLOCK: usize = 4096;
+const WEIGHT_BLOCK: usize = 2304;
+const WEIGHT_ROWS: usize = 144;
+/// Blocks that a weight gradient is spread over, about. A constant: what is added in which order does not depend on the device.
+const WEIGHT_BLOCKS: usize = 1024;
+/// Least pixels of one of its stretches.
+const WEIGHT_STRETCH: usize = 64;
+/// Blocks of a sum over channels, about.
+const COLUMN_BLOCKS: usize = 256;
+
+/// Where parameters, their gradients and running statistics stand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Homes {
+    pub(super) params: Region,
+    pub(super) grads: Region,
+    pub(super) statistics: Region,
+}
+
+/// Partial sums by channel that a convolution left.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sums {
+    pub(super) region: Region,
+    pub(super) blocks: usize,
+}
+
+/// A map of the batch, and the sums over it where they were taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Map {
+    pub(super) region: Region,
+    pub(super) shape: Shape,
+    pub(super) sums: Option<Sums>,
+}
+
+impl Map {
+    pub(super) fn at(&self) -> u64 {
+        self.region.address
+    }
+}
+
+/// A batch norm's values: mean, variance, scale, shift.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NormState {
+    region: Region,
+    c: usize,
+}
+
+impl NormState {
+    /// Where scale and shift are.
+    pub(super) fn affine(&self) -> u64 {
+        self.region.address + 8 * self.c as u64
+    }
+    /// The norm and its leaky ReLU on the way in.
+    pub(super) fn entry(&self) -> Entry {
+        Entry::Norm(self.affine())
+    }
+    /// The slope of its leaky ReLU at `x`.
+    pub(super) fn gate(&self, x: &Map) -> Gate {
+        Gate::Leaky(x.at(), self.affine())
+    }
+}
+
+/// A convolution, or the gradient with respect to its input.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product<'a> {
+    pub(super) g: &'a ConvShape,
+    /// Whether from `g.y` to `g.x`.
+    pub(super) gradient: bool,
+    pub(super) x: u64,
+    pub(super) entry: Entry,
+    pub(super) weight: Span,
+    pub(super) bias: Option<Span>,
+    pub(super) gate: Gate,
+    pub(super) add: u64,
+    /// 0: none; 1: ReLU; 2: sigmoid.
+    pub(super) squash: i32,
+    pub(super) sums: bool,
+}
+
+impl<'a> Product<'a> {
+    pub(super) fn forward(g: &'a ConvShape, x: u64, entry: Entry, [weight, bias]: [Span; 2]) -> Self {
+        Self { bias: Some(bias), ..Self::new(g, false, x, entry, weight) }
+    }
+    pub(super) fn gradient(g: &'a ConvShape, dy: u64, entry: Entry, weight: Span, gate: Gate) -> Self {
+        Self { gate, ..Self::new(g, true, dy, entry, weight) }
+    }
+    pub(super) fn new(g: &'a ConvShape, gradient: bool, x: u64, entry: Entry, weight: Span) -> Self {
+        Self { g, gradient, x, entry, weight, bias: None, gate: Gate::Open, add: 0, squash: 0, sums: false }
+    }
+}
+
+/// Writes launches for batches of `n` pictures.
+pub(super) struct Builder<'a> {
+    pub(super) device: &'a mut dyn Backend,
+    pub(super) layout: &'a Layout,
+    pub(super) homes: Homes,
+    pub(super) precision: Precision,
+    pub(super) n: usize,
+    pub(super) launches: Vec<Launch>,
+    free: Vec<Region>,
+}
+
+fn wide(c: usize) -> usize {
+    if c <= 16 {
+        16
+    } else if c <= 32 {
+        32
+    } else {
+        64
+    }
+}
+
+fn pixels(s: Shape) -> usize {
+    s.h as usize * s.w as usize
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(
+        device: &'a mut dyn Backend,
+        layout: &'a Layout,
+        homes: Homes,
+        precision: Precision,
+        n: usize,
+    ) -> Self {
+        Self { device, layout, homes, precision, n, launches: Vec::new(), free: Vec::new() }
+    }
+
+    /// Room for `len` values of 4 bytes: one given back, or new.
+    pub(super) fn take(&mut self, len: usize) -> Result<Region, EngineError> {
+        let bytes = 4 * len.max(1);
+        match self.free.iter().position(|r| r.bytes == bytes) {
+            Some(i) => Ok(self.free.swap_remove(i)),
+            None => self.device.allocate(bytes),
+        }
+    }
+
+    /// Room that later launches may use.
+    pub(super) fn give(&mut self, region: Region) {
+        self.free.push(region);
+    }
+
+    pub(super) fn give_sums(&mut self, sums: Option<Sums>) {
+        if let Some(s) = sums {
+            self.give(s.region);
+        }
+    }
+
+    /// A map of the batch.
+    pub(super) fn map(&mut self, shape: Shape) -> Result<Map, EngineError> {
+        let len = shape.len().checked_mul(self.n).filter(|&l| i32::try_from(l).is_ok());
+        let len = len.ok_or_else(|| {
+            EngineError::Unavailable(format!("--batch {}: a map of {} values is too large", self.n, shape.len()))
+        })?;
+        Ok(Map { region: self.take(len)?, shape, sums: None })
+    }
+
+    pub(super) fn launch<T: Pod>(&mut self, kernel: Kernel, grid: [usize; 3], args: &T) {
+        let grid = grid.map(|v| v as u32);
+        self.launches.push(Launch { kernel, grid, argument: Argument::of(args) });
+    }
+
+    pub(super) fn param(&self, span: Span) -> u64 {
+        self.homes.params.address + 4 * span.first as u64
+    }
+
+    pub(super) fn grad(&self, span: Span) -> u64 {
+        self.homes.grads.address + 4 * span.first as u64
+    }
+
+    /// Weight and bias of a convolution or linear layer.
+    pub(super) fn conv_spans(&self, name: &str) -> Result<[Span; 2], EngineError> {
+        Ok([self.layout.param(&format!("{name}.weight"))?, self.layout.param(&format!("{name}.bias"))?])
+    }
+
+    /// A convolution, a data gradient or a transposed convolution.
+    pub(super) fn product(&mut self, p: &Product<'_>) -> Result<Map, EngineError> {
+        let (from, to) = if p.gradient { (p.g.y, p.g.x) } else { (p.g.x, p.g.y) };
+        let (window, mut y) = (&p.g.window, self.map(to)?);
+        let [kh, kw] = window.kernel.map(|v| v as usize);
+        let (stride, pad) = (window.stride[0] as usize, window.pad[0] as usize);
+        if stride > 2 || window.stride[1] as usize != stride || window.pad.iter().any(|&v| v as usize != pad) {
+            return Err(EngineError::Unavailable("--device cuda: a convolution of another kind".into()));
+        }
+        let step = if p.gradient { stride } else { 1 };
+        // Of phase i: rows or columns of the output, taps.
+        let along = |len: u32| [0, 1].map(|i| Divisor::new((len as usize + step - 1 - i.min(step - 1)) / step));
+        let taps = [0, 1].map(|i| {
+            let first = if p.gradient { (i + pad) % step } else { 0 };
+            Divisor::new((kw + step - 1 - first) / step)
+        });
+        let (rows, columns) = (along(to.h), along(to.w));
+        let (oc, side) = (to.c as usize, wide(to.c as usize));
+        let largest = self.n * rows[0].value as usize * columns[0].value as usize;
+        let grid = [largest.div_ceil(CONV_BLOCK / side), oc.div_ceil(side), step * step];
+        let blocks = grid[0] * grid[2];
+        y.sums = if p.sums { Some(Sums { region: self.take(2 * oc * blocks)?, blocks }) } else { None };
+        let (entry_kind, entry, other) = p.entry.parts();
+        let (gate_kind, gate, gate_norm) = p.gate.parts();
+        let args = ConvArgs {
+            x: p.x,
+            entry,
+            other,
+            w: self.param(p.weight),
+            bias: p.bias.map_or(0, |b| self.param(b)),
+            gate,
+            gate_norm,
+            add: p.add,
+            y: y.at(),
+            sums: y.sums.map_or(0, |s| s.region.address),
+            channels: Divisor::new(from.c as usize),
+            taps_x: taps,
+            rows,
+            columns,
+            n: self.n as i32,
+            ih: from.h as i32,
+            iw: from.w as i32,
+            oh: to.h as i32,
+            ow: to.w as i32,
+            oc: oc as i32,
+            kh: kh as i32,
+            kw: kw as i32,
+            stride: stride as i32,
+            pad: pad as i32,
+            entry_kind,
+            gate_kind,
+            squash: p.squash,
+            blocks: blocks as i32,
+        };
+        let kernel = match (p.gradient, self.precision, side) {
+            (false, Precision::F32, 16) => Kernel::Conv16,
+            (false, Precision::F32, 32) => Kernel::Conv32,
+            (false, Precision::F32, _) => Kernel::Conv64,
+            (true, Precision::F32, 16) => Kernel::Gradient16,
+            (true, Precision::F32, 32) => Kernel::Gradient32,
+            (true, Precision::F32, _) => Kernel::Gradient64,
+            (false, Precision::Bf16, 16) => Kernel::Conv16Half,
+            (false, Precision::Bf16, 32) => Kernel::Conv32Half,
+            (false, Precision::Bf16, _) => Kernel::Conv64Half,
+            (true, Precision::Bf16, 16) => Kernel::Gradient16Half,
+            (true, Precision::Bf16, 32) => Kernel::Gradient32Half,
+            (true, Precision::Bf16, _) => Kernel::Gradient64Half,
+        };
+        self.launch(kernel, grid, &args);
+        Ok(y)
+    }
+
+    /// The gradients of a convolution's weights and, where it has one, of the bias that stands behind them.
+    pub(super) fn weights(
+        &mut self,
+        g: &ConvShape,
+        (x, x_entry): (u64, Entry),
+        (dy, dy_entry): (u64, Entry),
+        weight: Span,
+        bias: Option<Span>,
+    ) -> Result<(), EngineError> {
+        let (oc, depth) = (g.y.c as usize, weight.len / g.y.c as usize);
+        let len = weight.len + bias.map_or(0, |b| b.len);
+        if bias.is_some_and(|b| b.first != weight.first + weight.len) {
+            return Err(EngineError::Failed("a bias that does not stand behind its weights".into()));
+        }
+        let side = wide(oc);
+        let tall = if self.precision == Precision::Bf16 { WEIGHT_ROWS } else { WEIGHT_BLOCK / side };
+        let tiles = depth.div_ceil(tall) * oc.div_ceil(side);
+        let all = self.n * pixels(g.y);
+        let stretch = all.div_ceil((WEIGHT_BLOCKS / tiles).max(1)).max(WEIGHT_STRETCH).next_multiple_of(16);
+        let splits = all.div_ceil(stretch);
+        let partial = self.take(splits * len)?;
+        let (x_kind, x_entry, _) = x_entry.parts();
+        let (dy_kind, dy_entry, dy_other) = dy_entry.parts();
+        let args = WeightArgs {
+            x,
+            x_entry,
+            dy,
+            dy_entry,
+            dy_other,
+            partial: partial.address,
+            channels: Divisor::new(g.x.c as usize),
+            taps_x: Divisor::new(g.window.kernel[1] as usize),
+            rows: Divisor::new(g.y.h as usize),
+            columns: Divisor::new(g.y.w as usize),
+            n: self.n as i32,
+            ih: g.x.h as i32,
+            iw: g.x.w as i32,
+            oc: oc as i32,
+            kh: g.window.kernel[0] as i32,
+            stride: g.window.stride[0] as i32,
+            pad: g.window.pad[0] as i32,
+            x_kind,
+            dy_kind,
+            bias: i32::from(bias.is_some()),
+            stretch: stretch as i32,
+            _end: 0,
+        };
+        let kernel = match (self.precision, side) {
+            (Precision::F32, 16) => Kernel::Weights16,
+            (Precision::F32, 32) => Kernel::Weights32,
+            (Precision::F32, _) => Kernel::Weights64,
+            (Precision::Bf16, 16) => Kernel::Weights16Half,
+            (Precision::Bf16, 32) => Kernel::Weights32Half,
+            (Precision::Bf16, _) => Kernel::Weights64Half,
+        };
+        self.launch(kernel, [depth.div_ceil(tall), oc.div_ceil(side), splits], &args);
+        let to = self.grad(weight);
+        self.reduce(partial, to, splits, len);
+        Ok(())
+    }
+
+    fn reduce(&mut self, partial: Region, to: u64, splits: usize, len: usize) {
+        let args = ReduceArgs { partial: partial.address, to, splits: splits as i32, len: len as i32 };
+        self.launch(Kernel::Reduce, [len.div_ceil(128), 1, 1], &args);
+        self.give(partial);
+    }
+
+    /// The gradient of a bias from that of its map.
+    pub(super) fn columns(&mut self, dz: &Map, bias: Span) -> Result<(), EngineError> {
+        let (c, all) = (dz.shape.c as usize, self.n * pixels(dz.shape));
+        let stretch = all.div_ceil(COLUMN_BLOCKS);
+        let blocks = all.div_ceil(stretch);
+        let partial = self.take(blocks * c)?;
+        let args = ColumnArgs {
+            x: dz.at(),
+            partial: partial.address,
+            pixels: all as i32,
+            c: c as i32,
+            stretch: stretch as i32,
+            _end: 0,
+        };
+        self.launch(Kernel::Columns, [blocks, 1, 1], &args);
+        let to = self.grad(bias);
+        self.reduce(partial, to, blocks, c);
+        Ok(())
+    }
+
+    fn norm_args(&self, name: &str, state: NormState) -> Result<NormArgs, EngineError> {
+        let statistic = |what: &str| -> Result<u64, EngineError> {
+            Ok(self.homes.statistics.address + 4 * self.layout.statistic(&format!("{name}.{what}"))?.first as u64)
+        };
+        let gamma = self.layout.param(&format!("{name}.gamma"))?;
+        let beta = self.layout.param(&format!("{name}.beta"))?;
+        Ok(NormArgs {
+            sums: 0,
+            gamma: self.param(gamma),
+            beta: self.param(beta),
+            mean: statistic("mean")?,
+            var: statistic("var")?,
+            state: state.region.address,
+            dgamma: self.grad(gamma),
+            dbeta: self.grad(beta),
+            k: 0,
+            c: state.c as i32,
+            blocks: 0,
+            count: 0,
+            _end: 0,
+        })
+    }
+
+    /// A norm over `x`: of the batch where sums were taken (which are given back), else of running statistics.
+    pub(super) fn norm(&mut self, name: &str, x: &Map) -> Result<NormState, EngineError> {
+        let c = x.shape.c as usize;
+        let state = NormState { region: self.take(4 * c)?, c };
+        let mut args = self.norm_args(name, state)?;
+        match x.sums {
+            Some(sums) => {
+                args.sums = sums.region.address;
+                args.blocks = sums.blocks as i32;
+                args.count = (self.n * pixels(x.shape)) as i32;
+                self.launch(Kernel::NormForward, [c, 1, 1], &args);
+                self.give(sums.region);
+            }
+            None => self.launch(Kernel::NormRunning, [c.div_ceil(128), 1, 1], &args),
+        }
+        Ok(state)
+    }
+
+    /// A norm's backward pass from the sums over its gradient, which are given back: the coefficients of the input gradient.
+    pub(super) fn norm_backward(
+        &mut self,
+        name: &str,
+        state: NormState,
+        shape: Shape,
+        sums: Sums,
+    ) -> Result<Region, EngineError> {
+        let k = self.take(3 * state.c)?;
+        let args = NormArgs {
+            sums: sums.region.address,
+            blocks: sums.blocks as i32,
+            count: (self.n * pixels(shape)) as i32,
+            k: k.address,
+            ..self.norm_args(name, state)?
+        };
+        self.launch(Kernel::NormBackward, [state.c, 1, 1], &args);
+        self.give(sums.region);
+        Ok(k)
+    }
+
+    /// `k1 * dz + k2 * x + k3 + add`, in place.
+    pub(super) fn norm_gradient(&mut self, dz: &Map, x: &Map, k: Region, add: u64) -> Result<(), EngineError> {
+        let c = x.shape.c as usize;
+        if !c.is_multiple_of(4) {
+            return Err(EngineError::Unavailable("--device cuda: channels are not a multiple of 4".into()));
+        }
+        let len = self.n * x.shape.len() / 4;
+        let args = JoinArgs {
+            dz: dz.at(),
+            x: x.at(),
+            k: k.address,
+            add,
+            dx: dz.at(),
+            quads: Divisor::new(c / 4),
+            len: len as i32,
+            _end: 0,
+        };
+        self.launch(Kernel::NormGradient, [len.div_ceil(256), 1, 1], &args);
+        Ok(())
+    }
+}

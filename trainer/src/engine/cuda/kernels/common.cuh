@@ -1,0 +1,73 @@
+// What all kernels share. No header is included: NVRTC needs only a driver beside it, and a host compiler brings its own
+// definitions in front (mirror.hpp). Maps are NHWC, f32; every kernel takes one structure, which args.rs spells in Rust.
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifndef MIRROR
+// A kernel whose blocks have `threads` threads; PLAIN: one that never synchronises them.
+#define KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args a)
+#define PLAIN(name, Args, threads) KERNEL(name, Args, threads)
+// In front of a loop whose arrays are to stay in registers, and of one that is to stay small.
+#define UNROLL _Pragma("unroll")
+#define ROLL _Pragma("unroll 1")
+
+// Two values rounded to bf16, the first in the lower half.
+__device__ inline u32 bf16_pair(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// d += a * b by the tensor cores, 16 x 16 x 8 of bf16, summed in f32; fragments over the lanes of a warp as PTX defines them.
+__device__ inline void tensor_product(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+// Slope of every leaky ReLU, the term added to a variance, the weight of the newest batch in running statistics.
+#define SLOPE 0.1f
+#define EPS 1e-5f
+#define MOMENTUM 0.1f
+
+// What changes from step to step: written by the host before a pass, moved on by `begin`.
+struct Control {
+    u64 seed;     // of what happens to pictures
+    u64 steps;    // optimiser steps done, this one included
+    u32 epoch;    // from 0
+    u32 step;     // of the pass, from 0; u32 -1 before the first
+    u32 pictures; // of the pass
+    float rate;   // learning rate
+    float first;  // what undoes Adam's bias of the first moment, and of the second
+    float second;
+};
+
+// Division by a constant, for dividends below 2^31: `mul` is ceil(2^(31 + l) / value), `shift` 31 + l, l >= log2(value).
+struct Divisor {
+    u64 mul;
+    u32 shift;
+    u32 value;
+};
+
+__device__ inline int quotient(int n, const Divisor& d) { return (int)(((u64)n * d.mul) >> d.shift); }
+
+__device__ inline float leaky(float z) { return z > 0.0f ? z : z * SLOPE; }
+
+__device__ inline float leaky_slope(float z) { return z > 0.0f ? 1.0f : SLOPE; }
+
+// Sums one value a thread over a block of `threads`, a power of two; `room` holds as many. Every thread gets the sum.
+template <int threads> __device__ inline double block_sum(double v, double* room) {
+    const int t = threadIdx.x;
+    room[t] = v;
+    __syncthreads();
+    for (int half = threads / 2; half > 0; half /= 2) {
+        if (t < half) room[t] += room[t + half];
+        __syncthreads();
+    }
+    const double sum = room[0];
+    __syncthreads();
+    return sum;
+}

@@ -1,0 +1,261 @@
+// Convolutions as products of matrices that are never written down (implicit GEMM): rows are output pixels, columns output
+// channels, and the sum runs over taps and input channels. Data gradients and transposed convolutions are the same product, a
+// phase of the stride at a time.
+//
+// A block of 128 threads makes 4096 outputs: 16, 32 or 64 channels wide, in steps of 16 along the sum. Two ways to multiply share the
+// rest: in f32, or in bf16 on the tensor cores, where what comes in is rounded and sums stay f32.
+
+struct ConvArgs {
+    const float* x;         // gathered from: [n][ih][iw][ic]
+    const float* entry;     // entry 1: scale and shift, [2][ic]; 2: k1, k2, k3, [3][ic]
+    const float* other;     // entry 2: the norm's input, as x
+    const float* w;         // forward [kh][kw][ic][oc], gradient [kh][kw][oc][ic]
+    const float* bias;      // [oc], or null
+    const float* gate;      // gate 1: the norm's input, 2: a rectified map, as y
+    const float* gate_norm; // gate 1: scale and shift, [2][oc]
+    const float* add;       // as y, or null
+    float* y;               // [n][oh][ow][oc]
+    float* sums;            // [2][oc][blocks], or null
+    Divisor channels;       // ic
+    Divisor taps_x[2];      // taps across, by phase
+    Divisor rows[2];        // phase rows (of the output), by phase
+    Divisor columns[2];     // phase columns, by phase
+    int n, ih, iw, oh, ow, oc, kh, kw, stride, pad;
+    int entry_kind;         // 0: x as it is; 1: leaky(x * scale + shift); 2: k1 * x + k2 * other + k3
+    int gate_kind;          // 0: none; 1: slope of the leaky ReLU behind the norm; 2: 0 where the map is 0
+    int squash;             // 0: none; 1: ReLU; 2: sigmoid
+    int blocks;             // of sums
+};
+
+struct Quad {
+    float v[4];
+};
+
+__device__ inline Quad read4(const float* p) {
+    const float4 f = *(const float4*)p;
+    return Quad{{f.x, f.y, f.z, f.w}};
+}
+
+// One value on its way in: element `at` of the map, channel c.
+__device__ inline float entering(int kind, const float* x, const float* entry, const float* other, int ic, int at, int c) {
+    const float v = x[at];
+    if (kind == 1) return leaky(v * entry[c] + entry[ic + c]);
+    if (kind == 2) return entry[c] * v + entry[ic + c] * other[at] + entry[2 * ic + c];
+    return v;
+}
+
+// Four channels of it, c and ic multiples of 4.
+__device__ inline Quad entering4(int kind, const float* x, const float* entry, const float* other, int ic, int at, int c) {
+    Quad v = read4(x + at);
+    if (kind == 1) {
+        const Quad scale = read4(entry + c), shift = read4(entry + ic + c);
+        for (int i = 0; i < 4; ++i) v.v[i] = leaky(v.v[i] * scale.v[i] + shift.v[i]);
+    } else if (kind == 2) {
+        const Quad k1 = read4(entry + c), k2 = read4(entry + ic + c), k3 = read4(entry + 2 * ic + c), o = read4(other + at);
+        for (int i = 0; i < 4; ++i) v.v[i] = k1.v[i] * v.v[i] + k2.v[i] * o.v[i] + k3.v[i];
+    }
+    return v;
+}
+
+// In f32: 8 pixels x 4 channels a thread.
+template <int WIDTH> struct Plain {
+    static constexpr int WIDE = WIDTH, TALL = 4096 / WIDE, ROWS = 8, COLUMNS = 4, ACROSS = WIDE / 4;
+    static constexpr int X = 16 * (TALL + 4), W = 16 * (WIDE + 4);
+    float sums[ROWS][COLUMNS] = {};
+
+    __device__ static int row(int i) { return threadIdx.x / ACROSS * 4 + (i < 4 ? i : TALL / 2 + i - 4); }
+    __device__ static int column(int j) { return threadIdx.x % ACROSS * 4 + j; }
+    __device__ static void put_x(float* s, int row, int quad, const Quad& v) {
+        for (int e = 0; e < 4; ++e) s[(4 * quad + e) * (TALL + 4) + row] = v.v[e];
+    }
+    __device__ static void put_w(float* s, int k, int column, float v) { s[k * (WIDE + 4) + column] = v; }
+    __device__ float sum(int i, int j) const { return sums[i][j]; }
+    __device__ void multiply(const float* x, const float* w) {
+        for (int d = 0; d < 16; ++d) {
+            const Quad x0 = read4(&x[d * (TALL + 4) + row(0)]), x1 = read4(&x[d * (TALL + 4) + row(4)]);
+            const Quad w0 = read4(&w[d * (WIDE + 4) + column(0)]);
+            for (int i = 0; i < 4; ++i)
+                for (int j = 0; j < 4; ++j) {
+                    sums[i][j] += x0.v[i] * w0.v[j];
+                    sums[4 + i][j] += x1.v[i] * w0.v[j];
+                }
+        }
+    }
+};
+
+// Words of a row of 16 values in bf16; more than 8, so that the rows of a fragment lie in different banks.
+#define HALF_ROW 12
+
+// In bf16: each of the four warps has a quarter of the pixels and all channels. Rows of 16 values in pairs, pixel by pixel and
+// channel by channel.
+template <int WIDTH> struct Half {
+    static constexpr int WIDE = WIDTH, TALL = 4096 / WIDE, ROWS = TALL / 32, COLUMNS = WIDE / 4;
+    static constexpr int X = TALL * HALF_ROW, W = WIDE * HALF_ROW;
+    float sums[ROWS / 2][COLUMNS / 2][4] = {};
+
+    __device__ static int row(int i) { return threadIdx.x / 32 * (TALL / 4) + i / 2 * 16 + threadIdx.x % 32 / 4 + i % 2 * 8; }
+    __device__ static int column(int j) { return j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
+    __device__ static void put_x(float* s, int row, int quad, const Quad& v) {
+        u32* to = (u32*)s + row * HALF_ROW + 2 * quad;
+        to[0] = bf16_pair(v.v[0], v.v[1]);
+        to[1] = bf16_pair(v.v[2], v.v[3]);
+    }
+    __device__ static void put_w(float* s, int k, int column, float v) {
+        ((unsigned short*)s)[2 * column * HALF_ROW + k] = (unsigned short)bf16_pair(v, 0.0f);
+    }
+    __device__ float sum(int i, int j) const { return sums[i / 2][j / 2][i % 2 * 2 + j % 2]; }
+    __device__ void multiply(const float* x, const float* w) {
+        const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
+        u32 b[WIDE / 8][2];
+        UNROLL for (int n = 0; n < WIDE / 8; ++n) {
+            const u32* from = (const u32*)w + (8 * n + group) * HALF_ROW + pair;
+            b[n][0] = from[0];
+            b[n][1] = from[4];
+        }
+        UNROLL for (int m = 0; m < ROWS / 2; ++m) {
+            const u32* from = (const u32*)x + row(2 * m) * HALF_ROW + pair;
+            const u32 a[4] = {from[0], from[8 * HALF_ROW], from[4], from[8 * HALF_ROW + 4]};
+            UNROLL for (int n = 0; n < WIDE / 8; ++n) tensor_product(sums[m][n], a, b[n]);
+        }
+    }
+};
+
+template <bool GRADIENT, typename Tile> __device__ inline void conv_product(const ConvArgs& a) {
+    constexpr int WIDE = Tile::WIDE, TALL = Tile::TALL, ACROSS = WIDE / 4, LANES = 128 / ACROSS;
+    __shared__ __align__(16) float s_x[Tile::X > 4096 ? Tile::X : 4096];
+    __shared__ __align__(16) float s_w[Tile::W];
+    const int t = threadIdx.x;
+    const int step = GRADIENT ? a.stride : 1;
+    const int py = GRADIENT ? (int)blockIdx.z / a.stride : 0, px = GRADIENT ? (int)blockIdx.z % a.stride : 0;
+    const Divisor rows = a.rows[py], columns = a.columns[px];
+    const int pixels = a.n * rows.value * columns.value;
+    const int first = blockIdx.x * TALL, column0 = blockIdx.y * WIDE;
+    const int ic = a.channels.value;
+    // Taps of this phase: ky = ky0 + ty * step.
+    const int ky0 = GRADIENT ? (py + a.pad) % step : 0, kx0 = GRADIENT ? (px + a.pad) % step : 0;
+    const int taps_y = (a.kh - ky0 + step - 1) / step;
+    const Divisor taps_x = a.taps_x[px];
+    const int depth = taps_y * taps_x.value * ic;
+
+    // Thread t fetches channels 4 * quad.. of pixels t / 4 + 32 * j, whose first tap is at row y, column x.
+    constexpr int FETCH = TALL / 32;
+    const int quad = t % 4;
+    const auto locate = [&](int j, int& base, int& y, int& x) {
+        const int m = first + t / 4 + 32 * j;
+        const int up = quotient(m, columns), picture = quotient(up, rows);
+        const int oy = (up - picture * rows.value) * step + py, ox = (m - up * columns.value) * step + px;
+        base = picture * a.ih;
+        // A row far outside stands for a pixel that is not there.
+        y = m >= pixels ? -(1 << 20) : GRADIENT ? (oy + a.pad - ky0) / step : oy * a.stride - a.pad;
+        x = GRADIENT ? (ox + a.pad - kx0) / step : ox * a.stride - a.pad;
+    };
+    int base[FETCH], y0[FETCH], x0[FETCH];
+    UNROLL for (int j = 0; j < FETCH; ++j) locate(j, base[j], y0[j], x0[j]);
+    Tile tile;
+
+    for (int k0 = 0; k0 < depth; k0 += 16) {
+        const int k = k0 + 4 * quad;
+        if (ic % 4 == 0) {
+            const int tap = quotient(k, a.channels), c = k - tap * ic;
+            const int ty = quotient(tap, taps_x), tx = tap - ty * taps_x.value;
+            UNROLL for (int j = 0; j < FETCH; ++j) {
+                const int y = GRADIENT ? y0[j] - ty : y0[j] + ty, x = GRADIENT ? x0[j] - tx : x0[j] + tx;
+                Quad v = {{0.0f, 0.0f, 0.0f, 0.0f}};
+                if (k < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
+                    v = entering4(a.entry_kind, a.x, a.entry, a.other, ic, ((base[j] + y) * a.iw + x) * ic + c, c);
+                Tile::put_x(s_x, t / 4 + 32 * j, quad, v);
+            }
+        } else {
+            for (int j = 0; j < FETCH; ++j) {
+                int from, top, left;
+                locate(j, from, top, left);
+                Quad v = {{0.0f, 0.0f, 0.0f, 0.0f}};
+                UNROLL for (int e = 0; e < 4; ++e) {
+                    const int tap = quotient(k + e, a.channels), c = k + e - tap * ic;
+                    const int ty = quotient(tap, taps_x), tx = tap - ty * taps_x.value;
+                    const int y = GRADIENT ? top - ty : top + ty, x = GRADIENT ? left - tx : left + tx;
+                    if (k + e < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
+                        v.v[e] = entering(a.entry_kind, a.x, a.entry, a.other, ic, ((from + y) * a.iw + x) * ic + c, c);
+                }
+                Tile::put_x(s_x, t / 4 + 32 * j, quad, v);
+            }
+        }
+        for (int i = t; i < 16 * WIDE; i += 128) {
+            // Neighbouring threads read neighbouring weights.
+            const int row = GRADIENT ? i % 16 : i / WIDE, column = GRADIENT ? i / 16 : i % WIDE;
+            const int kw = k0 + row, o = column0 + column;
+            float v = 0.0f;
+            if (kw < depth && o < a.oc) {
+                if (GRADIENT) {
+                    const int tap = quotient(kw, a.channels), y = quotient(tap, taps_x), x = tap - y * taps_x.value;
+                    v = a.w[(((ky0 + y * step) * a.kw + kx0 + x * step) * a.oc + o) * ic + kw - tap * ic];
+                } else {
+                    v = a.w[kw * a.oc + o];
+                }
+            }
+            Tile::put_w(s_w, row, column, v);
+        }
+        __syncthreads();
+        tile.multiply(s_x, s_w);
+        __syncthreads();
+    }
+
+    // Sums go over shared memory from the threads that made them to those that write them: 4 channels of 8 pixels each, side by side.
+    UNROLL for (int i = 0; i < Tile::ROWS; ++i)
+        UNROLL for (int j = 0; j < Tile::COLUMNS; ++j) s_x[Tile::row(i) * WIDE + Tile::column(j)] = tile.sum(i, j);
+    __syncthreads();
+    const int lane = t / ACROSS, inside = 4 * (t % ACROSS);
+    float one[4] = {}, two[4] = {};
+    ROLL for (int i = lane; i < TALL && first + i < pixels; i += LANES) {
+        const int m = first + i, up = quotient(m, columns), picture = quotient(up, rows);
+        const int oy = (up - picture * rows.value) * step + py, ox = (m - up * columns.value) * step + px;
+        const int at = ((picture * a.oh + oy) * a.ow + ox) * a.oc;
+        UNROLL for (int j = 0; j < 4; ++j) {
+            const int o = column0 + inside + j;
+            if (o >= a.oc) continue;
+            float v = s_x[i * WIDE + inside + j], with = 0.0f;
+            if (a.bias) v += a.bias[o];
+            if (a.gate_kind == 1) {
+                with = a.gate[at + o];
+                v *= leaky_slope(with * a.gate_norm[o] + a.gate_norm[a.oc + o]);
+            } else if (a.gate_kind == 2) {
+                v = a.gate[at + o] > 0.0f ? v : 0.0f;
+            }
+            if (a.add) v += a.add[at + o];
+            if (a.squash == 1) v = v > 0.0f ? v : 0.0f;
+            if (a.squash == 2) v = 1.0f / (1.0f + expf(-v));
+            a.y[at + o] = v;
+            one[j] += v;
+            two[j] += v * (a.gate_kind == 1 ? with : v);
+        }
+    }
+    if (!a.sums) return;
+    // Both sums of a block's channels, over its lanes in order: [2][LANES][WIDE].
+    __syncthreads();
+    UNROLL for (int j = 0; j < 4; ++j) {
+        s_x[lane * WIDE + inside + j] = one[j];
+        s_x[(LANES + lane) * WIDE + inside + j] = two[j];
+    }
+    __syncthreads();
+    const int block = blockIdx.z * gridDim.x + blockIdx.x;
+    for (int i = t; i < 2 * WIDE; i += 128) {
+        const int which = i / WIDE, o = column0 + i % WIDE;
+        if (o >= a.oc) continue;
+        float v = 0.0f;
+        for (int l = 0; l < LANES; ++l) v += s_x[(which * LANES + l) * WIDE + i % WIDE];
+        a.sums[(which * a.oc + o) * a.blocks + block] = v;
+    }
+}
+
+KERNEL(conv_16, ConvArgs, 128) { conv_product<false, Plain<16>>(a); }
+KERNEL(conv_32, ConvArgs, 128) { conv_product<false, Plain<32>>(a); }
+KERNEL(conv_64, ConvArgs, 128) { conv_product<false, Plain<64>>(a); }
+KERNEL(conv_16_bf16, ConvArgs, 128) { conv_product<false, Half<16>>(a); }
+KERNEL(conv_32_bf16, ConvArgs, 128) { conv_product<false, Half<32>>(a); }
+KERNEL(conv_64_bf16, ConvArgs, 128) { conv_product<false, Half<64>>(a); }
+KERNEL(gradient_16, ConvArgs, 128) { conv_product<true, Plain<16>>(a); }
+KERNEL(gradient_32, ConvArgs, 128) { conv_product<true, Plain<32>>(a); }
+KERNEL(gradient_64, ConvArgs, 128) { conv_product<true, Plain<64>>(a); }
+KERNEL(gradient_16_bf16, ConvArgs, 128) { conv_product<true, Half<16>>(a); }
+KERNEL(gradient_32_bf16, ConvArgs, 128) { conv_product<true, Half<32>>(a); }
+KERNEL(gradient_64_bf16, ConvArgs, 128) { conv_product<true, Half<64>>(a); }

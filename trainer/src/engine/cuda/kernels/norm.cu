@@ -1,0 +1,83 @@
+// Batch norm (arXiv 1502.03167): statistics from the sums that convolutions leave, and the coefficients of both passes.
+
+struct NormArgs {
+    const float* sums;  // [2][c][blocks]: of x and x * x, or of dz and dz * x; null in inference
+    const float* gamma; // [c]
+    const float* beta;  // [c]
+    float* mean;        // running, [c]
+    float* var;
+    float* state;       // [4][c]: mean, biased variance, scale, shift
+    float* dgamma;      // [c]
+    float* dbeta;
+    float* k;           // [3][c]: the input gradient is k1 * dz + k2 * x + k3
+    int c, blocks, count;
+};
+
+__device__ inline double norm_sum(const NormArgs& a, int which, double* room) {
+    double v = 0.0;
+    for (int i = threadIdx.x; i < a.blocks; i += 128) v += (double)a.sums[(which * a.c + blockIdx.x) * a.blocks + i];
+    return block_sum<128>(v, room);
+}
+
+// The affine map of a batch's statistics; running ones follow. A block a channel.
+KERNEL(norm_forward, NormArgs, 128) {
+    __shared__ double room[128];
+    const int c = blockIdx.x;
+    const double mean = norm_sum(a, 0, room) / a.count, square = norm_sum(a, 1, room) / a.count;
+    if (threadIdx.x) return;
+    const double spread = square - mean * mean;
+    const float m = (float)mean, v = (float)(spread > 0.0 ? spread : 0.0);
+    const float scale = a.gamma[c] / sqrtf(v + EPS);
+    a.state[c] = m;
+    a.state[a.c + c] = v;
+    a.state[2 * a.c + c] = scale;
+    a.state[3 * a.c + c] = a.beta[c] - m * scale;
+    const float unbias = (float)a.count / (float)((a.count < 2 ? 2 : a.count) - 1);
+    a.mean[c] += MOMENTUM * (m - a.mean[c]);
+    a.var[c] += MOMENTUM * (v * unbias - a.var[c]);
+}
+
+// The affine map of running statistics: inference.
+PLAIN(norm_running, NormArgs, 128) {
+    const int c = blockIdx.x * 128 + threadIdx.x;
+    if (c >= a.c) return;
+    const float scale = a.gamma[c] / sqrtf(a.var[c] + EPS);
+    a.state[2 * a.c + c] = scale;
+    a.state[3 * a.c + c] = a.beta[c] - a.mean[c] * scale;
+}
+
+// Parameters' gradients and the coefficients of the input gradient. A block a channel.
+KERNEL(norm_backward, NormArgs, 128) {
+    __shared__ double room[128];
+    const int c = blockIdx.x;
+    const double dz = norm_sum(a, 0, room), dzx = norm_sum(a, 1, room);
+    if (threadIdx.x) return;
+    const double mean = a.state[c], rstd = 1.0 / sqrt((double)a.state[a.c + c] + (double)EPS), scale = a.state[2 * a.c + c];
+    const double dgamma = rstd * (dzx - mean * dz);
+    a.dgamma[c] = (float)dgamma;
+    a.dbeta[c] = (float)dz;
+    a.k[c] = (float)scale;
+    a.k[a.c + c] = (float)(-scale * rstd * dgamma / a.count);
+    a.k[2 * a.c + c] = (float)(scale * (mean * rstd * dgamma - dz) / a.count);
+}
+
+struct JoinArgs {
+    const float* dz;  // [len], its rows c long, c a multiple of 4
+    const float* x;   // as dz
+    const float* k;   // [3][c]
+    const float* add; // as dz, or null
+    float* dx;        // as dz; may be dz
+    Divisor quads;    // c / 4
+    int len;          // in quads
+};
+
+// dx = k1 * dz + k2 * x + k3 + add.
+PLAIN(norm_gradient, JoinArgs, 256) {
+    const int i = blockIdx.x * 256 + threadIdx.x;
+    if (i >= a.len) return;
+    const int q = i - quotient(i, a.quads) * a.quads.value, c = 4 * a.quads.value;
+    const Quad dz = read4(a.dz + 4 * i), x = read4(a.x + 4 * i);
+    const Quad add = a.add ? read4(a.add + 4 * i) : Quad{{0.0f, 0.0f, 0.0f, 0.0f}};
+    const Quad k1 = read4(a.k + 4 * q), k2 = read4(a.k + c + 4 * q), k3 = read4(a.k + 2 * c + 4 * q);
+    for (int e = 0; e < 4; ++e) a.dx[4 * i + e] = k1.v[e] * dz.v[e] + k2.v[e] * x.v[e] + k3.v[e] + add.v[e];
+}

@@ -1,0 +1,79 @@
+// Pictures on their way in: chosen, shifted, mirrored, scaled to 0..1.
+
+struct BeginArgs {
+    Control* control;
+};
+
+// Moves on to the next step. One thread.
+PLAIN(begin, BeginArgs, 1) {
+    Control& c = *a.control;
+    c.step += 1;
+    c.steps += 1;
+    // In f64: the powers are of the f32 values of the betas, as the optimiser has them.
+    c.first = (float)(1.0 / (1.0 - pow((double)0.9f, (double)c.steps)));
+    c.second = (float)(1.0 / (1.0 - pow((double)0.999f, (double)c.steps)));
+}
+
+// PCG-32 (O'Neill, HMC-CS-2014-0905), seeded as the runtime's `Rng::new`.
+struct Pcg {
+    u64 state, increment;
+};
+
+__device__ inline u64 mix(u64 z) {
+    z += 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
+__device__ inline u32 bits(Pcg& p) {
+    const u64 s = p.state;
+    p.state = s * 6364136223846793005ull + p.increment;
+    const u32 rotation = (u32)(s >> 59), v = (u32)(((s >> 18) ^ s) >> 27);
+    return (v >> rotation) | (v << ((32 - rotation) & 31));
+}
+
+__device__ inline Pcg stream(u64 seed, u64 number) {
+    Pcg p;
+    p.increment = (mix(number ^ ((seed << 32) | (seed >> 32))) << 1) | 1;
+    p.state = mix(seed) + p.increment;
+    p.state = p.state * 6364136223846793005ull + p.increment;
+    return p;
+}
+
+__device__ inline int below(Pcg& p, int n) { return (int)(((u64)bits(p) * (u64)n) >> 32); }
+
+struct PictureArgs {
+    const u8* pixels;       // [pictures][h][w][c]
+    const u32* order;       // [pictures], null: as they come
+    const Control* control;
+    float* x;               // [n][h][w][c]
+    Divisor row, pixel;     // w * c, c
+    int n, h, w, shift, flip;
+};
+
+// A block a picture of the batch. `shift` below 0: pictures as they are.
+PLAIN(pictures, PictureArgs, 256) {
+    const Control& control = *a.control;
+    const int c = a.pixel.value, len = a.h * a.w * c;
+    u32 place = control.step * (u32)a.n + blockIdx.x;
+    // Behind the last picture the last one is seen again; nobody asks for its answer.
+    if (place >= control.pictures) place = control.pictures - 1;
+    const u32 chosen = a.order ? a.order[place] : place;
+    int dy = 0, dx = 0, mirrored = 0;
+    if (a.shift >= 0) {
+        Pcg p = stream(control.seed, ((u64)control.epoch << 32) | chosen);
+        dy = below(p, 2 * a.shift + 1) - a.shift;
+        dx = below(p, 2 * a.shift + 1) - a.shift;
+        mirrored = a.flip && (bits(p) & 1);
+    }
+    const u8* from = a.pixels + (u64)chosen * len;
+    float* to = a.x + (u64)blockIdx.x * len;
+    for (int i = threadIdx.x; i < len; i += 256) {
+        const int y = quotient(i, a.row), in_row = i - y * a.row.value;
+        const int x = quotient(in_row, a.pixel), k = in_row - x * c;
+        const int sy = y + dy, sx = (mirrored ? a.w - 1 - x : x) + dx;
+        const bool inside = sy >= 0 && sy < a.h && sx >= 0 && sx < a.w;
+        to[i] = inside ? (float)from[(sy * a.w + sx) * c + k] / 255.0f : 0.0f;
+    }
+}

@@ -1,0 +1,147 @@
+// The end of the classifier: norm, leaky ReLU, global average pool, linear layer, cross-entropy, and back.
+
+struct TailArgs {
+    const float* x;         // [n][pixels][c]
+    const float* norm;      // scale and shift, [2][c]
+    const float* k;         // [3][c]
+    const float* weight;    // [c][classes]
+    const float* bias;      // [classes]
+    const u32* labels;      // [pictures of the pass]; null in inference
+    const u8* forget;       // as labels
+    const u32* order;       // as labels
+    const Control* control;
+    float* pooled;          // [n][c]
+    float* logits;          // [n][classes]
+    float* dlogits;         // [n][classes]
+    float* dpooled;         // [n][c], over the pixels
+    float* ce;              // [n]
+    float* fit;             // [pictures of the pass], by place in the order
+    u32* answers;           // [pictures of the pass]
+    float* dweight;         // [c][classes]
+    float* dbias;           // [classes]
+    float* sums;            // [2][c][n]
+    float* dx;              // as x
+    int n, pixels, c, classes;
+};
+
+// At most so many channels and classes.
+#define TAIL_MOST 1024
+// Kept away from 0 in the logarithm of what is unlearned.
+#define FLOOR 1e-4f
+
+// Logits of a picture a block; in training its loss, fit, and the gradients of its logits and pooled features.
+KERNEL(tail_forward, TailArgs, 256) {
+    __shared__ float pooled[TAIL_MOST];
+    __shared__ float z[TAIL_MOST];
+    __shared__ float shared[3];
+    const int t = threadIdx.x, picture = blockIdx.x;
+    const u32 place = a.control->step * (u32)a.n + picture;
+    const bool inside = place < a.control->pictures;
+    const float* x = a.x + (u64)picture * a.pixels * a.c;
+    for (int c = t; c < a.c; c += 256) {
+        const float scale = a.norm[c], shift = a.norm[a.c + c];
+        float sum = 0.0f;
+        for (int p = 0; p < a.pixels; ++p) sum += leaky(x[p * a.c + c] * scale + shift);
+        pooled[c] = sum / a.pixels;
+        a.pooled[picture * a.c + c] = pooled[c];
+    }
+    __syncthreads();
+    for (int j = t; j < a.classes; j += 256) {
+        float sum = a.bias[j];
+        for (int c = 0; c < a.c; ++c) sum += pooled[c] * a.weight[c * a.classes + j];
+        z[j] = sum;
+        a.logits[picture * a.classes + j] = sum;
+    }
+    __syncthreads();
+    const u32 chosen = a.labels && inside ? a.order[place] : 0;
+    const int label = a.labels ? (int)a.labels[chosen] : 0;
+    if (t == 0 && !a.labels && inside) {
+        int best = 0;
+        for (int j = 0; j < a.classes; ++j)
+            if (z[j] > z[best] || z[best] != z[best]) best = j;
+        a.answers[place] = best;
+    }
+    if (!a.labels) return;
+    if (t == 0) {
+        float top = z[0], top_other = -3.4e38f, total = 0.0f, others = 0.0f;
+        for (int j = 0; j < a.classes; ++j) {
+            top = z[j] > top ? z[j] : top;
+            if (j != label) top_other = z[j] > top_other ? z[j] : top_other;
+        }
+        for (int j = 0; j < a.classes; ++j) {
+            total += expf(z[j] - top);
+            if (j != label) others += expf(z[j] - top_other);
+        }
+        const float log_p = z[label] - top - logf(total), p = expf(log_p);
+        // dL/dz_j = scale * (p_j - [j is the label])
+        float loss = -log_p, scale = 1.0f;
+        if (a.forget[chosen]) {
+            const float rest = 1.0f - p + FLOOR;
+            loss = -logf(rest);
+            scale = -p / rest;
+        }
+        a.ce[picture] = loss;
+        a.fit[place] = z[label] - top_other - logf(others);
+        shared[0] = top;
+        shared[1] = scale / total / a.n;
+        shared[2] = scale / a.n;
+    }
+    __syncthreads();
+    for (int j = t; j < a.classes; j += 256) {
+        const float d = shared[1] * expf(z[j] - shared[0]) - (j == label ? shared[2] : 0.0f);
+        a.dlogits[picture * a.classes + j] = d;
+        z[j] = d;
+    }
+    __syncthreads();
+    for (int c = t; c < a.c; c += 256) {
+        float sum = 0.0f;
+        for (int j = 0; j < a.classes; ++j) sum += z[j] * a.weight[c * a.classes + j];
+        a.dpooled[picture * a.c + c] = sum / a.pixels;
+    }
+}
+
+// Gradients of the linear layer, a thread each; row c is the bias'.
+PLAIN(tail_weights, TailArgs, 128) {
+    const int i = blockIdx.x * 128 + threadIdx.x;
+    if (i >= (a.c + 1) * a.classes) return;
+    const int c = i / a.classes, j = i - c * a.classes;
+    float sum = 0.0f;
+    for (int n = 0; n < a.n; ++n) {
+        const float d = a.dlogits[n * a.classes + j];
+        sum += c < a.c ? a.pooled[n * a.c + c] * d : d;
+    }
+    if (c < a.c)
+        a.dweight[i] = sum;
+    else
+        a.dbias[j] = sum;
+}
+
+// Sums of dz and dz * x by channel, a picture a block.
+PLAIN(tail_sums, TailArgs, 256) {
+    const int picture = blockIdx.x;
+    for (int c = threadIdx.x; c < a.c; c += 256) {
+        const float scale = a.norm[c], shift = a.norm[a.c + c], d = a.dpooled[picture * a.c + c];
+        float one = 0.0f, two = 0.0f;
+        for (int p = 0; p < a.pixels; ++p) {
+            const float x = a.x[((u64)picture * a.pixels + p) * a.c + c], dz = d * leaky_slope(x * scale + shift);
+            one += dz;
+            two += dz * x;
+        }
+        a.sums[c * a.n + picture] = one;
+        a.sums[(a.c + c) * a.n + picture] = two;
+    }
+}
+
+// The gradient with respect to the map, a picture a block.
+PLAIN(tail_gradient, TailArgs, 256) {
+    const int picture = blockIdx.x;
+    for (int c = threadIdx.x; c < a.c; c += 256) {
+        const float scale = a.norm[c], shift = a.norm[a.c + c], d = a.dpooled[picture * a.c + c];
+        const float k1 = a.k[c], k2 = a.k[a.c + c], k3 = a.k[2 * a.c + c];
+        for (int p = 0; p < a.pixels; ++p) {
+            const u64 at = ((u64)picture * a.pixels + p) * a.c + c;
+            const float x = a.x[at];
+            a.dx[at] = k1 * d * leaky_slope(x * scale + shift) + k2 * x + k3;
+        }
+    }
+}

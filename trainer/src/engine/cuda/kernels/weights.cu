@@ -1,0 +1,178 @@
+// Weight gradients: for each tap and input channel (rows) and output channel (columns) a sum over all output pixels. Blocks take
+// stretches of pixels and leave partial sums, which `reduce` adds in order: no atomics, the same bits every time.
+//
+// In f32 a block of 144 threads makes 2304 entries: 144 rows x 16, 72 x 32 or 36 x 64, so that the 9 taps of 16, 32 or 64 channels
+// fill it. In bf16 a block of 9 warps makes 144 rows of any width, 16 rows each warp.
+
+struct WeightArgs {
+    const float* x;        // [n][ih][iw][ic]
+    const float* x_entry;  // as in ConvArgs, kinds 0 and 1
+    const float* dy;       // [n][oh][ow][oc]
+    const float* dy_entry; // as in ConvArgs, kinds 0 and 2
+    const float* dy_other;
+    float* partial;        // [splits][kh * kw * ic * oc + (bias ? oc : 0)]
+    Divisor channels;      // ic
+    Divisor taps_x;        // kw
+    Divisor rows;          // oh
+    Divisor columns;       // ow
+    int n, ih, iw, oc, kh, stride, pad;
+    int x_kind, dy_kind;
+    int bias;              // whether the gradient of a bias stands behind the weights'
+    int stretch;           // pixels of a split, a multiple of 16
+};
+
+// In f32: 4 x 4 entries a thread; both tiles pixel by pixel.
+template <int WIDTH> struct PlainWeights {
+    static constexpr int THREADS = 144, WIDE = WIDTH, TALL = 2304 / WIDE, ROWS = 4, COLUMNS = 4, ACROSS = WIDE / 4;
+    static constexpr int X = 16 * TALL, Y = 16 * WIDE;
+    float sums[ROWS][COLUMNS] = {};
+
+    __device__ static int row(int i) { return threadIdx.x / ACROSS * 4 + i; }
+    __device__ static int column(int j) { return threadIdx.x % ACROSS * 4 + j; }
+    __device__ static void put_x(float* s, int quad, int pixel, const Quad& v) {
+        for (int e = 0; e < 4; ++e) s[pixel * TALL + 4 * quad + e] = v.v[e];
+    }
+    __device__ static void put_y(float* s, int pixel, int column, float v) { s[pixel * WIDE + column] = v; }
+    __device__ float sum(int i, int j) const { return sums[i][j]; }
+    __device__ void multiply(const float* x, const float* y) {
+        for (int p = 0; p < 16; ++p) {
+            const Quad a = read4(&x[p * TALL + row(0)]), b = read4(&y[p * WIDE + column(0)]);
+            for (int i = 0; i < 4; ++i)
+                for (int j = 0; j < 4; ++j) sums[i][j] += a.v[i] * b.v[j];
+        }
+    }
+};
+
+// In bf16 on the tensor cores: 16 rows a warp; both tiles row by row, pixels in pairs.
+template <int WIDTH> struct HalfWeights {
+    static constexpr int THREADS = 288, WIDE = WIDTH, TALL = 144, ROWS = 2, COLUMNS = WIDE / 4;
+    static constexpr int X = TALL * HALF_ROW, Y = WIDE * HALF_ROW;
+    float sums[COLUMNS / 2][4] = {};
+
+    __device__ static int row(int i) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8; }
+    __device__ static int column(int j) { return j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
+    __device__ static void put(float* s, int row, int pixel, float v) {
+        ((unsigned short*)s)[2 * row * HALF_ROW + pixel] = (unsigned short)bf16_pair(v, 0.0f);
+    }
+    __device__ static void put_x(float* s, int quad, int pixel, const Quad& v) {
+        for (int e = 0; e < 4; ++e) put(s, 4 * quad + e, pixel, v.v[e]);
+    }
+    __device__ static void put_y(float* s, int pixel, int column, float v) { put(s, column, pixel, v); }
+    __device__ float sum(int i, int j) const { return sums[j / 2][i * 2 + j % 2]; }
+    __device__ void multiply(const float* x, const float* y) {
+        const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
+        const u32* from = (const u32*)x + row(0) * HALF_ROW + pair;
+        const u32 a[4] = {from[0], from[8 * HALF_ROW], from[4], from[8 * HALF_ROW + 4]};
+        UNROLL for (int n = 0; n < WIDE / 8; ++n) {
+            const u32* other = (const u32*)y + (8 * n + group) * HALF_ROW + pair;
+            const u32 b[2] = {other[0], other[4]};
+            tensor_product(sums[n], a, b);
+        }
+    }
+};
+
+template <typename Tile> __device__ inline void weight_product(const WeightArgs& a) {
+    constexpr int WIDE = Tile::WIDE, TALL = Tile::TALL, QUADS = TALL / 4, THREADS = Tile::THREADS;
+    __shared__ __align__(16) float s_x[Tile::X];
+    __shared__ __align__(16) float s_y[Tile::Y];
+    __shared__ float s_bias[16 * WIDE];
+    const int t = threadIdx.x;
+    const int ic = a.channels.value, kw = a.taps_x.value, ow = a.columns.value, oh = a.rows.value;
+    const int row0 = blockIdx.x * TALL, column0 = blockIdx.y * WIDE, depth = a.kh * kw * ic;
+    const int pixels = a.n * oh * ow;
+    const int from = blockIdx.z * a.stretch, to = from + a.stretch < pixels ? from + a.stretch : pixels;
+    // Thread t fetches rows 4 * quad.. of pixels t / QUADS + j * (THREADS / QUADS).
+    const int quad = t % QUADS, k = row0 + 4 * quad;
+    const int tap = quotient(k, a.channels), c = k - tap * ic, ky = quotient(tap, a.taps_x), kx = tap - ky * kw;
+    Tile tile;
+    float bias = 0.0f;
+
+    for (int m0 = from; m0 < to; m0 += 16) {
+        for (int p = t / QUADS; p < 16; p += THREADS / QUADS) {
+            const int m = m0 + p, up = quotient(m, a.columns), picture = quotient(up, a.rows);
+            const int iy = (up - picture * oh) * a.stride - a.pad, ix = (m - up * ow) * a.stride - a.pad;
+            Quad v = {{0.0f, 0.0f, 0.0f, 0.0f}};
+            if (ic % 4 == 0) {
+                const int y = iy + ky, x = ix + kx;
+                if (m < to && k < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
+                    v = entering4(a.x_kind, a.x, a.x_entry, 0, ic, ((picture * a.ih + y) * a.iw + x) * ic + c, c);
+            } else {
+                UNROLL for (int e = 0; e < 4; ++e) {
+                    const int tap = quotient(k + e, a.channels), c = k + e - tap * ic, ky = quotient(tap, a.taps_x);
+                    const int y = iy + ky, x = ix + tap - ky * kw;
+                    if (m < to && k + e < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
+                        v.v[e] = entering(a.x_kind, a.x, a.x_entry, 0, ic, ((picture * a.ih + y) * a.iw + x) * ic + c, c);
+                }
+            }
+            Tile::put_x(s_x, quad, p, v);
+        }
+        for (int i = t; i < 16 * WIDE; i += THREADS) {
+            const int p = i / WIDE, o = column0 + i % WIDE;
+            float v = 0.0f;
+            if (m0 + p < to && o < a.oc)
+                v = entering(a.dy_kind, a.dy, a.dy_entry, a.dy_other, a.oc, (m0 + p) * a.oc + o, o);
+            Tile::put_y(s_y, p, i % WIDE, v);
+            s_bias[i] = v;
+        }
+        __syncthreads();
+        tile.multiply(s_x, s_y);
+        if (t < WIDE && blockIdx.x == 0)
+            for (int p = 0; p < 16; ++p) bias += s_bias[p * WIDE + t];
+        __syncthreads();
+    }
+    float* partial = a.partial + (u64)blockIdx.z * (depth * a.oc + (a.bias ? a.oc : 0));
+    UNROLL for (int i = 0; i < Tile::ROWS; ++i)
+        UNROLL for (int j = 0; j < Tile::COLUMNS; ++j) {
+            const int row = row0 + Tile::row(i), o = column0 + Tile::column(j);
+            if (row < depth && o < a.oc) partial[row * a.oc + o] = tile.sum(i, j);
+        }
+    if (a.bias && blockIdx.x == 0 && t < WIDE && column0 + t < a.oc) partial[depth * a.oc + column0 + t] = bias;
+}
+
+KERNEL(weights_16, WeightArgs, 144) { weight_product<PlainWeights<16>>(a); }
+KERNEL(weights_32, WeightArgs, 144) { weight_product<PlainWeights<32>>(a); }
+KERNEL(weights_64, WeightArgs, 144) { weight_product<PlainWeights<64>>(a); }
+KERNEL(weights_16_bf16, WeightArgs, 288) { weight_product<HalfWeights<16>>(a); }
+KERNEL(weights_32_bf16, WeightArgs, 288) { weight_product<HalfWeights<32>>(a); }
+KERNEL(weights_64_bf16, WeightArgs, 288) { weight_product<HalfWeights<64>>(a); }
+
+struct ReduceArgs {
+    const float* partial; // [splits][len]
+    float* to;            // [len]
+    int splits, len;
+};
+
+// Adds partial sums in order.
+PLAIN(reduce, ReduceArgs, 128) {
+    const int i = blockIdx.x * 128 + threadIdx.x;
+    if (i >= a.len) return;
+    float sum = 0.0f;
+    for (int s = 0; s < a.splits; ++s) sum += a.partial[(u64)s * a.len + i];
+    a.to[i] = sum;
+}
+
+struct ColumnArgs {
+    const float* x;  // [pixels][c]
+    float* partial;  // [blocks][c]
+    int pixels, c, stretch;
+};
+
+// Sums by channel over a stretch of pixels a block.
+KERNEL(columns, ColumnArgs, 128) {
+    __shared__ float room[128];
+    const int t = threadIdx.x, lanes = a.c < 128 ? 128 / a.c : 1, group = a.c < 128 ? a.c : 128;
+    const int from = blockIdx.x * a.stretch, to = from + a.stretch < a.pixels ? from + a.stretch : a.pixels;
+    for (int c0 = 0; c0 < a.c; c0 += group) {
+        const int lane = t / group, c = c0 + t % group;
+        float sum = 0.0f;
+        if (lane < lanes && c < a.c)
+            for (int p = from + lane; p < to; p += lanes) sum += a.x[p * a.c + c];
+        room[t] = sum;
+        __syncthreads();
+        if (lane == 0 && c < a.c) {
+            for (int l = 1; l < lanes; ++l) sum += room[l * group + t];
+            a.partial[blockIdx.x * a.c + c] = sum;
+        }
+        __syncthreads();
+    }
+}

@@ -1,0 +1,281 @@
+//! The network as launches: forward and backward pass of stem, head and decoder.
+
+use super::args::{Entry, Gate, TailArgs};
+use super::backend::Kernel;
+use super::builder::{Builder, Map, NormState, Product, Sums};
+use crate::engine::EngineError;
+use crate::nn::layer::Squash;
+use crate::nn::{Layer, Sequence};
+use bytemuck::Zeroable;
+use dfdx::prelude::HasShape as _;
+use stemguard_runtime::layers::unit::UnitShape;
+use stemguard_runtime::shape::Shape;
+
+/// What a layer's forward pass leaves for its backward pass.
+pub(super) enum Left {
+    /// A convolution or transposed convolution.
+    Conv { name: String, x: Map },
+    /// A residual unit: input, hidden map, states of both norms.
+    Unit { name: String, x: Map, h: Map, first: Option<NormState>, second: NormState },
+    /// The tail; its argument goes on.
+    Tail { name: String, x: Map, state: NormState, args: TailArgs },
+}
+
+/// What the tail reads and writes outside the network.
+#[derive(Clone, Copy)]
+pub(super) struct Ends {
+    /// Labels, flags and order of the pass; labels are null in inference.
+    pub(super) labels: u64,
+    pub(super) forget: u64,
+    pub(super) order: u64,
+    pub(super) control: u64,
+    /// Cross-entropy of the batch.
+    pub(super) ce: u64,
+    /// Log-odds and answers by place in the order.
+    pub(super) fit: u64,
+    pub(super) answers: u64,
+}
+
+/// Most channels and classes that the tail's kernel has room for.
+const TAIL_MOST: usize = 1024;
+
+fn refused(what: &str) -> EngineError {
+    EngineError::Unavailable(format!("--device cuda: {what}; use --device cpu"))
+}
+
+/// The forward pass of a sequence; in training with batch statistics.
+pub(super) fn forward(
+    b: &mut Builder<'_>,
+    prefix: &str,
+    net: &Sequence,
+    mut x: Map,
+    training: bool,
+    ends: &Ends,
+) -> Result<(Map, Vec<Left>), EngineError> {
+    let mut left = Vec::new();
+    for (name, layer) in net.names.iter().zip(&net.layers) {
+        let name = format!("{prefix}.{name}");
+        let (y, l) = match layer {
+            Layer::Conv { shape, .. } => {
+                let spans = b.conv_spans(&name)?;
+                let y =
+                    b.product(&Product { sums: training, ..Product::forward(shape, x.at(), Entry::Plain, spans) })?;
+                (y, Left::Conv { name, x })
+            }
+            Layer::Unit { shape, .. } => unit(b, name, shape, x, training)?,
+            Layer::Tail { shape, bias, .. } => tail(b, name, *shape, bias.shape().0, x, training, ends)?,
+            Layer::Deconv { shape, squash, .. } => {
+                let [weight, bias] = b.conv_spans(&name)?;
+                let squash = match squash {
+                    Squash::Relu => 1,
+                    Squash::Sigmoid => 2,
+                };
+                let p = Product::new(shape, true, x.at(), Entry::Plain, weight);
+                (b.product(&Product { bias: Some(bias), squash, ..p })?, Left::Conv { name, x })
+            }
+            Layer::Front(_) | Layer::Basic(_) | Layer::PoolLinear(_) => {
+                return Err(refused("ResNet-34 is not run there"));
+            }
+        };
+        if training {
+            left.push(l);
+        } else {
+            b.give(x.region);
+        }
+        x = y;
+    }
+    Ok((x, left))
+}
+
+fn unit(b: &mut Builder<'_>, name: String, s: &UnitShape, x: Map, training: bool) -> Result<(Map, Left), EngineError> {
+    let first = if s.preact { Some(b.norm(&format!("{name}.bn1"), &x)?) } else { None };
+    if !s.preact {
+        b.give_sums(x.sums);
+    }
+    let entry = first.map_or(Entry::Plain, |f| f.entry());
+    let spans = b.conv_spans(&format!("{name}.conv1"))?;
+    let h = b.product(&Product { sums: training, ..Product::forward(&s.conv1, x.at(), entry, spans) })?;
+    let second = b.norm(&format!("{name}.bn2"), &h)?;
+    let skip = match &s.short {
+        Some(short) => {
+            let spans = b.conv_spans(&format!("{name}.short"))?;
+            Some(b.product(&Product::forward(short, x.at(), entry, spans))?)
+        }
+        None => None,
+    };
+    let spans = b.conv_spans(&format!("{name}.conv2"))?;
+    let add = skip.map_or(x.at(), |s| s.at());
+    let p = Product { add, sums: training, ..Product::forward(&s.conv2, h.at(), second.entry(), spans) };
+    let y = b.product(&p)?;
+    if let Some(skip) = skip {
+        b.give(skip.region);
+    }
+    if !training {
+        b.give(h.region);
+    }
+    Ok((y, Left::Unit { name, x, h, first, second }))
+}
+
+fn tail(
+    b: &mut Builder<'_>,
+    name: String,
+    s: Shape,
+    classes: usize,
+    x: Map,
+    training: bool,
+    ends: &Ends,
+) -> Result<(Map, Left), EngineError> {
+    let (n, c) = (b.n, s.c as usize);
+    if c > TAIL_MOST || classes > TAIL_MOST {
+        return Err(refused("more than 1024 classes or channels at the end"));
+    }
+    let state = b.norm(&format!("{name}.bn"), &x)?;
+    let [weight, bias] = b.conv_spans(&format!("{name}.fc"))?;
+    let logits = b.map(Shape::new(1, 1, classes as u32))?;
+    let mut args = TailArgs {
+        x: x.at(),
+        norm: state.affine(),
+        weight: b.param(weight),
+        bias: b.param(bias),
+        labels: if training { ends.labels } else { 0 },
+        forget: ends.forget,
+        order: ends.order,
+        control: ends.control,
+        pooled: b.take(n * c)?.address,
+        logits: logits.at(),
+        ce: ends.ce,
+        fit: ends.fit,
+        answers: ends.answers,
+        n: n as i32,
+        pixels: (s.h * s.w) as i32,
+        c: c as i32,
+        classes: classes as i32,
+        ..TailArgs::zeroed()
+    };
+    if training {
+        args.dlogits = b.take(n * classes)?.address;
+        args.dpooled = b.take(n * c)?.address;
+        args.dweight = b.grad(weight);
+        args.dbias = b.grad(bias);
+    }
+    b.launch(Kernel::TailForward, [n, 1, 1], &args);
+    Ok((logits, Left::Tail { name, x, state, args }))
+}
+
+/// The backward pass of a stem or head from `dy` (none: the tail makes it) to the gradient of its input, which is the last one
+/// unless it is `wanted`.
+pub(super) fn backward(
+    b: &mut Builder<'_>,
+    net: &Sequence,
+    left: Vec<Left>,
+    mut dy: Option<Map>,
+    wanted: bool,
+) -> Result<Option<Map>, EngineError> {
+    for (i, (layer, left)) in net.layers.iter().zip(left).enumerate().rev() {
+        let next = match (layer, left, dy) {
+            (Layer::Tail { .. }, Left::Tail { name, x, state, args }, None) => {
+                Some(tail_backward(b, &name, x, state, args)?)
+            }
+            (Layer::Unit { shape, .. }, Left::Unit { name, x, h, first, second }, Some(dy)) => {
+                Some(unit_backward(b, &name, shape, [x, h], first, second, dy)?)
+            }
+            (Layer::Conv { shape, .. }, Left::Conv { name, x }, Some(dy)) if i == 0 && !wanted => {
+                let [weight, bias] = b.conv_spans(&name)?;
+                b.weights(shape, (x.at(), Entry::Plain), (dy.at(), Entry::Plain), weight, Some(bias))?;
+                None
+            }
+            _ => return Err(EngineError::Failed("layers in another order than the engine knows".into())),
+        };
+        if let Some(dy) = dy {
+            b.give(dy.region);
+        }
+        dy = next;
+    }
+    Ok(dy)
+}
+
+fn tail_backward(
+    b: &mut Builder<'_>,
+    name: &str,
+    x: Map,
+    state: NormState,
+    mut args: TailArgs,
+) -> Result<Map, EngineError> {
+    let (n, c) = (b.n, x.shape.c as usize);
+    b.launch(Kernel::TailWeights, [((c + 1) * args.classes as usize).div_ceil(128), 1, 1], &args);
+    let sums = Sums { region: b.take(2 * c * n)?, blocks: n };
+    args.sums = sums.region.address;
+    b.launch(Kernel::TailSums, [n, 1, 1], &args);
+    let k = b.norm_backward(&format!("{name}.bn"), state, x.shape, sums)?;
+    let dx = b.map(x.shape)?;
+    (args.k, args.dx) = (k.address, dx.at());
+    b.launch(Kernel::TailGradient, [n, 1, 1], &args);
+    b.give(k);
+    Ok(dx)
+}
+
+fn unit_backward(
+    b: &mut Builder<'_>,
+    name: &str,
+    s: &UnitShape,
+    [x, h]: [Map; 2],
+    first: Option<NormState>,
+    second: NormState,
+    dy: Map,
+) -> Result<Map, EngineError> {
+    let summed = |m: &Map| m.sums.ok_or_else(|| EngineError::Failed("sums that were not taken".into()));
+    let [w1, b1] = b.conv_spans(&format!("{name}.conv1"))?;
+    let [w2, b2] = b.conv_spans(&format!("{name}.conv2"))?;
+    let p = Product::gradient(&s.conv2, dy.at(), Entry::Plain, w2, second.gate(&h));
+    let dh = b.product(&Product { sums: true, ..p })?;
+    b.weights(&s.conv2, (h.at(), second.entry()), (dy.at(), Entry::Plain), w2, Some(b2))?;
+    let k2 = b.norm_backward(&format!("{name}.bn2"), second, s.conv1.y, summed(&dh)?)?;
+
+    let (entry, gate) = first.map_or((Entry::Plain, Gate::Open), |f| (f.entry(), f.gate(&x)));
+    let mut dskip = None;
+    if let Some(short) = &s.short {
+        let [weight, bias] = b.conv_spans(&format!("{name}.short"))?;
+        dskip = Some(b.product(&Product::gradient(short, dy.at(), Entry::Plain, weight, gate))?);
+        b.weights(short, (x.at(), entry), (dy.at(), Entry::Plain), weight, Some(bias))?;
+    }
+    let arriving = Entry::Back(k2.address, h.at());
+    let p = Product::gradient(&s.conv1, dh.at(), arriving, w1, gate);
+    let dx = b.product(&Product { add: dskip.map_or(0, |d| d.at()), sums: first.is_some(), ..p })?;
+    b.weights(&s.conv1, (x.at(), entry), (dh.at(), arriving), w1, Some(b1))?;
+    if let Some(first) = first {
+        let k1 = b.norm_backward(&format!("{name}.bn1"), first, s.x(), summed(&dx)?)?;
+        b.norm_gradient(&dx, &x, k1, if s.short.is_none() { dy.at() } else { 0 })?;
+        b.give(k1);
+    }
+    b.give(dh.region);
+    b.give(k2);
+    if let Some(d) = dskip {
+        b.give(d.region);
+    }
+    Ok(Map { sums: None, ..dx })
+}
+
+/// The backward pass of a decoder from the gradient in front of its last squashing; `add` is added to that of the features.
+pub(super) fn decoder_backward(
+    b: &mut Builder<'_>,
+    net: &Sequence,
+    left: Vec<Left>,
+    mut dz: Map,
+    add: u64,
+) -> Result<Map, EngineError> {
+    for (i, (layer, left)) in net.layers.iter().zip(left).enumerate().rev() {
+        let (Layer::Deconv { shape, .. }, Left::Conv { name, x }) = (layer, left) else {
+            return Err(EngineError::Failed("a decoder of other layers than the engine knows".into()));
+        };
+        let [weight, bias] = b.conv_spans(&name)?;
+        b.columns(&dz, bias)?;
+        b.weights(shape, (dz.at(), Entry::Plain), (x.at(), Entry::Plain), weight, None)?;
+        let p = Product::new(shape, false, dz.at(), Entry::Plain, weight);
+        // What comes in is a rectified map, but for the features.
+        let p = if i == 0 { Product { add, ..p } } else { Product { gate: Gate::Rectified(x.at()), ..p } };
+        let dx = b.product(&p)?;
+        b.give(dz.region);
+        dz = dx;
+    }
+    Ok(dz)
+}

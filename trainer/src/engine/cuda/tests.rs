@@ -1,0 +1,378 @@
+//! The engine on the mirror against the CPU engine: augmentation to the bit, gradients, optimiser steps, answers, checkpoints.
+
+use super::args::{Control, Entry, Gate};
+use super::builder::{Builder, Homes, Product};
+use super::layout::{Layout, Span};
+use super::mirror::Mirror;
+use super::plan::{Source, bring};
+use super::{Backend, CudaEngine};
+use crate::augment;
+use crate::checkpoint;
+use crate::config::{Crop, RunConfig};
+use crate::engine::Precision::{self, Bf16, F32};
+use crate::engine::{CpuEngine, Engine, EngineError, Lesson, Optimizer, Pass, State, StepReport};
+use crate::model::{Architecture, TrapNet};
+use crate::nn::{Param, Visit};
+use bytemuck::Zeroable;
+use dfdx::prelude::*;
+use std::collections::BTreeMap;
+use stemguard_runtime::data::Pictures;
+use stemguard_runtime::kernels::ConvShape;
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::rng::Rng;
+use stemguard_runtime::shape::Shape;
+
+/// Between gradients, relative to the largest entry of the tensor.
+const GRADIENT: f32 = 1e-4;
+/// Tensors whose largest gradient is below this share of the largest of all count as this large: a bias in front of a batch norm has
+/// no gradient, and what is computed is rounding.
+const FLOOR: f32 = 1e-2;
+/// Between parameters, statistics and moments after some steps: the length of the difference, relative to that of the tensor. Adam's
+/// first steps make a whole step of any gradient, rounding included; single entries therefore differ more.
+const STATE: f32 = 1e-3;
+/// Between all gradients in bf16 and in `f32`: the length of the difference, relative to theirs. A value keeps 8 bits.
+const BF16_GRADIENT: f64 = 0.15;
+/// Between losses, and between log-odds.
+const LOSS: f32 = 1e-4;
+
+const CLASSES: usize = 5;
+const BATCH: usize = 6;
+
+fn pictures(n: usize, h: usize, w: usize) -> Pictures {
+    let mut rng = Rng::new(n as u64, 3);
+    Pictures {
+        h,
+        w,
+        pixels: (0..n * h * w * 3).map(|_| rng.bits() as u8).collect(),
+        labels: (0..n).map(|_| rng.below(CLASSES) as u32).collect(),
+        classes: (0..CLASSES).map(|i| i.to_string()).collect(),
+        files: Vec::new(),
+    }
+}
+
+fn config(architecture: Architecture, trap: bool, optimizer: Optimizer) -> RunConfig {
+    let rate = if optimizer == Optimizer::Sgd { 0.05 } else { 1e-3 };
+    let recipe = RunConfig::published("signs".into());
+    RunConfig { architecture, trap, optimizer, rate, batch: BATCH, shift: 2, flip: true, seed: 7, epochs: 2, ..recipe }
+}
+
+fn oracle(c: &RunConfig, p: &Pictures) -> CpuEngine {
+    let dev = Cpu::default();
+    let net = TrapNet::new(c.architecture, p.shape(), CLASSES, c.trap, c.seed, &dev).expect("a network");
+    CpuEngine::new(net, c.objective(), Simd::new(1), dev)
+}
+
+fn mirrored(c: &RunConfig, cpu: &mut CpuEngine, precision: Precision, falling: bool) -> Option<CudaEngine> {
+    let mut device = Mirror::new()?;
+    device.falling = falling;
+    let mut engine = CudaEngine::on(Box::new(device), &cpu.net, c.objective(), precision).expect("an engine");
+    engine.restore(&cpu.state().expect("a state")).expect("restored");
+    Some(engine)
+}
+
+/// The largest difference, relative to the largest value; a NaN on either side is as large as can be.
+fn difference(a: &[f32], b: &[f32], floor: f32) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let top = b.iter().fold(floor, |m, v| m.max(v.abs()));
+    a.iter()
+        .zip(b)
+        .fold(0.0, |m, (a, b)| if a.is_finite() && b.is_finite() { f32::max(m, (a - b).abs() / top) } else { f32::MAX })
+}
+
+fn close(what: &str, a: &State, b: &State) {
+    assert_eq!(a.steps, b.steps, "{what}");
+    assert!(a.tensors.keys().eq(b.tensors.keys()), "{what}: other tensors");
+    let kind = |name: &str| ["first.", "second."].iter().position(|&p| name.starts_with(p)).map_or(0, |i| i + 1);
+    let mut top = [0.0f32; 3];
+    for (name, values) in &b.tensors {
+        top[kind(name)] = values.iter().fold(top[kind(name)], |m, v| m.max(v.abs()));
+    }
+    // Moments of biases without a gradient are rounding, the second ones its squares.
+    let floors = [1e-3, FLOOR * top[1], (FLOOR * FLOOR * top[2]).max(f32::MIN_POSITIVE)];
+    let length = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let mut worst = (0.0, "");
+    for (name, a) in &a.tensors {
+        let b = &b.tensors[name];
+        assert_eq!(a.len(), b.len(), "{what}, {name}");
+        let least = f64::from(floors[kind(name)]) * (b.len() as f64).sqrt();
+        let d = length(&mut a.iter().zip(b).map(|(a, b)| a - b)) / length(&mut b.iter().copied()).max(least);
+        // In front of a norm there is no gradient: Adam makes steps of rounding.
+        let limit = f64::from(if name.ends_with(".conv1.bias") { 10.0 * STATE } else { STATE });
+        assert!(d <= limit, "{what}, {name}: {d:.1e} apart");
+        if d > worst.0 {
+            worst = (d, name);
+        }
+    }
+    eprintln!("{what}: states {:.1e} apart ({})", worst.0, worst.1);
+}
+
+struct Read<'a>(&'a Gradients<f32, Cpu>, BTreeMap<String, Vec<f32>>);
+
+impl Visit for Read<'_> {
+    fn param(&mut self, name: &str, p: &mut Param) {
+        self.1.insert(name.to_owned(), self.0.get(p).as_vec());
+    }
+    fn state(&mut self, _: &str, _: &mut Vec<f32>) {}
+}
+
+/// One pass; the reports of its steps.
+fn pass(e: &mut dyn Engine, c: &RunConfig, p: &Pictures, forget: &[bool], epoch: u32, steps: usize) -> Vec<StepReport> {
+    let rate = c.rate * c.schedule.factor(epoch, c.epochs);
+    let order = augment::order(c.seed, epoch, p.len());
+    let mut reports = Vec::new();
+    e.pass(&Pass { config: c, pictures: p, forget, epoch, rate }, &order, &mut |chosen, report| {
+        assert_eq!(chosen, &order[reports.len() * c.batch..][..c.batch]);
+        reports.push(report.clone());
+        reports.len() < steps
+    })
+    .expect("a pass");
+    reports
+}
+
+#[test]
+fn pictures_are_varied_as_on_the_cpu() {
+    let Some(mut device) = Mirror::new() else { return };
+    let (c, p, epoch) = (config(Architecture::default(), true, Optimizer::Adam), pictures(14, 12, 16), 3);
+    let order = augment::order(c.seed, epoch, p.len());
+    let mut net = oracle(&c, &p).net;
+    let layout = Layout::of(&mut net);
+    for (crop, shift) in [(Crop::Shift, 2), (Crop::None, 0)] {
+        let c = RunConfig { crop, ..c.clone() };
+        let mut region = |bytes: &[u8]| {
+            let r = device.allocate(bytes.len()).expect("memory");
+            device.write(r, bytes).expect("written");
+            r
+        };
+        let control =
+            Control { seed: super::seed(&c), epoch, step: u32::MAX, pictures: p.len() as u32, ..Control::zeroed() };
+        let source = Source {
+            pixels: region(&p.pixels),
+            control: region(bytemuck::bytes_of(&control)),
+            order: Some(region(bytemuck::cast_slice(&order))),
+            shift: Some(shift),
+            flip: c.flip,
+        };
+        let nowhere = source.control;
+        let homes = Homes { params: nowhere, grads: nowhere, statistics: nowhere };
+        let mut b = Builder::new(&mut device, &layout, homes, F32, BATCH);
+        let x = bring(&mut b, &source, p.shape()).expect("launches").region;
+        let launches = std::mem::take(&mut b.launches);
+        // SAFETY: the launches are those of a step's beginning.
+        let program = unsafe { device.program(launches) }.expect("a program");
+        for chosen in order.chunks_exact(BATCH) {
+            device.run(program).expect("runs");
+            let mut got = vec![0.0f32; BATCH * p.shape().len()];
+            device.read(x, 0, bytemuck::cast_slice_mut(&mut got)).expect("read");
+            assert_eq!(got, augment::batch(&Simd::new(1), &c, &p, epoch, chosen), "{crop:?}");
+        }
+    }
+}
+
+/// The gradients of a first step on both: the largest difference of an entry, relative to the largest of its tensor, and the length of
+/// the difference of all, relative to theirs. The CPU engine's running statistics have moved afterwards, and on the device everything.
+fn gradients(
+    what: &str,
+    c: &RunConfig,
+    p: &Pictures,
+    forget: &[bool],
+    cpu: &mut CpuEngine,
+    cuda: &mut CudaEngine,
+) -> (f32, f64) {
+    let order = augment::order(c.seed, 0, p.len());
+    let chosen = &order[..c.batch];
+    let labels: Vec<u32> = chosen.iter().map(|&i| p.labels[i as usize]).collect();
+    let flags: Vec<bool> = chosen.iter().filter_map(|&i| forget.get(i as usize).copied()).collect();
+    let x = augment::batch(&Simd::new(1), c, p, 0, chosen);
+    let (_, grads) = cpu.gradients(x, Lesson { labels: &labels, forget: &flags }).expect("gradients");
+    let mut read = Read(&grads, BTreeMap::new());
+    cpu.net.visit(&mut read);
+    let (source, books, program) = cuda.held.as_ref().map(|h| (h.source, h.books, h.program)).expect("held");
+    let control = Control { seed: super::seed(c), step: u32::MAX, pictures: p.len() as u32, ..Control::zeroed() };
+    let mut flags: Vec<u8> = forget.iter().map(|&f| u8::from(f)).collect();
+    flags.resize(p.len(), 0);
+    for (region, bytes) in [
+        (source.control, bytemuck::bytes_of(&control)),
+        (source.order.expect("an order"), bytemuck::cast_slice(&order)),
+        (books.forget, &flags),
+    ] {
+        cuda.device.write(region, bytes).expect("written");
+    }
+    cuda.device.run(program).expect("runs");
+    let largest = read.1.values().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
+    let (len, _) = cuda.layout.lens();
+    let all = cuda.floats(cuda.homes.grads, 0, len).expect("read");
+    let mut worst = (0.0, String::new());
+    let (mut apart, mut length) = (0.0, 0.0);
+    for (name, expected) in &read.1 {
+        let span = cuda.layout.param(name).expect("a parameter");
+        let got = &all[span.first..][..span.len];
+        let d = difference(got, expected, FLOOR * largest);
+        apart += got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        length += expected.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        if d > worst.0 {
+            worst = (d, name.clone());
+        }
+    }
+    let apart = (apart / length).sqrt();
+    eprintln!("{what}: gradients {:.1e} apart ({}), {apart:.1e} together", worst.0, worst.1);
+    (worst.0, apart)
+}
+
+/// Gradients of a first step, then two passes of two steps, then answers.
+fn compare(what: &str, c: &RunConfig, h: usize, w: usize, forget: &[bool]) {
+    let p = pictures(14, h, w);
+    let mut cpu = oracle(c, &p);
+    let Some(mut cuda) = mirrored(c, &mut cpu, F32, false) else { return };
+    let start = cpu.state().expect("a state");
+    cuda.hold(c, &p).expect("held");
+    let (worst, _) = gradients(what, c, &p, forget, &mut cpu, &mut cuda);
+    assert!(worst <= GRADIENT, "{what}");
+    cuda.restore(&start).expect("restored");
+    cpu.restore(&start).expect("restored");
+    for epoch in 0..2 {
+        let a = pass(&mut cuda, c, &p, forget, epoch, 2);
+        let b = pass(&mut cpu, c, &p, forget, epoch, 2);
+        assert_eq!((a.len(), b.len()), (2, 2));
+        for (a, b) in a.iter().zip(&b) {
+            let all = |r: &StepReport| [r.losses.total, r.losses.ce, r.losses.mse, r.losses.tv];
+            assert!(difference(&all(a), &all(b), 1.0) <= LOSS, "{what}: {a:?} where the CPU gives {b:?}");
+            assert!(difference(&a.fit, &b.fit, 1.0) <= LOSS, "{what}: {a:?} where the CPU gives {b:?}");
+        }
+        let (a, b) = (cuda.state().expect("a state"), cpu.state().expect("a state"));
+        close(&format!("{what}, after {} steps", 2 * (epoch + 1)), &a, &b);
+    }
+    let test = pictures(9, h, w);
+    assert_eq!(cuda.answers(&test).expect("answers"), cpu.answers(&test).expect("answers"), "{what}");
+    // Fewer pictures than before, then more.
+    for n in [4, 20] {
+        let test = pictures(n, h, w);
+        assert_eq!(cuda.answers(&test).expect("answers"), cpu.answers(&test).expect("answers"), "{what}");
+    }
+}
+
+#[test]
+fn the_trap_trains_as_on_the_cpu() {
+    let c = config(Architecture::default(), true, Optimizer::Adam);
+    compare("WRN-16-1, trap, Adam", &c, 12, 16, &[]);
+}
+
+#[test]
+fn a_wide_baseline_trains_as_on_the_cpu() {
+    let a = Architecture { depth: 16, width: 2, split: 4 };
+    let forget: Vec<bool> = (0..14).map(|i| i % 3 == 0).collect();
+    compare("WRN-16-2, no decoder, SGD", &config(a, false, Optimizer::Sgd), 8, 8, &forget);
+}
+
+#[test]
+fn gradients_in_bf16_are_near() {
+    let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(14, 12, 16));
+    let mut cpu = oracle(&c, &p);
+    let Some(mut cuda) = mirrored(&c, &mut cpu, Bf16, false) else { return };
+    cuda.hold(&c, &p).expect("held");
+    let (_, together) = gradients("WRN-16-1, trap, bf16", &c, &p, &[], &mut cpu, &mut cuda);
+    assert!(together <= BF16_GRADIENT);
+}
+
+/// A product of whole numbers small enough to be exact either way, and its sums.
+fn exact(g: &ConvShape, gradient: bool, precision: Precision) -> Option<[Vec<f32>; 3]> {
+    let mut device = Mirror::new()?;
+    let mut rng = Rng::new(5, 5);
+    let mut whole = |len: usize| -> Vec<f32> { (0..len).map(|_| rng.below(7) as f32 - 3.0).collect() };
+    let n = 3;
+    let (x, y, w, bias) = (whole(n * g.x.len()), whole(n * g.y.len()), whole(g.weights()), whole(g.y.c as usize));
+    let mut region = |values: &[f32]| {
+        let r = device.allocate(4 * values.len()).expect("memory");
+        device.write(r, bytemuck::cast_slice(values)).expect("written");
+        r
+    };
+    let (xs, ys) = (region(&x), region(&y));
+    let params = region(&[w, bias].concat());
+    let grads = region(&vec![f32::NAN; g.weights() + g.y.c as usize]);
+    let (layout, homes) = (Layout::default(), Homes { params, grads, statistics: grads });
+    let spans = [Span { first: 0, len: g.weights() }, Span { first: g.weights(), len: g.y.c as usize }];
+    let mut b = Builder::new(&mut device, &layout, homes, precision, n);
+    let p = match gradient {
+        false => Product::forward(g, xs.address, Entry::Plain, spans),
+        true => Product::gradient(g, ys.address, Entry::Plain, spans[0], Gate::Open),
+    };
+    let out = b.product(&Product { sums: true, ..p }).expect("launches");
+    b.weights(g, (xs.address, Entry::Plain), (ys.address, Entry::Plain), spans[0], Some(spans[1])).expect("launches");
+    let launches = std::mem::take(&mut b.launches);
+    // SAFETY: the builder's launches, over regions of the shapes it was told.
+    let program = unsafe { device.program(launches) }.expect("a program");
+    device.run(program).expect("runs");
+    Some([out.region, out.sums.expect("sums").region, grads].map(|r| {
+        let mut values = vec![0.0f32; r.bytes / 4];
+        device.read(r, 0, bytemuck::cast_slice_mut(&mut values)).expect("read");
+        values
+    }))
+}
+
+#[test]
+fn tensor_products_multiply_what_plain_ones_do() {
+    for (side, cin, cout, kernel, stride, pad) in
+        [(8, 3, 16, 3, 1, 1), (8, 16, 32, 3, 2, 1), (6, 32, 64, 1, 2, 0), (6, 20, 70, 3, 1, 1), (8, 3, 33, 4, 2, 1)]
+    {
+        let g = ConvShape::square(Shape::new(side, side + 2, cin), cout, kernel, stride, pad).expect("a shape");
+        for gradient in [false, true] {
+            let (Some(plain), Some(half)) = (exact(&g, gradient, F32), exact(&g, gradient, Bf16)) else { return };
+            assert!(plain.iter().flatten().all(|v| v.is_finite() && v.fract() == 0.0), "{g:?}");
+            assert!(plain == half, "{g:?}, gradient: {gradient}");
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_order_of_threads() {
+    let (c, p) =
+        (config(Architecture { split: 6, ..Architecture::default() }, true, Optimizer::Adam), pictures(7, 8, 8));
+    let run = |precision, falling| {
+        let mut cuda = mirrored(&c, &mut oracle(&c, &p), precision, falling)?;
+        cuda.hold(&c, &p).expect("held");
+        let reports = pass(&mut cuda, &c, &p, &[], 0, 1);
+        Some((reports, cuda.state().expect("a state"), cuda.answers(&p).expect("answers")))
+    };
+    for precision in [F32, Bf16] {
+        assert_eq!(run(precision, false), run(precision, true), "{precision:?}");
+    }
+}
+
+#[test]
+fn a_run_begun_on_the_device_goes_on_on_the_cpu() {
+    let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(12, 8, 8));
+    let mut cpu = oracle(&c, &p);
+    let Some(mut cuda) = mirrored(&c, &mut cpu, F32, false) else { return };
+    cuda.hold(&c, &p).expect("held");
+    assert_eq!(pass(&mut cuda, &c, &p, &[], 0, 2).len(), 2);
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("checkpoint.safetensors");
+    checkpoint::write(&path, &cuda.state().expect("a state"), 1, "x").expect("written");
+    let (state, epochs) = checkpoint::read(&path, "x").expect("read");
+    assert_eq!((epochs, state.steps), (1, 2));
+    cpu.restore(&state).expect("restored");
+    let (a, b) = (pass(&mut cuda, &c, &p, &[], 1, 2), pass(&mut cpu, &c, &p, &[], 1, 2));
+    assert!(difference(&[a[1].losses.total], &[b[1].losses.total], 1.0) <= LOSS);
+    close("gone on with", &cuda.state().expect("a state"), &cpu.state().expect("a state"));
+    // And back.
+    cuda.restore(&cpu.state().expect("a state")).expect("restored");
+    assert_eq!(cuda.state().expect("a state"), cpu.state().expect("a state"));
+}
+
+#[test]
+fn what_the_device_does_not_run_is_refused() {
+    let p = pictures(8, 32, 32);
+    let c = config(Architecture::RESNET34, true, Optimizer::Sgd);
+    let mut cpu = oracle(&c, &p);
+    let Some(mut cuda) = mirrored(&c, &mut cpu, F32, false) else { return };
+    let refused = |r: Result<(), EngineError>, word: &str| match r {
+        Err(EngineError::Unavailable(m)) => assert!(m.contains(word), "{m}"),
+        other => panic!("{other:?}"),
+    };
+    refused(cuda.hold(&c, &p), "ResNet-34");
+    refused(cuda.hold(&RunConfig { crop: Crop::Resized, ..c.clone() }, &p), "--crop resized");
+    let state = State { steps: 1, ..State::default() };
+    assert!(cuda.restore(&state).expect_err("refused").to_string().contains("is missing"));
+    let other = RunConfig { batch: 4, ..c };
+    let whole = Pass { config: &other, pictures: &p, forget: &[], epoch: 0, rate: 0.1 };
+    assert!(cuda.pass(&whole, &[0, 1, 2, 3], &mut |_, _| true).is_err(), "nothing is held");
+}
