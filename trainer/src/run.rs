@@ -312,3 +312,30 @@ impl RunDir {
         self.write_json("results.json", &results)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_device_is_recorded_and_one_of_the_instruction_set_refused() {
+        let home = tempfile::tempdir().expect("a directory");
+        let record = |kernels: &str| Record {
+            config: RunConfig::published("signs".into()),
+            counts: Counts::default(),
+            version: "1".into(),
+            kernels: kernels.into(),
+        };
+        let resume = |kernels| RunDir::create(home.path(), &record(kernels), true);
+        let kept = || RunDir::open(home.path()).expect("a run").1.kernels;
+        resume("avx2").expect("new");
+        assert!(resume("avx512").expect_err("refused").to_string().contains("was started with avx2"));
+        resume("avx2").expect("the same");
+        resume(CUDA).expect("on a GPU");
+        assert_eq!(kept(), "avx2 + cuda");
+        resume("avx2").expect("and back");
+        assert_eq!(kept(), "avx2 + cuda");
+        resume("cuda bf16").expect("in bf16");
+        assert_eq!(kept(), "avx2 + cuda + cuda bf16");
+    }
+}

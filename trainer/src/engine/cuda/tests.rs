@@ -9,10 +9,14 @@ use super::{Backend, CudaEngine};
 use crate::augment;
 use crate::checkpoint;
 use crate::config::{Crop, RunConfig};
+use crate::course::Course;
 use crate::engine::Precision::{self, Bf16, F32};
 use crate::engine::{CpuEngine, Engine, EngineError, Lesson, Optimizer, Pass, State, StepReport};
+use crate::evaluate::TestSet;
+use crate::history::History;
 use crate::model::{Architecture, TrapNet};
 use crate::nn::{Param, Visit};
+use crate::run::RunDir;
 use bytemuck::Zeroable;
 use dfdx::prelude::*;
 use std::collections::BTreeMap;
@@ -356,6 +360,32 @@ fn a_run_begun_on_the_device_goes_on_on_the_cpu() {
     // And back.
     cuda.restore(&cpu.state().expect("a state")).expect("restored");
     assert_eq!(cuda.state().expect("a state"), cpu.state().expect("a state"));
+}
+
+#[test]
+fn a_course_on_the_device_is_that_of_the_cpu() {
+    let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(12, 8, 8));
+    let c = RunConfig { every: 1, ..c };
+    let test = TestSet { clean: pictures(10, 8, 8), triggered: pictures(5, 8, 8), target: 1 };
+    let mut cpu = oracle(&c, &p);
+    let Some(mut cuda) = mirrored(&c, &mut cpu, F32, false) else { return };
+    let homes = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let [ours, theirs] = homes.each_ref().map(|h| RunDir { path: h.path().to_owned() });
+    let course = |dir| Course { config: &c, pictures: &p, forget: &[], dir, fingerprint: "x" };
+    let a = course(&ours).run(&mut cuda, 0, &test, &mut |_| {}).expect("a course");
+    let b = course(&theirs).run(&mut cpu, 0, &test, &mut |_| {}).expect("a course");
+    assert_eq!(a, b);
+    let lines = [&ours, &theirs].map(|d| d.metrics().expect("metrics"));
+    for (a, b) in lines[0].iter().zip(&lines[1]) {
+        assert_eq!((a.epoch, a.acc, a.asr), (b.epoch, b.acc, b.asr));
+        assert!(difference(&[a.losses.total], &[b.losses.total], 1.0) <= LOSS);
+    }
+    assert_eq!((lines[0].len(), lines[1].len()), (2, 2));
+    // Kept in tenths.
+    let fit =
+        [&ours, &theirs].map(|d| History::read(&d.file("fitting.npy"), p.len(), 2).expect("fitting").log_odds(0..2).0);
+    assert!(fit[0].iter().zip(&fit[1]).all(|(a, b)| (a - b).abs() <= 0.1));
+    assert_eq!(course(&ours).resume(&mut cpu).expect("a checkpoint"), 2);
 }
 
 #[test]
