@@ -11,6 +11,8 @@
 //! from another page, and where `cout` is a round number all rows from a few sets of the cache.
 
 use super::vector::{Vector, by_channel, load, store};
+use crate::net::Activation;
+use core::ptr::null;
 
 /// A correlation: `y[oy][ox][o] = bias[o] + sum over ky, k of x[oy*x_step + ky*x_row + ox*x_pix + k] * w[oy][ky*klen + k][o]`.
 /// All strides count `f32` elements.
@@ -38,10 +40,96 @@ pub(crate) struct Correlation {
     pub(crate) w_step: usize,
 }
 
-/// Columns of the block that starts at column `o` of `cout`: two vectors, one, or what is left.
+/// What happens to a result on its way out: something is added, then an activation
+/// `max(low, min(high, v > 0 ? v : slope * v))`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exit {
+    /// Laid out as the output; null: nothing.
+    pub(crate) add: *const f32,
+    pub(crate) slope: f32,
+    pub(crate) low: f32,
+    pub(crate) high: f32,
+}
+
+impl Exit {
+    /// Results as they are.
+    pub(crate) const PLAIN: Self = Self { add: null(), slope: 1.0, low: f32::NEG_INFINITY, high: f32::INFINITY };
+
+    /// With this activation and nothing added; `None` for one that is not a bend or a bound.
+    pub(crate) const fn of(act: Activation) -> Option<Self> {
+        match act {
+            Activation::None => Some(Self::PLAIN),
+            Activation::Relu => Some(Self { low: 0.0, ..Self::PLAIN }),
+            Activation::Relu6 => Some(Self { low: 0.0, high: 6.0, ..Self::PLAIN }),
+            Activation::Leaky(slope) => Some(Self { slope, ..Self::PLAIN }),
+            _ => None,
+        }
+    }
+
+    /// The same for results that start `n` elements further on.
+    pub(crate) fn at(&self, n: usize) -> Self {
+        Self { add: if self.add.is_null() { self.add } else { self.add.wrapping_add(n) }, ..*self }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.add.is_null() && self.slope == 1.0 && self.low == f32::NEG_INFINITY && self.high == f32::INFINITY
+    }
+
+    /// One vector of results, which lies `n` elements behind the first.
+    ///
+    /// # Safety
+    /// `add` is null or holds what is read; the instruction set of `V` exists.
+    #[inline(always)]
+    pub(super) unsafe fn apply<V: Vector, const PART: bool>(&self, mut v: V, n: usize, part: usize) -> V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !self.add.is_null() {
+                v = v.add(load::<V, PART>(self.add.add(n), part));
+            }
+            v = v.where_positive(v, v.mul(V::splat(self.slope)));
+            V::splat(self.high).min(V::splat(self.low).max(v))
+        }
+    }
+}
+
+/// Most vectors of output channels that go together.
+const WIDE: usize = 3;
+/// Bytes of a block of columns that a core's nearest caches keep while all pixels pass by; larger ones go kernel row by kernel
+/// row.
+const NEAR: usize = 192 << 10;
+
+/// Columns of the block that starts at column `o` of `cout`: up to three vectors, the last of which may be partial. Never three
+/// and then one: two and two are faster.
 fn block(lanes: usize, cout: usize, o: usize) -> usize {
     let left = cout - o;
-    if left >= 2 * lanes { 2 * lanes } else { left.min(lanes) }
+    let vectors = match left.div_ceil(lanes) {
+        few @ 0..=WIDE => few,
+        4 => 2,
+        _ => WIDE,
+    };
+    left.min(vectors * lanes)
+}
+
+/// Blocks of columns in a matrix of `cout`.
+pub(super) fn blocks(lanes: usize, cout: usize) -> usize {
+    match cout.div_ceil(lanes) {
+        1 => 1,
+        vectors => vectors.div_ceil(WIDE),
+    }
+}
+
+/// The first column of block `number`, of `cout` columns; `cout` behind the last.
+pub(super) fn block_start(lanes: usize, cout: usize, number: usize) -> usize {
+    let vectors = cout.div_ceil(lanes);
+    // The last two blocks of `3 n + 1` vectors, the last one of `3 n + 2`, have two.
+    let threes = match (vectors % WIDE, vectors) {
+        (0, _) => vectors / WIDE,
+        (_, 1) => 0,
+        (1, _) => (vectors - 4) / WIDE,
+        _ => (vectors - 2) / WIDE,
+    };
+    let start = WIDE * number.min(threes) + 2 * number.saturating_sub(threes);
+    cout.min(start * lanes)
 }
 
 /// Whether a matrix of `cout` columns is one block: [`column_blocks`] would not change it.
@@ -64,35 +152,68 @@ pub(super) fn column_blocks(lanes: usize, rows: usize, cout: usize, from: &[f32]
     }
 }
 
+/// One block of columns, over some kernel rows.
+#[derive(Clone, Copy)]
+struct Column {
+    w: *const f32,
+    /// Null: zeros.
+    bias: *const f32,
+    /// Lanes of the last vector, where it is partial.
+    part: usize,
+    /// The sums of kernel rows before these lie in the output.
+    goes_on: bool,
+    /// None: the sums of kernel rows behind these are to come.
+    exit: Option<Exit>,
+}
+
+impl Column {
+    /// The same for an output row or pixel further on.
+    fn at(&self, w: usize, y: usize) -> Self {
+        Self { w: self.w.wrapping_add(w), exit: self.exit.map(|e| e.at(y)), ..*self }
+    }
+}
+
+/// Vector `n` of `N`; the last of them is partial where `PART` is.
+#[inline(always)]
+unsafe fn load_of<V: Vector, const N: usize, const PART: bool>(n: usize, p: *const f32, part: usize) -> V {
+    // SAFETY: the caller's promise.
+    unsafe { if PART && n + 1 == N { V::load_part(p, part) } else { V::load(p) } }
+}
+
 /// `P` pixels times `N` vectors of output channels, held in registers.
 #[inline(always)]
 unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const PART: bool>(
     c: &Correlation,
     x: *const f32,
-    w: *const f32,
-    bias: *const f32,
+    k: &Column,
     y: *mut f32,
-    part: usize,
 ) {
     let x_pix = if X == 0 { c.x_pix } else { X };
-    // SAFETY: the caller of `correlate` vouches for every element the strides of `c` reach; a partial tile touches
-    // only the first `part` channels.
+    // SAFETY: the caller of `correlate` vouches for every element the strides of `c` reach; of a partial vector only the first
+    // `part` lanes are touched.
     unsafe {
-        let width = if PART { part } else { N * V::LANES };
-        let mut start = [V::splat(0.0); N];
-        if !bias.is_null() {
-            for (n, s) in start.iter_mut().enumerate() {
-                *s = load::<V, PART>(bias.add(n * V::LANES), part);
+        let width = if PART { (N - 1) * V::LANES + k.part } else { N * V::LANES };
+        let mut acc = [[V::splat(0.0); N]; P];
+        if k.goes_on {
+            for (p, row) in acc.iter_mut().enumerate() {
+                for (n, v) in row.iter_mut().enumerate() {
+                    *v = load_of::<V, N, PART>(n, y.add(p * c.y_pix + n * V::LANES), k.part);
+                }
             }
+        } else if !k.bias.is_null() {
+            let mut start = [V::splat(0.0); N];
+            for (n, s) in start.iter_mut().enumerate() {
+                *s = load_of::<V, N, PART>(n, k.bias.add(n * V::LANES), k.part);
+            }
+            acc = [start; P];
         }
-        let mut acc = [start; P];
         for ky in 0..c.kh {
             let mut xr = x.add(ky * c.x_row);
-            let mut wr = w.add(ky * c.klen * width);
+            let mut wr = k.w.add(ky * c.klen * width);
             for _ in 0..c.klen {
                 let mut wv = [V::splat(0.0); N];
                 for (n, v) in wv.iter_mut().enumerate() {
-                    *v = load::<V, PART>(wr.add(n * V::LANES), part);
+                    *v = load_of::<V, N, PART>(n, wr.add(n * V::LANES), k.part);
                 }
                 for (p, row) in acc.iter_mut().enumerate() {
                     let xv = V::splat(*xr.add(p * x_pix));
@@ -104,130 +225,148 @@ unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const 
                 wr = wr.add(width);
             }
         }
+        if let Some(exit) = k.exit.filter(|e| !e.is_plain()) {
+            for (p, row) in acc.iter_mut().enumerate() {
+                for (n, v) in row.iter_mut().enumerate() {
+                    let at = p * c.y_pix + n * V::LANES;
+                    *v = if PART && n + 1 == N {
+                        exit.apply::<V, true>(*v, at, k.part)
+                    } else {
+                        exit.apply::<V, false>(*v, at, 0)
+                    };
+                }
+            }
+        }
         for (p, row) in acc.iter().enumerate() {
             for (n, v) in row.iter().enumerate() {
-                store::<V, PART>(*v, y.add(p * c.y_pix + n * V::LANES), part);
+                let to = y.add(p * c.y_pix + n * V::LANES);
+                if PART && n + 1 == N { v.store_part(to, k.part) } else { v.store(to) }
             }
         }
     }
 }
 
-/// One output row for one column of channels: blocks of `P` pixels, then what is left.
+/// One output row for one block of columns: blocks of `P` pixels, then what is left, by a block that overlaps the one before, where
+/// nothing is added to what that has written.
 #[inline(always)]
 unsafe fn row<V: Vector, const X: usize, const P: usize, const N: usize, const PART: bool>(
     c: &Correlation,
     x: *const f32,
-    w: *const f32,
-    bias: *const f32,
+    k: &Column,
     y: *mut f32,
-    part: usize,
 ) {
+    let again = !k.goes_on && k.exit.is_some();
     let mut ox = 0;
     // SAFETY: `ox` stays within the row; the rest is the caller's promise.
     unsafe {
+        macro_rules! tile {
+            ($pixels:literal, $at:expr) => {{
+                let at = $at;
+                tile::<V, X, $pixels, N, PART>(c, x.add(at * c.x_pix), &k.at(0, at * c.y_pix), y.add(at * c.y_pix));
+            }};
+        }
         while ox + P <= c.ow {
-            tile::<V, X, P, N, PART>(c, x.add(ox * c.x_pix), w, bias, y.add(ox * c.y_pix), part);
+            tile::<V, X, P, N, PART>(c, x.add(ox * c.x_pix), &k.at(0, ox * c.y_pix), y.add(ox * c.y_pix));
             ox += P;
         }
-        if P > 8 && ox + 8 <= c.ow {
-            tile::<V, X, 8, N, PART>(c, x.add(ox * c.x_pix), w, bias, y.add(ox * c.y_pix), part);
-            ox += 8;
-        }
-        if P > 4 && ox + 4 <= c.ow {
-            tile::<V, X, 4, N, PART>(c, x.add(ox * c.x_pix), w, bias, y.add(ox * c.y_pix), part);
-            ox += 4;
-        }
         while ox < c.ow {
-            tile::<V, X, 1, N, PART>(c, x.add(ox * c.x_pix), w, bias, y.add(ox * c.y_pix), part);
-            ox += 1;
+            let left = c.ow - ox;
+            if P > 8 && left > 4 && (left >= 8 || again && c.ow >= 8) {
+                let at = ox.min(c.ow - 8);
+                tile!(8, at);
+                ox = at + 8;
+            } else if P > 4 && P <= 8 && left > 4 && again && c.ow >= P {
+                let at = c.ow - P;
+                tile::<V, X, P, N, PART>(c, x.add(at * c.x_pix), &k.at(0, at * c.y_pix), y.add(at * c.y_pix));
+                ox = c.ow;
+            } else if P >= 4 && (left >= 4 || again && c.ow >= 4) {
+                let at = ox.min(c.ow - 4);
+                tile!(4, at);
+                ox = at + 4;
+            } else {
+                tile!(1, ox);
+                ox += 1;
+            }
         }
     }
 }
 
-/// The whole correlation of one picture. `P1` pixels go with one vector of channels, `P2` with two.
+/// All output rows for one block of columns, which starts at column `o`.
+#[inline(always)]
+unsafe fn column<V: Vector, const X: usize, const P: usize, const N: usize, const PART: bool>(
+    c: &Correlation,
+    x: *const f32,
+    k: &Column,
+    y: *mut f32,
+) {
+    // SAFETY: the caller's promise; kernel rows one at a time are all kernel rows, in the same order.
+    unsafe {
+        let width = if PART { (N - 1) * V::LANES + k.part } else { N * V::LANES };
+        let all = N > 1 && c.kh > 1 && c.kh * c.klen * width * size_of::<f32>() > NEAR && c.oh * c.ow > P;
+        let (times, one) = if all { (c.kh, Correlation { kh: 1, ..*c }) } else { (1, *c) };
+        for ky in 0..times {
+            let part =
+                Column { goes_on: ky > 0, exit: k.exit.filter(|_| ky + 1 == times), ..k.at(ky * c.klen * width, 0) };
+            let x = x.add(ky * c.x_row);
+            for oy in 0..c.oh {
+                let k = part.at(oy * c.w_step, oy * c.y_row);
+                row::<V, X, P, N, PART>(&one, x.add(oy * c.x_step), &k, y.add(oy * c.y_row));
+            }
+        }
+    }
+}
+
+/// The whole correlation of one picture. `P1` pixels go with one vector of channels, `P2` with two, `P3` with three.
 ///
 /// # Safety
-/// `x`, `w` (`[kh * klen][cout]` in [`column_blocks`]), `bias` (null or `[cout]`) and `y` are valid for everything `c` reaches;
-/// `y` does not overlap the others; the instruction set of `V` exists.
+/// `x`, `w` (`[kh * klen][cout]` in [`column_blocks`]), `bias` (null or `[cout]`), `exit` and `y` are valid for everything `c`
+/// reaches; `y` does not overlap the others; the instruction set of `V` exists.
 #[inline(always)]
-pub(crate) unsafe fn correlate<V: Vector, const P1: usize, const P2: usize>(
+pub(crate) unsafe fn correlate<V: Vector, const P1: usize, const P2: usize, const P3: usize>(
     c: &Correlation,
     x: *const f32,
     w: *const f32,
     bias: *const f32,
+    exit: &Exit,
     y: *mut f32,
 ) {
-    // A step between pixels that is known while compiling becomes part of the load instructions; kept in registers, the
-    // addresses of a block's pixels would spill.
-    // SAFETY: the caller's promise.
-    unsafe {
-        match c.x_pix {
-            3 => correlate_step::<V, 3, P1, P2>(c, x, w, bias, y),
-            6 => correlate_step::<V, 6, P1, P2>(c, x, w, bias, y),
-            16 => correlate_step::<V, 16, P1, P2>(c, x, w, bias, y),
-            32 => correlate_step::<V, 32, P1, P2>(c, x, w, bias, y),
-            64 => correlate_step::<V, 64, P1, P2>(c, x, w, bias, y),
-            128 => correlate_step::<V, 128, P1, P2>(c, x, w, bias, y),
-            256 => correlate_step::<V, 256, P1, P2>(c, x, w, bias, y),
-            512 => correlate_step::<V, 512, P1, P2>(c, x, w, bias, y),
-            _ => correlate_step::<V, 0, P1, P2>(c, x, w, bias, y),
-        }
-    }
-}
-
-/// [`correlate`] with the step between pixels known while compiling (`X`; 0: read from `c`).
-#[inline(always)]
-unsafe fn correlate_step<V: Vector, const X: usize, const P1: usize, const P2: usize>(
-    c: &Correlation,
-    x: *const f32,
-    w: *const f32,
-    bias: *const f32,
-    y: *mut f32,
-) {
-    let at = |o: usize| if bias.is_null() { bias } else { bias.wrapping_add(o) };
     let rows = c.kh * c.klen;
     let mut o = 0;
-    // SAFETY: `o` plus the channels of a block stays within `cout`; the rest is the caller's promise.
-    unsafe {
-        while o + 2 * V::LANES <= c.cout {
-            for oy in 0..c.oh {
-                row::<V, X, P2, 2, false>(
-                    c,
-                    x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o * rows),
-                    at(o),
-                    y.add(oy * c.y_row + o),
-                    0,
-                );
-            }
-            o += 2 * V::LANES;
-        }
-        while o + V::LANES <= c.cout {
-            for oy in 0..c.oh {
-                row::<V, X, P1, 1, false>(
-                    c,
-                    x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o * rows),
-                    at(o),
-                    y.add(oy * c.y_row + o),
-                    0,
-                );
-            }
-            o += V::LANES;
-        }
-        if o < c.cout {
-            let part = c.cout - o;
-            for oy in 0..c.oh {
-                row::<V, X, P1, 1, true>(
-                    c,
-                    x.add(oy * c.x_step),
-                    w.add(oy * c.w_step + o * rows),
-                    at(o),
-                    y.add(oy * c.y_row + o),
-                    part,
-                );
+    while o < c.cout {
+        let width = block(V::LANES, c.cout, o);
+        let k = Column {
+            w: w.wrapping_add(o * rows),
+            bias: if bias.is_null() { bias } else { bias.wrapping_add(o) },
+            part: width % V::LANES,
+            goes_on: false,
+            exit: Some(exit.at(o)),
+        };
+        // SAFETY: `o` plus the channels of a block stays within `cout`; the rest is the caller's promise.
+        unsafe {
+            let y = y.add(o);
+            match (width.div_ceil(V::LANES), k.part > 0) {
+                // 7 pixels fill rows of 7, 14 and 28.
+                (3, false) if P3 == 8 && c.ow.is_multiple_of(7) && !c.ow.is_multiple_of(8) => {
+                    column::<V, 0, 7, 3, false>(c, x, &k, y);
+                }
+                (3, false) => column::<V, 0, P3, 3, false>(c, x, &k, y),
+                (3, true) => column::<V, 0, P3, 3, true>(c, x, &k, y),
+                (2, false) => column::<V, 0, P2, 2, false>(c, x, &k, y),
+                (2, true) => column::<V, 0, P2, 2, true>(c, x, &k, y),
+                (_, true) => column::<V, 0, P2, 1, true>(c, x, &k, y),
+                // A step between pixels that is known while compiling becomes part of the load instructions; kept in registers,
+                // the addresses of many pixels would spill.
+                (_, false) => match c.x_pix {
+                    3 => column::<V, 3, P1, 1, false>(c, x, &k, y),
+                    6 => column::<V, 6, P1, 1, false>(c, x, &k, y),
+                    16 => column::<V, 16, P1, 1, false>(c, x, &k, y),
+                    32 => column::<V, 32, P1, 1, false>(c, x, &k, y),
+                    64 => column::<V, 64, P1, 1, false>(c, x, &k, y),
+                    _ => column::<V, 0, P2, 1, false>(c, x, &k, y),
+                },
             }
         }
+        o += width;
     }
 }
 
@@ -334,37 +473,149 @@ pub(crate) unsafe fn outer_product<V: Vector, const P1: usize, const P2: usize>(
     }
 }
 
+/// Steps between the taps of a window that goes channel by channel. They count elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Taps {
+    /// From one kernel column to the next, in the input.
+    pub(crate) x_col: usize,
+    /// From one kernel row, column to the next, in the weights.
+    pub(crate) w_row: usize,
+    pub(crate) w_col: usize,
+}
+
 /// Depthwise correlation of one picture: `y[oy][ox][ch] = bias[ch] + sum over ky, kx of x[...][ch] * w[ky][kx][ch]`, with
-/// the strides of `c`, where `klen` counts kernel columns and `cout` channels (`x_pix` is the step between output pixels,
-/// `w_pix` that between kernel columns).
+/// the strides of `c`, where `klen` counts kernel columns and `cout` channels (`x_pix` is the step between output pixels).
 ///
 /// # Safety
 /// As for [`correlate`], with `w` as it is.
 #[inline(always)]
 pub(crate) unsafe fn depthwise<V: Vector>(
     c: &Correlation,
+    t: &Taps,
     x: *const f32,
     w: *const f32,
     bias: *const f32,
+    exit: &Exit,
     y: *mut f32,
 ) {
+    // SAFETY: the caller's promise; blocks of pixels stay within the row.
+    unsafe {
+        for oy in 0..c.oh {
+            let mut ox = 0;
+            while ox < c.ow {
+                let (xr, to) = (x.add(oy * c.x_step + ox * c.x_pix), oy * c.y_row + ox * c.y_pix);
+                ox += match c.ow - ox {
+                    8.. => pixels::<V, 8>(c, t, xr, w, bias, &exit.at(to), y.add(to)),
+                    7 => pixels::<V, 7>(c, t, xr, w, bias, &exit.at(to), y.add(to)),
+                    4.. => pixels::<V, 4>(c, t, xr, w, bias, &exit.at(to), y.add(to)),
+                    _ => pixels::<V, 1>(c, t, xr, w, bias, &exit.at(to), y.add(to)),
+                };
+            }
+        }
+    }
+}
+
+/// `P` pixels side by side of [`depthwise`], all channels: each weight is loaded once. Returns `P`.
+#[inline(always)]
+unsafe fn pixels<V: Vector, const P: usize>(
+    c: &Correlation,
+    t: &Taps,
+    x: *const f32,
+    w: *const f32,
+    bias: *const f32,
+    exit: &Exit,
+    y: *mut f32,
+) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
         by_channel!(V, c.cout, |i, PART, k| {
-            let start = if bias.is_null() { V::splat(0.0) } else { load::<V, PART>(bias.add(i), k) };
-            for oy in 0..c.oh {
-                for ox in 0..c.ow {
-                    let mut acc = start;
-                    for ky in 0..c.kh {
-                        let xr = x.add(oy * c.x_step + ky * c.x_row + ox * c.x_pix + i);
-                        for kx in 0..c.klen {
-                            let wv = load::<V, PART>(w.add((ky * c.klen + kx) * c.cout + i), k);
-                            acc = load::<V, PART>(xr.add(kx * c.cout), k).mul_add(wv, acc);
-                        }
+            let mut acc = [if bias.is_null() { V::splat(0.0) } else { load::<V, PART>(bias.add(i), k) }; P];
+            for ky in 0..c.kh {
+                for kx in 0..c.klen {
+                    let from = x.add(ky * c.x_row + kx * t.x_col + i);
+                    let wv = load::<V, PART>(w.add(ky * t.w_row + kx * t.w_col + i), k);
+                    for (p, acc) in acc.iter_mut().enumerate() {
+                        *acc = load::<V, PART>(from.add(p * c.x_pix), k).mul_add(wv, *acc);
                     }
-                    store::<V, PART>(acc, y.add(oy * c.y_row + ox * c.y_pix + i), k);
                 }
             }
+            for (p, acc) in acc.into_iter().enumerate() {
+                let at = p * c.y_pix + i;
+                store::<V, PART>(exit.apply::<V, PART>(acc, at, k), y.add(at), k);
+            }
+        });
+    }
+    P
+}
+
+/// The largest value in each window, channel by channel, with the strides of `c` as in [`depthwise`], `x_col` elements between kernel
+/// columns.
+///
+/// # Safety
+/// As for [`depthwise`].
+#[inline(always)]
+pub(crate) unsafe fn largest<V: Vector>(c: &Correlation, x_col: usize, x: *const f32, y: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for oy in 0..c.oh {
+            for ox in 0..c.ow {
+                let (xr, to) = (x.add(oy * c.x_step + ox * c.x_pix), y.add(oy * c.y_row + ox * c.y_pix));
+                by_channel!(V, c.cout, |i, PART, k| {
+                    let mut most = V::splat(f32::NEG_INFINITY);
+                    for ky in 0..c.kh {
+                        for kx in 0..c.klen {
+                            most = load::<V, PART>(xr.add(ky * c.x_row + kx * x_col + i), k).max(most);
+                        }
+                    }
+                    store::<V, PART>(most, to.add(i), k);
+                });
+            }
+        }
+    }
+}
+
+/// `y[o] += sum over i of x[i] * w[i][o]` for `columns` columns of a matrix of `n` rows, `w_row` elements apart, then the exit: `y`
+/// holds the bias. It waits for the weights, so eight vectors of a row are read at a time.
+///
+/// # Safety
+/// As for [`correlate`], with `w` as it is.
+#[inline(always)]
+pub(crate) unsafe fn linear<V: Vector>(
+    n: usize,
+    columns: usize,
+    x: *const f32,
+    w: *const f32,
+    w_row: usize,
+    exit: &Exit,
+    y: *mut f32,
+) {
+    const AT_ONCE: usize = 8;
+    let mut o = 0;
+    // SAFETY: `o` plus the columns of a block stays within `columns`; the rest is the caller's promise.
+    unsafe {
+        while o + AT_ONCE * V::LANES <= columns {
+            let mut acc = [V::splat(0.0); AT_ONCE];
+            for (j, acc) in acc.iter_mut().enumerate() {
+                *acc = V::load(y.add(o + j * V::LANES));
+            }
+            for i in 0..n {
+                let (xv, row) = (V::splat(*x.add(i)), w.add(i * w_row + o));
+                for (j, acc) in acc.iter_mut().enumerate() {
+                    *acc = xv.mul_add(V::load(row.add(j * V::LANES)), *acc);
+                }
+            }
+            for (j, acc) in acc.into_iter().enumerate() {
+                let at = o + j * V::LANES;
+                exit.apply::<V, false>(acc, at, 0).store(y.add(at));
+            }
+            o += AT_ONCE * V::LANES;
+        }
+        by_channel!(V, columns - o, |j, PART, k| {
+            let mut acc = load::<V, PART>(y.add(o + j), k);
+            for i in 0..n {
+                acc = V::splat(*x.add(i)).mul_add(load::<V, PART>(w.add(i * w_row + o + j), k), acc);
+            }
+            store::<V, PART>(exit.apply::<V, PART>(acc, o + j, k), y.add(o + j), k);
         });
     }
 }

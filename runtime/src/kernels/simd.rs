@@ -8,7 +8,7 @@
 //! their own, `simd_gradient`, and so have joins and max pooling, `simd_join`.
 
 use super::buffer::{Aligned, scratch};
-use super::image::{column_blocks, is_one_block};
+use super::image::{Exit, column_blocks, is_one_block};
 use super::isa::{Isa, Table, table};
 #[cfg(feature = "parallel")]
 use super::team::Team;
@@ -173,26 +173,28 @@ impl Simd {
         for (c, start, at, to) in &back.parts {
             // SAFETY: `Transposed` built the strides so that every tap lies inside the padded gradient and every result
             // inside the picture.
-            unsafe { (self.table.correlate)(c, from.add(*start), w.add(*at), bias, y.as_mut_ptr().add(*to)) };
+            unsafe {
+                (self.table.correlate)(c, from.add(*start), w.add(*at), bias, &Exit::PLAIN, y.as_mut_ptr().add(*to))
+            };
         }
     }
 
     /// A convolution's weights for `cout` channels as [`super::image::correlate`] reads them, on cache lines: one matrix, or, for
-    /// `tiled`, one for each of 9 cells, transformed to 36.
+    /// `tiled`, one for each position of a tile.
     pub(super) fn pack(&self, tiled: Option<&Winograd>, cout: usize, w: &[f32]) -> Aligned {
         let lanes = self.isa.lanes();
         let mut packed = Aligned::zeroed(tiled.map_or(w.len(), Winograd::weights));
         let to = packed.get_mut();
-        if tiled.is_none() {
+        let Some(tiled) = tiled else {
             column_blocks(lanes, w.len() / cout, cout, w, to);
             return packed;
-        }
+        };
         let (n, one) = (w.len() / 9, is_one_block(lanes, cout));
         scratch([if one { 0 } else { w.len() }, 0, 0, 0], |[blocks, ..]| {
             column_blocks(lanes, n / cout, cout, w, blocks);
             let from = if one { w } else { blocks };
-            // SAFETY: the plan has 36 cells where `w` has 9, and its channels are whole vectors.
-            unsafe { (self.table.winograd_filter)(n, from.as_ptr(), to.as_mut_ptr()) };
+            // SAFETY: `w` has 9 cells, and `to` the plan's length.
+            unsafe { tiled.filter(self.table, n, from.as_ptr(), to.as_mut_ptr()) };
         });
         packed
     }
@@ -262,11 +264,12 @@ impl Kernels for Simd {
                     // SAFETY: windows lie inside the padded copies (or the picture, without padding, when a group is one
                     // picture); `y` takes the group; `w` was packed for the plan.
                     unsafe {
+                        let exit = &Exit::PLAIN;
                         match &tiled {
-                            None => (self.table.correlate)(&c, from, w.as_ptr(), ptr(bias), y.as_mut_ptr()),
+                            None => (self.table.correlate)(&c, from, w.as_ptr(), ptr(bias), exit, y.as_mut_ptr()),
                             Some(t) => {
                                 let work = work.as_mut_ptr();
-                                t.convolve(self.table, count, from, w.as_ptr(), ptr(bias), work, y.as_mut_ptr());
+                                t.convolve(self.table, count, from, w.as_ptr(), ptr(bias), exit, work, y.as_mut_ptr());
                             }
                         }
                     }

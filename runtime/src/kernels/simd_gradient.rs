@@ -7,7 +7,7 @@
 //! needs. Partial weight gradients stay with their part until all are done.
 
 use super::buffer::{Aligned, scratch};
-use super::image::Correlation;
+use super::image::{Correlation, Exit};
 use super::simd::{Simd, add_f64, check_prologue, reduce};
 use super::transposed::{Pad, Transposed, forward_correlation, pad_rows, padded_len, window_pad};
 use super::winograd::Winograd;
@@ -149,7 +149,9 @@ impl Backward<'_> {
         unsafe {
             match &self.tiled {
                 None => self.k.transpose(&self.back, w, d, null(), dz),
-                Some((_, t)) => t.convolve(self.k.table, count, d, w, null(), work.as_mut_ptr(), dz.as_mut_ptr()),
+                Some((_, t)) => {
+                    t.convolve(self.k.table, count, d, w, null(), &Exit::PLAIN, work.as_mut_ptr(), dz.as_mut_ptr());
+                }
             }
         }
     }
@@ -264,7 +266,16 @@ pub(super) fn deconv_backward(
                 if let Some(dx) = dx.as_deref_mut() {
                     let dx = &mut dx[(b - part * chunk) * yl..][..yl];
                     // SAFETY: as for a forward convolution.
-                    unsafe { (k.table.correlate)(&c, to.as_ptr(), packed.get().as_ptr(), null(), dx.as_mut_ptr()) };
+                    unsafe {
+                        (k.table.correlate)(
+                            &c,
+                            to.as_ptr(),
+                            packed.get().as_ptr(),
+                            null(),
+                            &Exit::PLAIN,
+                            dx.as_mut_ptr(),
+                        )
+                    };
                 }
             }
         });

@@ -31,6 +31,10 @@ pub(crate) trait Vector: Copy {
     unsafe fn sub(self, b: Self) -> Self;
     /// `self * b`
     unsafe fn mul(self, b: Self) -> Self;
+    /// `self` where `self > b`, else `b`.
+    unsafe fn max(self, b: Self) -> Self;
+    /// `self` where `self < b`, else `b`.
+    unsafe fn min(self, b: Self) -> Self;
     /// `yes` where `self > 0`, else `no`.
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self;
 }
@@ -113,6 +117,14 @@ impl Vector for f32 {
     #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
         self * b
+    }
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        if self > b { self } else { b }
+    }
+    #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        if self < b { self } else { b }
     }
     #[inline(always)]
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self {

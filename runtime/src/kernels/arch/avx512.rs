@@ -62,6 +62,16 @@ impl Vector for F32x16 {
         unsafe { Self(_mm512_mul_ps(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(_mm512_max_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(_mm512_min_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self {
         // SAFETY: see the note above the impl.
         unsafe {

@@ -43,7 +43,7 @@ fn a_shared_picture_has_the_bits_of_one_thread() {
                 for (bias, act) in [(None, Activation::Leaky(0.1)), (Some(&bias[..]), Activation::None)] {
                     let conv = PreparedConv::new(&teams[0], g, depthwise, &w);
                     let mut want = vec![f32::NAN; g.y.len()];
-                    teams[0].conv_shared(&mut Lead::alone(), &conv, &x, &w, bias, act, &mut want);
+                    teams[0].conv_shared(&mut Lead::alone(), &conv, &x, &w, bias, None, act, &mut want);
                     for k in &teams {
                         let mut lead = k.lead_parts(1);
                         match conv.cut(&lead) {
@@ -52,7 +52,7 @@ fn a_shared_picture_has_the_bits_of_one_thread() {
                         }
                         for _ in 0..10 {
                             let mut got = vec![f32::NAN; g.y.len()];
-                            k.conv_shared(&mut lead, &conv, &x, &w, bias, act, &mut got);
+                            k.conv_shared(&mut lead, &conv, &x, &w, bias, None, act, &mut got);
                             let same = got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
                             assert!(same, "{} case {at}, {groups} groups, {k:?}", isa.name());
                         }

@@ -3,6 +3,7 @@
 use super::{Grid, IN, OUT, PLANES, Winograd};
 use crate::kernels::ConvShape;
 use crate::kernels::buffer::Aligned;
+use crate::kernels::image::Exit;
 use crate::kernels::isa::{Isa, Table, table};
 use crate::kernels::simd::Simd;
 use crate::kernels::tests::{noise, shape};
@@ -141,7 +142,7 @@ fn tile_transforms_agree_with_the_matrices() {
     let (h, w, c, first, count) = (6, 7, 32, 3, 5);
     let plane = count * c + 3;
     let (side, whole) = (2 * OUT + 2, 2 * OUT);
-    let padded = Grid { across: 2, down: 2, row: side * c, picture: side * side * c, pixel: c, c, h, w };
+    let padded = Grid { across: 2, down: 2, row: side * c, picture: side * side * c, pixel: c, out: OUT, c, h, w };
     let gradient = Grid { row: whole * c, picture: whole * whole * c, ..padded };
     let cut = Grid { row: w * c, picture: h * w * c, ..padded };
     let (x, dy) = (noise(2 * padded.picture, 1), noise(2 * gradient.picture, 2));
@@ -154,7 +155,7 @@ fn tile_transforms_agree_with_the_matrices() {
         unsafe {
             (t.winograd_input)(&padded, [first, count, plane], x.as_ptr(), v.as_mut_ptr());
             (t.winograd_gradient)(&gradient, [first, count, plane], dy.as_ptr(), d.as_mut_ptr());
-            (t.winograd_output)(&cut, [first, count, plane], m.as_ptr(), bias.as_ptr(), y.as_mut_ptr());
+            (t.winograd_output)(&cut, [first, count, plane], m.as_ptr(), bias.as_ptr(), &Exit::PLAIN, y.as_mut_ptr());
         }
         let mut written = 0;
         for tile in first..first + count {
@@ -239,7 +240,7 @@ fn tiled(t: &Winograd, k: &Simd, g: &ConvShape, n: usize, x: &[f32], w: &[f32], 
     // SAFETY: lengths as the plan tells them; the plan was made for these kernels.
     unsafe {
         let u = u.get().as_ptr();
-        t.convolve(k.table, n, x.get().as_ptr(), u, bias, work.as_mut_ptr(), y.as_mut_ptr());
+        t.convolve(k.table, n, x.get().as_ptr(), u, bias, &Exit::PLAIN, work.as_mut_ptr(), y.as_mut_ptr());
     }
     y
 }

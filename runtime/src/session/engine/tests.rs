@@ -145,7 +145,7 @@ fn arenas_are_kept() {
     for _ in 0..3 {
         engine.run(&k, k.lead(), &x, &mut y).unwrap();
     }
-    let Engine::F32(net, prepared) = engine else { unreachable!("a net in f32") };
+    let Engine::F32(_, prepared) = engine else { unreachable!("a net in f32") };
     let arenas = prepared.arenas.into_inner().unwrap();
-    assert_eq!(arenas.iter().map(|a| a.get().len()).collect::<Vec<_>>(), [net.arena_len()]);
+    assert_eq!(arenas.iter().map(|a| a.get().len()).collect::<Vec<_>>(), [prepared.plan.arena_len()]);
 }
