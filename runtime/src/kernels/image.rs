@@ -7,7 +7,7 @@
 //! is an outer product of the same contiguous runs with the output gradient. A depthwise convolution has a kernel of its own,
 //! vectorised over the channels that go straight through.
 //!
-//! A correlation reads its weights by blocks of columns ([`column_blocks`]): out of a wide matrix each row of a block would come
+//! A correlation reads its weights by blocks of columns ([`Blocks`]): out of a wide matrix each row of a block would come
 //! from another page, and where `cout` is a round number all rows from a few sets of the cache.
 
 use super::vector::{Vector, by_channel, load, store};
@@ -38,10 +38,12 @@ pub(crate) struct Correlation {
     pub(crate) y_pix: usize,
     /// From one output row to the next, in the weights: 0 in a convolution; each row its own matrix elsewhere. Not for gradients.
     pub(crate) w_step: usize,
+    /// [`Blocks::four`] of the weights. Not for gradients.
+    pub(crate) four: bool,
 }
 
-/// What happens to a result on its way out: something is added, then an activation
-/// `max(low, min(high, v > 0 ? v : slope * v))`.
+/// What happens to a result on its way out: something is added, then an activation: `min(high, max(low, v))`, or, where the slope
+/// is not 1, `v > 0 ? v : slope * v`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Exit {
     /// Laid out as the output; null: nothing.
@@ -86,68 +88,86 @@ impl Exit {
             if !self.add.is_null() {
                 v = v.add(load::<V, PART>(self.add.add(n), part));
             }
-            v = v.where_positive(v, v.mul(V::splat(self.slope)));
-            V::splat(self.high).min(V::splat(self.low).max(v))
+            if self.slope == 1.0 {
+                V::splat(self.high).min(V::splat(self.low).max(v))
+            } else {
+                v.where_positive(v, v.mul(V::splat(self.slope)))
+            }
         }
     }
 }
 
-/// Most vectors of output channels that go together.
+/// Vectors of output channels that go together.
 const WIDE: usize = 3;
 /// Bytes of a block of columns that a core's nearest caches keep while all pixels pass by; larger ones go kernel row by kernel
 /// row.
 const NEAR: usize = 192 << 10;
+/// Bytes of weights that a core's own cache does not keep from one picture to the next.
+const FAR: usize = 512 << 10;
 
-/// Columns of the block that starts at column `o` of `cout`: up to three vectors, the last of which may be partial. Never three
-/// and then one: two and two are faster.
-fn block(lanes: usize, cout: usize, o: usize) -> usize {
-    let left = cout - o;
-    let vectors = match left.div_ceil(lanes) {
-        few @ 0..=WIDE => few,
-        4 => 2,
-        _ => WIDE,
-    };
-    left.min(vectors * lanes)
+/// How the columns of weights lie in blocks for [`correlate`]: a block is three vectors wide, so that registers hold it for as many
+/// pixels as there are. Of the last ones, `3 n + 1` vectors, four go together, or two and two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Blocks {
+    /// Values of a vector.
+    pub(crate) lanes: usize,
+    /// Whether there are blocks of four vectors: faster, but nothing that threads could share.
+    pub(crate) four: bool,
 }
 
-/// Blocks of columns in a matrix of `cout`.
-pub(super) fn blocks(lanes: usize, cout: usize) -> usize {
-    match cout.div_ceil(lanes) {
-        1 => 1,
-        vectors => vectors.div_ceil(WIDE),
+impl Blocks {
+    /// Columns of the block that starts at column `o` of `cout`; the last vector may be partial.
+    #[inline(always)]
+    fn width(self, cout: usize, o: usize) -> usize {
+        let left = cout - o;
+        let vectors = match left.div_ceil(self.lanes) {
+            few @ 0..=WIDE => few,
+            4 if self.four => 4,
+            4 => 2,
+            _ => WIDE,
+        };
+        left.min(vectors * self.lanes)
     }
-}
 
-/// The first column of block `number`, of `cout` columns; `cout` behind the last.
-pub(super) fn block_start(lanes: usize, cout: usize, number: usize) -> usize {
-    let vectors = cout.div_ceil(lanes);
-    // The last two blocks of `3 n + 1` vectors, the last one of `3 n + 2`, have two.
-    let threes = match (vectors % WIDE, vectors) {
-        (0, _) => vectors / WIDE,
-        (_, 1) => 0,
-        (1, _) => (vectors - 4) / WIDE,
-        _ => (vectors - 2) / WIDE,
-    };
-    let start = WIDE * number.min(threes) + 2 * number.saturating_sub(threes);
-    cout.min(start * lanes)
-}
+    /// Blocks in a matrix of `cout` columns.
+    pub(super) fn count(self, cout: usize) -> usize {
+        let vectors = cout.div_ceil(self.lanes);
+        if self.four && vectors > 1 && vectors % WIDE == 1 { vectors / WIDE } else { vectors.div_ceil(WIDE) }
+    }
 
-/// Whether a matrix of `cout` columns is one block: [`column_blocks`] would not change it.
-pub(super) fn is_one_block(lanes: usize, cout: usize) -> bool {
-    block(lanes, cout, 0) == cout
-}
+    /// The first column of block `number`, of `cout` columns; `cout` behind the last.
+    pub(super) fn start(self, cout: usize, number: usize) -> usize {
+        let vectors = cout.div_ceil(self.lanes);
+        // Of three vectors each, in front of others.
+        let threes = match vectors % WIDE {
+            1 if vectors > 1 => vectors / WIDE - 1,
+            _ => vectors / WIDE,
+        };
+        let start = match number.checked_sub(threes + 1) {
+            None => WIDE * number,
+            Some(_) if self.four => vectors,
+            Some(behind) => WIDE * threes + 2 * (behind + 1),
+        };
+        cout.min(start * self.lanes)
+    }
 
-/// Copies matrices, each `[rows][cout]`, block by block of columns, each `[rows][columns of the block]`: the order in which
-/// [`correlate`] reads weights with vectors of `lanes`. The block that starts at column `o` starts at element `o * rows`.
-pub(super) fn column_blocks(lanes: usize, rows: usize, cout: usize, from: &[f32], to: &mut [f32]) {
-    for (from, to) in from.chunks_exact(rows * cout).zip(to.chunks_exact_mut(rows * cout)) {
-        let mut o = 0;
-        while o < cout {
-            let width = block(lanes, cout, o);
-            for (from, to) in from.chunks_exact(cout).zip(to[o * rows..].chunks_exact_mut(width)) {
-                to.copy_from_slice(&from[o..o + width]);
+    /// Whether a matrix of `cout` columns is one block: [`Self::copy`] would not change it.
+    pub(super) fn is_one(self, cout: usize) -> bool {
+        self.width(cout, 0) == cout
+    }
+
+    /// Copies matrices, each `[rows][cout]`, block by block of columns, each `[rows][columns of the block]`: the block that starts at
+    /// column `o` starts at element `o * rows`.
+    pub(super) fn copy(self, rows: usize, cout: usize, from: &[f32], to: &mut [f32]) {
+        for (from, to) in from.chunks_exact(rows * cout).zip(to.chunks_exact_mut(rows * cout)) {
+            let mut o = 0;
+            while o < cout {
+                let width = self.width(cout, o);
+                for (from, to) in from.chunks_exact(cout).zip(to[o * rows..].chunks_exact_mut(width)) {
+                    to.copy_from_slice(&from[o..o + width]);
+                }
+                o += width;
             }
-            o += width;
         }
     }
 }
@@ -164,14 +184,12 @@ struct Column {
     goes_on: bool,
     /// None: the sums of kernel rows behind these are to come.
     exit: Option<Exit>,
+    /// The weights that come next, and the end of them: fetched while these are at work, a line for each value of the input.
+    ahead: [*const f32; 2],
 }
 
-impl Column {
-    /// The same for an output row or pixel further on.
-    fn at(&self, w: usize, y: usize) -> Self {
-        Self { w: self.w.wrapping_add(w), exit: self.exit.map(|e| e.at(y)), ..*self }
-    }
-}
+/// Elements of a cache line.
+const LINE: usize = 16;
 
 /// Vector `n` of `N`; the last of them is partial where `PART` is.
 #[inline(always)]
@@ -193,6 +211,7 @@ unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const 
     // `part` lanes are touched.
     unsafe {
         let width = if PART { (N - 1) * V::LANES + k.part } else { N * V::LANES };
+        let (mut ahead, step) = if k.ahead[0] < k.ahead[1] { (k.ahead[0], LINE) } else { (k.w, 0) };
         let mut acc = [[V::splat(0.0); N]; P];
         if k.goes_on {
             for (p, row) in acc.iter_mut().enumerate() {
@@ -220,6 +239,10 @@ unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const 
                     for n in 0..N {
                         row[n] = xv.mul_add(wv[n], row[n]);
                     }
+                }
+                if N >= 3 {
+                    V::fetch(ahead);
+                    ahead = ahead.wrapping_add(step);
                 }
                 xr = xr.add(1);
                 wr = wr.add(width);
@@ -252,7 +275,7 @@ unsafe fn tile<V: Vector, const X: usize, const P: usize, const N: usize, const 
 unsafe fn row<V: Vector, const X: usize, const P: usize, const N: usize, const PART: bool>(
     c: &Correlation,
     x: *const f32,
-    k: &Column,
+    k: &mut Column,
     y: *mut f32,
 ) {
     let again = !k.goes_on && k.exit.is_some();
@@ -260,38 +283,33 @@ unsafe fn row<V: Vector, const X: usize, const P: usize, const N: usize, const P
     // SAFETY: `ox` stays within the row; the rest is the caller's promise.
     unsafe {
         macro_rules! tile {
-            ($pixels:literal, $at:expr) => {{
-                let at = $at;
-                tile::<V, X, $pixels, N, PART>(c, x.add(at * c.x_pix), &k.at(0, at * c.y_pix), y.add(at * c.y_pix));
+            ($pixels:expr, $at:expr) => {{
+                let (at, x, y) = ($at, x.add($at * c.x_pix), y.add($at * c.y_pix));
+                let exit = k.exit.map(|e| e.at(at * c.y_pix));
+                tile::<V, X, { $pixels }, N, PART>(c, x, &Column { exit, ..*k }, y);
+                k.ahead[0] = k.ahead[0].wrapping_add(c.kh * c.klen * LINE);
+                ox = at + $pixels;
             }};
         }
         while ox + P <= c.ow {
-            tile::<V, X, P, N, PART>(c, x.add(ox * c.x_pix), &k.at(0, ox * c.y_pix), y.add(ox * c.y_pix));
-            ox += P;
+            tile!(P, ox);
         }
         while ox < c.ow {
             let left = c.ow - ox;
             if P > 8 && left > 4 && (left >= 8 || again && c.ow >= 8) {
-                let at = ox.min(c.ow - 8);
-                tile!(8, at);
-                ox = at + 8;
+                tile!(8, ox.min(c.ow - 8));
             } else if P > 4 && P <= 8 && left > 4 && again && c.ow >= P {
-                let at = c.ow - P;
-                tile::<V, X, P, N, PART>(c, x.add(at * c.x_pix), &k.at(0, at * c.y_pix), y.add(at * c.y_pix));
-                ox = c.ow;
+                tile!(P, c.ow - P);
             } else if P >= 4 && (left >= 4 || again && c.ow >= 4) {
-                let at = ox.min(c.ow - 4);
-                tile!(4, at);
-                ox = at + 4;
+                tile!(4, ox.min(c.ow - 4));
             } else {
                 tile!(1, ox);
-                ox += 1;
             }
         }
     }
 }
 
-/// All output rows for one block of columns, which starts at column `o`.
+/// All output rows for one block of columns.
 #[inline(always)]
 unsafe fn column<V: Vector, const X: usize, const P: usize, const N: usize, const PART: bool>(
     c: &Correlation,
@@ -302,27 +320,36 @@ unsafe fn column<V: Vector, const X: usize, const P: usize, const N: usize, cons
     // SAFETY: the caller's promise; kernel rows one at a time are all kernel rows, in the same order.
     unsafe {
         let width = if PART { (N - 1) * V::LANES + k.part } else { N * V::LANES };
-        let all = N > 1 && c.kh > 1 && c.kh * c.klen * width * size_of::<f32>() > NEAR && c.oh * c.ow > P;
-        let (times, one) = if all { (c.kh, Correlation { kh: 1, ..*c }) } else { (1, *c) };
+        let rows = c.kh * c.klen * width;
+        let apart = N > 1 && c.kh > 1 && rows * size_of::<f32>() > NEAR && c.oh * c.ow > P;
+        let (times, one) = if apart { (c.kh, Correlation { kh: 1, ..*c }) } else { (1, *c) };
+        let matrices = if c.w_step > 0 { c.oh } else { 1 };
+        let far = N >= 3 && c.kh * c.klen * c.cout * matrices * size_of::<f32>() > FAR;
         for ky in 0..times {
-            let part =
-                Column { goes_on: ky > 0, exit: k.exit.filter(|_| ky + 1 == times), ..k.at(ky * c.klen * width, 0) };
-            let x = x.add(ky * c.x_row);
+            let (x, w) = (x.add(ky * c.x_row), k.w.add(ky * c.klen * width));
+            let (goes_on, exit) = (ky > 0, k.exit.filter(|_| ky + 1 == times));
+            let mut part = Column { w, goes_on, exit, ..*k };
             for oy in 0..c.oh {
-                let k = part.at(oy * c.w_step, oy * c.y_row);
-                row::<V, X, P, N, PART>(&one, x.add(oy * c.x_step), &k, y.add(oy * c.y_row));
+                part.w = w.wrapping_add(oy * c.w_step);
+                if far && (oy == 0 || c.w_step > 0) {
+                    // While the first pixels pass by, these weights themselves come.
+                    let next = part.w.wrapping_add(if c.w_step > 0 { c.w_step } else { rows / times });
+                    part.ahead = [next.wrapping_sub(one.kh * c.klen * LINE), next.wrapping_add(rows / times)];
+                }
+                part.exit = exit.map(|e| e.at(oy * c.y_row));
+                row::<V, X, P, N, PART>(&one, x.add(oy * c.x_step), &mut part, y.add(oy * c.y_row));
             }
         }
     }
 }
 
-/// The whole correlation of one picture. `P1` pixels go with one vector of channels, `P2` with two, `P3` with three.
+/// The whole correlation of one picture. `P1` pixels go with one vector of channels, `P2` with two, and so on.
 ///
 /// # Safety
-/// `x`, `w` (`[kh * klen][cout]` in [`column_blocks`]), `bias` (null or `[cout]`), `exit` and `y` are valid for everything `c`
+/// `x`, `w` (`[kh * klen][cout]` in [`Blocks`]), `bias` (null or `[cout]`), `exit` and `y` are valid for everything `c`
 /// reaches; `y` does not overlap the others; the instruction set of `V` exists.
 #[inline(always)]
-pub(crate) unsafe fn correlate<V: Vector, const P1: usize, const P2: usize, const P3: usize>(
+pub(crate) unsafe fn correlate<V: Vector, const P1: usize, const P2: usize, const P3: usize, const P4: usize>(
     c: &Correlation,
     x: *const f32,
     w: *const f32,
@@ -330,21 +357,24 @@ pub(crate) unsafe fn correlate<V: Vector, const P1: usize, const P2: usize, cons
     exit: &Exit,
     y: *mut f32,
 ) {
-    let rows = c.kh * c.klen;
+    let (rows, blocks) = (c.kh * c.klen, Blocks { lanes: V::LANES, four: c.four });
     let mut o = 0;
     while o < c.cout {
-        let width = block(V::LANES, c.cout, o);
+        let width = blocks.width(c.cout, o);
         let k = Column {
             w: w.wrapping_add(o * rows),
             bias: if bias.is_null() { bias } else { bias.wrapping_add(o) },
             part: width % V::LANES,
             goes_on: false,
             exit: Some(exit.at(o)),
+            ahead: [null(); 2],
         };
         // SAFETY: `o` plus the channels of a block stays within `cout`; the rest is the caller's promise.
         unsafe {
             let y = y.add(o);
             match (width.div_ceil(V::LANES), k.part > 0) {
+                (4, false) => column::<V, 0, P4, 4, false>(c, x, &k, y),
+                (4, true) => column::<V, 0, P4, 4, true>(c, x, &k, y),
                 // 7 pixels fill rows of 7, 14 and 28.
                 (3, false) if P3 == 8 && c.ow.is_multiple_of(7) && !c.ow.is_multiple_of(8) => {
                     column::<V, 0, 7, 3, false>(c, x, &k, y);
@@ -575,7 +605,7 @@ pub(crate) unsafe fn largest<V: Vector>(c: &Correlation, x_col: usize, x: *const
 }
 
 /// `y[o] += sum over i of x[i] * w[i][o]` for `columns` columns of a matrix of `n` rows, `w_row` elements apart, then the exit: `y`
-/// holds the bias. It waits for the weights, so eight vectors of a row are read at a time.
+/// holds the bias. It waits for the weights, which are read in the order in which they lie, a few rows side by side.
 ///
 /// # Safety
 /// As for [`correlate`], with `w` as it is.
@@ -589,33 +619,31 @@ pub(crate) unsafe fn linear<V: Vector>(
     exit: &Exit,
     y: *mut f32,
 ) {
-    const AT_ONCE: usize = 8;
-    let mut o = 0;
-    // SAFETY: `o` plus the columns of a block stays within `columns`; the rest is the caller's promise.
+    // SAFETY: the caller's promise.
     unsafe {
-        while o + AT_ONCE * V::LANES <= columns {
-            let mut acc = [V::splat(0.0); AT_ONCE];
-            for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = V::load(y.add(o + j * V::LANES));
-            }
-            for i in 0..n {
-                let (xv, row) = (V::splat(*x.add(i)), w.add(i * w_row + o));
-                for (j, acc) in acc.iter_mut().enumerate() {
-                    *acc = xv.mul_add(V::load(row.add(j * V::LANES)), *acc);
+        let mut i = 0;
+        while i < n {
+            let count = if n - i >= ROWS { ROWS } else { 1 };
+            let last = i + count == n;
+            let (x, w) = (x.add(i), w.add(i * w_row));
+            by_channel!(V, columns, |o, PART, k| {
+                let mut acc = load::<V, PART>(y.add(o), k);
+                if count == ROWS {
+                    for r in 0..ROWS {
+                        acc = V::splat(*x.add(r)).mul_add(load::<V, PART>(w.add(r * w_row + o), k), acc);
+                    }
+                } else {
+                    acc = V::splat(*x).mul_add(load::<V, PART>(w.add(o), k), acc);
                 }
-            }
-            for (j, acc) in acc.into_iter().enumerate() {
-                let at = o + j * V::LANES;
-                exit.apply::<V, false>(acc, at, 0).store(y.add(at));
-            }
-            o += AT_ONCE * V::LANES;
+                if last {
+                    acc = exit.apply::<V, PART>(acc, o, k);
+                }
+                store::<V, PART>(acc, y.add(o), k);
+            });
+            i += count;
         }
-        by_channel!(V, columns - o, |j, PART, k| {
-            let mut acc = load::<V, PART>(y.add(o + j), k);
-            for i in 0..n {
-                acc = V::splat(*x.add(i)).mul_add(load::<V, PART>(w.add(i * w_row + o + j), k), acc);
-            }
-            store::<V, PART>(exit.apply::<V, PART>(acc, o + j, k), y.add(o + j), k);
-        });
     }
 }
+
+/// Rows of a linear layer's weights that are read side by side.
+const ROWS: usize = 4;

@@ -72,8 +72,8 @@ impl Isa {
 }
 
 /// From one list of kernels, `fn name(arguments) = generic function;`: the type of a table, and the macro `instantiate`, which
-/// compiles them all for a vector type `V` under its target features. `P1`, `P2`, `P3`: pixels that go with one,
-/// two and three vectors.
+/// compiles them all for a vector type `V` under its target features. `P1` to `P4`: pixels that go
+/// with one to four vectors.
 macro_rules! kernels {
     ($(fn $name:ident($($argument:ident: $type:ty),*) = $kernel:path;)*) => {
         /// The kernels of one instruction set. All are unsafe: see the generic functions they are made from.
@@ -82,13 +82,14 @@ macro_rules! kernels {
         }
 
         macro_rules! instantiate {
-            ($table:ident, $module:ident, $vector:ty, $p1:literal, $p2:literal, $p3:literal, $features:meta) => {
+            ($table:ident, $module:ident, $vector:ty, $p1:literal, $p2:literal, $p3:literal, $p4:literal, $features:meta) => {
                 mod $module {
                     use super::*;
                     type V = $vector;
                     const P1: usize = $p1;
                     const P2: usize = $p2;
                     const P3: usize = $p3;
+                    const P4: usize = $p4;
                     $(
                         #[$features]
                         #[allow(clippy::too_many_arguments)]
@@ -107,7 +108,7 @@ macro_rules! kernels {
 
 kernels! {
     fn correlate(c: &Correlation, x: *const f32, w: *const f32, b: *const f32, e: &Exit, y: *mut f32)
-        = image::correlate::<V, P1, P2, P3>;
+        = image::correlate::<V, P1, P2, P3, P4>;
     fn outer_product(c: &Correlation, x: *const f32, dy: *const f32, dw: *mut f32) = image::outer_product::<V, P1, P2>;
     fn depthwise(
         c: &Correlation, t: &Taps, x: *const f32, w: *const f32, b: *const f32, e: &Exit, y: *mut f32
@@ -136,17 +137,17 @@ kernels! {
         = winograd::output_small::<V>;
     fn winograd_filter_small(n: usize, w: *const f32, to: *mut f32) = winograd::filter_small::<V>;
     fn winograd_filter(n: usize, w: *const f32, to: *mut f32) = winograd::filter::<V>;
-    fn winograd_filter_gradient(n: usize, du: *const f32, dw: *mut f32) = winograd::filter_gradient::<V>;
+    fn winograd_filter_gradient(n: usize, plane: usize, du: *const f32, dw: *mut f32) = winograd::filter_gradient::<V>;
 }
 
 #[cfg(target_arch = "x86_64")]
-instantiate!(AVX512, avx512, arch::avx512::F32x16, 16, 8, 8, target_feature(enable = "avx512f,avx2,fma"));
+instantiate!(AVX512, avx512, arch::avx512::F32x16, 16, 8, 8, 6, target_feature(enable = "avx512f,avx2,fma"));
 #[cfg(target_arch = "x86_64")]
-instantiate!(AVX2, avx2, arch::avx2::F32x8, 8, 6, 4, target_feature(enable = "avx2,fma"));
+instantiate!(AVX2, avx2, arch::avx2::F32x8, 8, 6, 4, 2, target_feature(enable = "avx2,fma"));
 #[cfg(target_arch = "aarch64")]
-instantiate!(NEON, neon, arch::neon::F32x4, 8, 8, 8, target_feature(enable = "neon"));
+instantiate!(NEON, neon, arch::neon::F32x4, 8, 8, 8, 6, target_feature(enable = "neon"));
 // No feature to enable; never inlined, as the others, which are reached by pointer.
-instantiate!(PORTABLE, portable, f32, 4, 4, 4, inline(never));
+instantiate!(PORTABLE, portable, f32, 4, 4, 4, 2, inline(never));
 
 /// The kernels of an instruction set this processor has.
 pub(crate) fn table(isa: Isa) -> &'static Table {

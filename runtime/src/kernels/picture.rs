@@ -7,7 +7,7 @@
 
 use super::ConvShape;
 use super::buffer::{Aligned, scratch};
-use super::image::{Correlation, Exit, block_start, blocks, is_one_block};
+use super::image::{Blocks, Correlation, Exit};
 use super::simd::{Simd, ptr};
 use super::team::{ELEMENT, Lead, Shared, share};
 use super::transposed::{Pad, forward_correlation, pad_rows, padded_len, window_pad};
@@ -24,6 +24,10 @@ pub(crate) use pair::{End, Pair};
 const TILES: core::ops::RangeInclusive<usize> = 4..=8;
 /// Weights that outnumber a padded picture so many times are shared, rather than the picture's rows.
 const HEAVY: usize = 4;
+/// Pixels of an output that are few.
+const SMALL: u32 = 64;
+/// Rows of weights that are not many.
+const DEEP: usize = 128;
 
 /// How a convolution is computed.
 #[derive(Debug)]
@@ -42,8 +46,8 @@ pub struct PreparedConv {
     g: ConvShape,
     way: Way,
     pad: Pad,
-    /// Values of a vector.
-    lanes: usize,
+    /// How its columns lie.
+    blocks: Blocks,
 }
 
 /// How a convolution is cut.
@@ -62,19 +66,21 @@ impl PreparedConv {
     pub fn new(k: &Simd, g: ConvShape, depthwise: bool, w: &[f32]) -> Self {
         let (correlation, pad) = (forward_correlation(&g), window_pad(&g.window));
         let (lanes, cout) = (k.isa().lanes(), correlation.cout);
+        // Few pixels are shared by columns; and the nearest cache keeps a block of four vectors of so many rows.
+        let four = g.y.h * g.y.w > SMALL && (g.weights() / cout <= DEEP || Winograd::plan_picture(&g, lanes).is_some());
+        let blocks = Blocks { lanes, four };
         if depthwise {
             let cells = (g.window.kernel[0] * g.window.kernel[1]) as usize;
             assert!(g.x.c == g.y.c && w.len() == cells * cout, "weights of another shape");
-            return Self { g, way: Way::Depthwise, pad: [0; 4], lanes };
+            return Self { g, way: Way::Depthwise, pad: [0; 4], blocks };
         }
         assert_eq!(w.len(), g.weights(), "weights of another shape");
-        match Winograd::plan_picture(&g, lanes) {
-            Some(t) => Self { g, way: Way::Tiled(t, k.pack(Some(&t), cout, w)), pad: t.pad(), lanes },
-            None => {
-                let packed = (!is_one_block(lanes, cout)).then(|| k.pack(None, cout, w));
-                Self { g, way: Way::Direct(correlation, packed), pad, lanes }
-            }
+        let tiled = Winograd::plan_picture(&g, lanes).map(|t| t.in_blocks(blocks.four));
+        if let Some(t) = tiled {
+            return Self { g, way: Way::Tiled(t, k.pack(Some(&t), blocks.four, cout, w)), pad: t.pad(), blocks };
         }
+        let packed = (!blocks.is_one(cout)).then(|| k.pack(None, blocks.four, cout, w));
+        Self { g, way: Way::Direct(Correlation { four: blocks.four, ..correlation }, packed), pad, blocks }
     }
 
     /// Rows of the output that cannot be parted.
@@ -104,7 +110,7 @@ impl PreparedConv {
             }
         };
         let parts = lead.parts(pixels * depth.max(ELEMENT) * self.g.y.c as usize);
-        let columns = blocks(self.lanes, self.g.y.c as usize);
+        let columns = self.blocks.count(self.g.y.c as usize);
         let heavy = weights > HEAVY * padded_len(&self.g.x, self.pad) && columns >= threads;
         if columns > 1 && (heavy || rows < threads.min(parts)) {
             Cut::Columns(parts.min(columns))
@@ -122,8 +128,8 @@ impl PreparedConv {
                 (units.start * self.rows()..(units.end * self.rows()).min(h), 0..cout)
             }
             Cut::Columns(parts) => {
-                let units = share(blocks(self.lanes, cout), part, parts);
-                let [start, end] = [units.start, units.end].map(|n| block_start(self.lanes, cout, n));
+                let units = share(self.blocks.count(cout), part, parts);
+                let [start, end] = [units.start, units.end].map(|n| self.blocks.start(cout, n));
                 (0..h, start..end)
             }
         }

@@ -8,7 +8,7 @@
 //! their own, `simd_gradient`, and so have joins and max pooling, `simd_join`.
 
 use super::buffer::{Aligned, scratch};
-use super::image::{Exit, column_blocks, is_one_block};
+use super::image::{Blocks, Exit};
 use super::isa::{Isa, Table, table};
 #[cfg(feature = "parallel")]
 use super::team::Team;
@@ -24,6 +24,8 @@ use std::vec;
 
 /// Most parts a batch is cut into.
 pub(super) const PARTS: usize = 16;
+/// Fewest pictures of a part that keeps gradients of weights, where there are so many.
+const PICTURES: usize = 8;
 /// Most elements all parts' partial weight gradients may hold together.
 const PARTIAL_WEIGHTS: usize = 16 << 20;
 
@@ -180,19 +182,20 @@ impl Simd {
     }
 
     /// A convolution's weights for `cout` channels as [`super::image::correlate`] reads them, on cache lines: one matrix, or, for
-    /// `tiled`, one for each position of a tile.
-    pub(super) fn pack(&self, tiled: Option<&Winograd>, cout: usize, w: &[f32]) -> Aligned {
-        let lanes = self.isa.lanes();
+    /// `tiled`, one for each position of a
+    /// tile. `four`: see [`Blocks`].
+    pub(super) fn pack(&self, tiled: Option<&Winograd>, four: bool, cout: usize, w: &[f32]) -> Aligned {
+        let blocks = Blocks { lanes: self.isa.lanes(), four };
         let mut packed = Aligned::zeroed(tiled.map_or(w.len(), Winograd::weights));
         let to = packed.get_mut();
         let Some(tiled) = tiled else {
-            column_blocks(lanes, w.len() / cout, cout, w, to);
+            blocks.copy(w.len() / cout, cout, w, to);
             return packed;
         };
-        let (n, one) = (w.len() / 9, is_one_block(lanes, cout));
-        scratch([if one { 0 } else { w.len() }, 0, 0, 0], |[blocks, ..]| {
-            column_blocks(lanes, n / cout, cout, w, blocks);
-            let from = if one { w } else { blocks };
+        let (n, one) = (w.len() / 9, blocks.is_one(cout));
+        scratch([if one { 0 } else { w.len() }, 0, 0, 0], |[packed, ..]| {
+            blocks.copy(n / cout, cout, w, packed);
+            let from = if one { w } else { packed };
             // SAFETY: `w` has 9 cells, and `to` the plan's length.
             unsafe { tiled.filter(self.table, n, from.as_ptr(), to.as_mut_ptr()) };
         });
@@ -206,15 +209,17 @@ impl Simd {
             let rows = c.kh * c.klen;
             let span = *at..at + rows * c.cout;
             let from = &back.weights.get()[span.clone()];
-            column_blocks(self.isa.lanes(), rows, c.cout, from, &mut packed.get_mut()[span]);
+            Blocks { lanes: self.isa.lanes(), four: c.four }.copy(rows, c.cout, from, &mut packed.get_mut()[span]);
         }
         packed
     }
 
-    /// Cuts a batch into parts: pictures in each.
+    /// Cuts a batch into parts: pictures in each. With gradients of `weights`, which each part keeps until all are done, a part has
+    /// some pictures to use them on.
     pub(super) fn chunk(n: usize, weights: usize) -> usize {
         let parts = PARTS.min(PARTIAL_WEIGHTS / weights.max(1)).max(2);
-        n.div_ceil(parts).max(1)
+        let least = if weights > 0 { n.div_ceil(2).min(PICTURES) } else { 1 };
+        n.div_ceil(parts).max(least).max(1)
     }
 }
 
@@ -240,7 +245,7 @@ impl Kernels for Simd {
         check_prologue(pre, cin);
         assert!(w.len() == g.weights() && bias.is_none_or(|b| b.len() == cout), "weights of another shape");
         let tiled = Winograd::plan(g, self.isa.lanes());
-        let packed = self.pack(tiled.as_ref(), cout, w);
+        let packed = self.pack(tiled.as_ref(), true, cout, w);
         let w = packed.get();
         let (c, pad) = (forward_correlation(g), tiled.map_or_else(|| window_pad(&g.window), |t| t.pad()));
         let direct = pre.is_none() && pad == [0; 4];

@@ -37,6 +37,9 @@ pub(crate) trait Vector: Copy {
     unsafe fn min(self, b: Self) -> Self;
     /// `yes` where `self > 0`, else `no`.
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self;
+    /// Asks for a cache line that is needed soon; any address will do.
+    #[inline(always)]
+    unsafe fn fetch(_: *const f32) {}
 }
 
 /// One vector from memory, or its first `n` lanes with the others zero.

@@ -85,6 +85,7 @@ fn rectangles(
                 y_row: to.row,
                 y_pix: to.pixel,
                 w_step: 0,
+                four: true,
             };
             let start = from.x.wrapping_add((r.from - from.first) * from.row + q.from * from.pixel);
             f(&c, [r.taps.start, q.taps.start], start, (r.first - to.first) * to.row + q.first * to.pixel);

@@ -26,9 +26,9 @@ const FEW: usize = 4;
 /// Tiles of 2x2 that are enough to fetch such weights for.
 const ENOUGH: usize = 32;
 /// Bytes of transformed weights that stay in a core's own cache from one block of tiles to the next. Others come from further away
-/// each time: then [`FAR_BLOCK`] in the place of [`BLOCK`].
+/// each time: then a block has up to [`MANY`] tiles, whatever their channels.
 const NEAR: usize = 1 << 20;
-const FAR_BLOCK: usize = 4 * BLOCK;
+const MANY: usize = 64;
 /// Elements between the end of one plane and the start of the next: planes of a round size would share cache sets.
 const GAP: usize = 16;
 
@@ -382,18 +382,19 @@ pub(crate) unsafe fn filter_small<V: Vector>(n: usize, w: *const f32, to: *mut f
     unsafe { filter_by::<V, FilterSmall, 4>(n, w, to) }
 }
 
-/// The gradient with respect to weights from that with respect to transformed ones: `[36][n]` to `[9][n]`.
+/// The gradient with respect to weights from that with respect to transformed ones: 36 planes of `plane` elements, `n` of which are
+/// used, to `[9][n]`.
 ///
 /// # Safety
 /// As for [`filter`].
 #[inline(always)]
-pub(crate) unsafe fn filter_gradient<V: Vector>(n: usize, du: *const f32, dw: *mut f32) {
+pub(crate) unsafe fn filter_gradient<V: Vector>(n: usize, plane: usize, du: *const f32, dw: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         for i in (0..n).step_by(V::LANES) {
             let mut u = [[V::splat(0.0); IN]; IN];
             for (k, u) in u.as_flattened_mut().iter_mut().enumerate() {
-                *u = V::load(du.add(k * n + i));
+                *u = V::load(du.add(k * plane + i));
             }
             for (k, g) in both::<V, FilterGradient, IN, 3>(&u).as_flattened().iter().enumerate() {
                 g.store(dw.add(k * n + i));
@@ -414,6 +415,8 @@ pub(super) struct Winograd {
     y: Grid,
     /// Tiles in one block.
     block: usize,
+    /// Whether blocks of columns may be four vectors wide.
+    four: bool,
 }
 
 impl Winograd {
@@ -449,13 +452,19 @@ impl Winograd {
         let row = (out * across + 2) * cin;
         let x = Grid { across, down, row, picture: (out * down + 2) * row, pixel: cin, out, c: cin, h, w };
         let y = Grid { row: w * cout, picture: h * w * cout, pixel: cout, c: cout, ..x };
-        let mut plan = Self { cin, cout, first: 0, x, y, block: 0 };
+        let mut plan = Self { cin, cout, first: 0, x, y, block: 0, four: true };
         plan.block = if plan.weights() * size_of::<f32>() <= NEAR {
             (BLOCK / (cin + cout)).max(8)
         } else {
-            (FAR_BLOCK / (cin + cout)).max(8)
+            let tiles = across * down;
+            tiles.div_ceil(tiles.div_ceil(MANY))
         };
         Some(plan)
+    }
+
+    /// The same plan over weights with blocks of columns of up to four vectors, or without.
+    pub(super) const fn in_blocks(self, four: bool) -> Self {
+        Self { four, ..self }
     }
 
     /// Tiles side by side, and rows of them.
@@ -558,6 +567,7 @@ impl Winograd {
                 y_row: to,
                 y_pix: self.y.c,
                 w_step: self.cin * self.cout,
+                four: self.four,
             };
             // SAFETY: tiles are those of `n` pictures; planes hold a block of tiles; the columns of a part start at a block of
             // them; the rest is the caller's promise.
@@ -572,7 +582,17 @@ impl Winograd {
         }
     }
 
-    /// Adds the gradient with respect to the transformed weights, over `n` pictures, to `du` (`[36][cin][cout]`). `dy` points at
+    /// Elements from one position to the next in gradients with respect to transformed weights: not a round number.
+    pub(super) fn gradient_plane(&self) -> usize {
+        self.cin * self.cout + GAP
+    }
+
+    /// Elements of the gradients with respect to transformed weights.
+    pub(super) fn gradients(&self) -> usize {
+        self.planes() * self.gradient_plane()
+    }
+
+    /// Adds the gradient with respect to the transformed weights, over `n` pictures, to `du` ([`Self::gradients`]). `dy` points at
     /// the first pixel of the first padded gradient, whose rows and pictures are `dy_row` and `dy_picture` elements apart.
     ///
     /// # Safety
@@ -603,6 +623,7 @@ impl Winograd {
                 y_row: 0,
                 y_pix: self.cout,
                 w_step: 0,
+                four: true,
             };
             // SAFETY: as in `convolve`.
             unsafe {
@@ -610,7 +631,7 @@ impl Winograd {
                 (table.winograd_input)(&self.x, [first, count, from], x, work);
                 (table.winograd_gradient)(&y, [first, count, to], dy, d);
                 for i in 0..PLANES {
-                    let du = du.add(i * self.cin * self.cout);
+                    let du = du.add(i * self.gradient_plane());
                     (table.outer_product)(&product, work.add(i * from), d.add(i * to), du);
                 }
             }

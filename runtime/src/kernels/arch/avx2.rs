@@ -83,4 +83,9 @@ impl Vector for F32x8 {
             Self(_mm256_blendv_ps(no.0, yes.0, m))
         }
     }
+    #[inline(always)]
+    unsafe fn fetch(p: *const f32) {
+        // SAFETY: a hint: it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
 }

@@ -79,4 +79,9 @@ impl Vector for F32x16 {
             Self(_mm512_mask_blend_ps(m, no.0, yes.0))
         }
     }
+    #[inline(always)]
+    unsafe fn fetch(p: *const f32) {
+        // SAFETY: a hint: it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
 }

@@ -4,11 +4,12 @@
 use super::{Cut, PreparedConv, Way, activate};
 use crate::kernels::ConvShape;
 use crate::kernels::buffer::scratch;
-use crate::kernels::image::{Correlation, Exit, block_start, blocks};
+use crate::kernels::image::{Correlation, Exit};
 use crate::kernels::simd::{Simd, ptr};
 use crate::kernels::team::{ELEMENT, Lead, Shared, share};
 use crate::kernels::window::{self, Cells, Field, Results, runs};
-use crate::net::Activation;
+use crate::net::{Activation, Window};
+use crate::shape::Shape;
 use core::ops::Range;
 
 /// Bytes of what lies between that are made at a time.
@@ -46,8 +47,8 @@ impl<'a> Pair<'a> {
     }
 
     fn cut(&self, lead: &Lead<'_>) -> Cut {
-        let (x, y, lanes) = (self.first.g.x, self.first.g.y, self.first.lanes);
-        let (rows, columns) = (self.second.g.y.h as usize, blocks(lanes, y.c as usize));
+        let (x, y) = (self.first.g.x, self.first.g.y);
+        let (rows, columns) = (self.second.g.y.h as usize, self.first.blocks.count(y.c as usize));
         let parts = lead.parts(y.len() * (x.c as usize).max(ELEMENT));
         if rows < ROWS && columns >= lead.threads() {
             Cut::Columns(parts.min(columns))
@@ -73,17 +74,21 @@ impl Work<'_> {
     /// # Safety
     /// Nobody else reads or writes them meanwhile; they lie inside the output.
     unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>) {
-        let (first, second, lanes) = (&self.pair.first.g, &self.pair.second.g, self.pair.first.lanes);
+        let (first, second, blocks) = (&self.pair.first.g, &self.pair.second.g, self.pair.first.blocks);
         let weights = match &self.pair.first.way {
             Way::Direct(_, Some(packed)) => packed.get(),
             _ => self.w[0],
         };
         let (cin, wide, w) = (first.x.c as usize, second.x.c as usize, second.x.w as usize);
         let (window, y_row) = (&second.window, (second.y.w * second.y.c) as usize);
+        let whole = Window { pad: [window.pad[0], 0, window.pad[2], 0], ..*window };
         for block in columns {
-            let [start, end] = [block, block + 1].map(|n| block_start(lanes, wide, n));
+            let [start, end] = [block, block + 1].map(|n| blocks.start(wide, n));
             let channels = end - start;
-            let (row, kernel, stride) = (w * channels, window.kernel[0] as usize, window.stride[0] as usize);
+            // Zeros left and right, so that no window loses taps there.
+            let [_, left, _, right] = window.pad.map(|p| p as usize);
+            let row = (left + w + right) * channels;
+            let (kernel, stride) = (window.kernel[0] as usize, window.stride[0] as usize);
             let fit = BETWEEN / (row * size_of::<f32>());
             let strip = if fit > kernel { (fit - kernel) / stride + 1 } else { 1 };
             let part = |bias: Option<&[f32]>| ptr(bias.map(|b| &b[start..end]));
@@ -94,29 +99,35 @@ impl Work<'_> {
                     kh: 1,
                     klen: cin,
                     x_row: 0,
-                    x_step: 0,
+                    x_step: w * cin,
                     x_pix: cin,
                     cout: channels,
-                    oh: 1,
-                    ow: needed.len() * w,
-                    y_row: 0,
+                    oh: needed.len(),
+                    ow: w,
+                    y_row: row,
                     y_pix: channels,
                     w_step: 0,
+                    four: blocks.four,
                 };
                 scratch([needed.len() * row, 0, 0, 0], |[buffer, ..]| {
+                    for r in buffer.chunks_exact_mut(row) {
+                        r[..left * channels].fill(0.0);
+                        r[(left + w) * channels..].fill(0.0);
+                    }
                     let x = self.x[needed.start * w * cin..needed.end * w * cin].as_ptr();
                     let packed = weights[start * cin..end * cin].as_ptr();
                     let cells = Cells { w: self.w[1][start..].as_ptr(), bias: part(self.ends[1].bias), all: wide };
                     let field = Field { x: buffer.as_ptr(), first: needed.start, row, pixel: channels };
-                    let (shapes, exits) = ((second.x, second.y), self.ends.map(|e| e.exit()));
+                    let padded = Shape { w: (left + w + right) as u32, ..second.x };
+                    let (shapes, exits) = ((padded, second.y), self.ends.map(|e| e.exit()));
                     // SAFETY: the rows needed are there, `buffer` takes them; lengths were checked by `pair_shared`; the block's
                     // weights start at as many elements as the columns before it have; the rest is the caller's promise.
                     unsafe {
                         let y = self.y.0.add(first_row * y_row + start);
                         let to = Results { y, first: first_row, row: y_row, pixel: wide };
-                        let bias = part(self.ends[0].bias);
-                        (self.k.table.correlate)(&between, x, packed, bias, &exits[0], buffer.as_mut_ptr());
-                        window::depthwise(self.k.table, window, shapes, rows, channels, field, cells, &exits[1], to);
+                        let (bias, inner) = (part(self.ends[0].bias), buffer[left * channels..].as_mut_ptr());
+                        (self.k.table.correlate)(&between, x, packed, bias, &exits[0], inner);
+                        window::depthwise(self.k.table, &whole, shapes, rows, channels, field, cells, &exits[1], to);
                     }
                 });
             }
@@ -152,7 +163,7 @@ impl Simd {
         let work = Work { k: self, pair, x, w, ends, y: Shared(y.as_mut_ptr()) };
         let cut = pair.cut(lead);
         let (Cut::Rows(parts) | Cut::Columns(parts)) = cut;
-        let (rows, columns) = (second.y.h as usize, blocks(pair.first.lanes, wide));
+        let (rows, columns) = (second.y.h as usize, pair.first.blocks.count(wide));
         lead.run(parts, |part| {
             let (rows, columns) = match cut {
                 Cut::Rows(parts) => (share(rows, part, parts), 0..columns),

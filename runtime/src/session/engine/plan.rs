@@ -151,10 +151,14 @@ impl Plan {
         out: &mut [f32],
     ) -> Result<()> {
         for step in &self.steps {
+            let prof = std::time::Instant::now();
             let done = match step.with {
                 With::Nothing => net.step(fast, step.number, &step.op, x, arena, out),
                 _ => step.run(net, fast, x, arena, out),
             };
+            if std::env::var_os("PROFILE").is_some() {
+                std::eprintln!("OP {} {:.1}", step.number, prof.elapsed().as_secs_f64() * 1e6);
+            }
             done.ok_or(Error::BadOperation { op: step.number as u32, why: OpFault::Slot })?;
         }
         Ok(())
