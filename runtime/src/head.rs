@@ -97,10 +97,11 @@ impl Dropout {
         let mut rng = Rng::new(self.seed, self.stream);
         for four in x.chunks_mut(4) {
             // Without branches: what chance decides no processor foresees.
-            let bits = rng.bits();
-            for (i, v) in four.iter_mut().enumerate() {
-                let kept = 0u32.wrapping_sub(u32::from(bits >> (8 * i) & 255 >= cut));
-                *v = f32::from_bits((*v * keep).to_bits() & kept);
+            let kept = rng.bits().to_le_bytes().map(|byte| 0u32.wrapping_sub(u32::from(u32::from(byte) >= cut)));
+            if let Ok(four) = <&mut [f32; 4]>::try_from(&mut *four) {
+                *four = core::array::from_fn(|i| f32::from_bits((four[i] * keep).to_bits() & kept[i]));
+            } else {
+                four.iter_mut().zip(kept).for_each(|(v, kept)| *v = f32::from_bits((*v * keep).to_bits() & kept));
             }
         }
     }

@@ -331,6 +331,14 @@ const STREAM_INIT: u64 = 1;
 const STREAM_EPOCH: u64 = 1 << 32;
 const STREAM_DROPOUT: u64 = 0x6472_6f70;
 
+/// The square root, rounded correctly: the same bits either way, and with `std` in vectors.
+fn sqrt(x: f32) -> f32 {
+    #[cfg(feature = "std")]
+    return x.sqrt();
+    #[cfg(not(feature = "std"))]
+    libm::sqrtf(x)
+}
+
 /// Adam (arXiv 1412.6980), betas 0.9 and 0.999, L2 decay in the gradient; all in one pass.
 struct Adam {
     step: u32,
@@ -346,7 +354,7 @@ impl Adam {
             let g = g + self.decay * *p;
             *m = 0.9 * *m + 0.1 * g;
             *v = 0.999 * *v + 0.001 * g * g;
-            *p -= rate * (*m / c1) / (libm::sqrtf(*v / c2) + 1e-8);
+            *p -= rate * (*m / c1) / (sqrt(*v / c2) + 1e-8);
         }
     }
 }

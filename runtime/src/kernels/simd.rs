@@ -11,6 +11,8 @@ use super::buffer::{Aligned, scratch};
 use super::image::{Blocks, Exit};
 use super::isa::{Isa, Table, table};
 #[cfg(feature = "parallel")]
+use super::team::MOST_PARTS;
+#[cfg(feature = "parallel")]
 use super::team::Team;
 use super::team::{LEAST, Lead};
 use super::transposed::{Pad, Transposed, forward_correlation, pad_rows, padded_len, window_pad};
@@ -20,6 +22,8 @@ use super::{simd_gradient, simd_join};
 use crate::shape::Shape;
 use core::ptr::null;
 use std::prelude::v1::*;
+#[cfg(feature = "parallel")]
+use std::sync::{Mutex, PoisonError};
 use std::vec;
 
 /// Most parts a batch is cut into.
@@ -38,7 +42,7 @@ pub struct Simd {
     threads: Option<std::sync::Arc<Threads>>,
 }
 
-/// The threads: a pool for many pictures, and, from the first time one is asked for, a team for one.
+/// The threads: a team, from the first time one is asked for, and a pool for who finds it taken.
 #[cfg(feature = "parallel")]
 struct Threads {
     pool: rayon::ThreadPool,
@@ -131,11 +135,22 @@ impl Simd {
     }
 
     /// Runs `f` on every item, spread over the threads; a single one on the calling thread.
+    ///
+    /// The team does it, whose helpers are awake between two calls; where another thread leads that, the pool.
     pub fn for_each<T: Send>(&self, items: Vec<T>, f: impl Fn(T) + Send + Sync) {
         #[cfg(feature = "parallel")]
         if let Some(threads) = self.threads.as_ref().filter(|_| items.len() > 1) {
             use rayon::prelude::*;
-            threads.pool.install(|| items.into_par_iter().with_max_len(1).for_each(&f));
+            let mut lead = self.lead();
+            if lead.threads() == 1 || items.len() > MOST_PARTS {
+                threads.pool.install(|| items.into_par_iter().with_max_len(1).for_each(&f));
+                return;
+            }
+            let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+            lead.run(items.len(), |i| {
+                let item = items[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+                item.into_iter().for_each(&f);
+            });
             return;
         }
         items.into_iter().for_each(f);

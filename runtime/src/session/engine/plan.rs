@@ -10,6 +10,9 @@ use crate::net::plan::{self, arena};
 use crate::net::{Activation, Net, Op, Place, Readable, Slot};
 use std::vec::Vec;
 
+/// Longer nets run as they are: a plan takes time that grows with the square of their length.
+const MOST: u32 = 4096;
+
 /// What goes with an operation.
 #[derive(Clone, Copy, Debug)]
 enum With {
@@ -84,11 +87,14 @@ impl Graph {
 impl Plan {
     /// The steps of `net`, whose convolutions `convs` were prepared, by number.
     pub(super) fn new(net: &Net<'_>, convs: &[Option<PreparedConv>]) -> Self {
+        if net.op_count() > MOST {
+            let steps = net.ops().enumerate().map(|(number, op)| Step { number, op, with: With::Nothing }).collect();
+            return Self { steps, arena_len: net.arena_len() };
+        }
         let graph = Graph::new(net);
         let (mut steps, mut lives): (Vec<Step>, Vec<plan::Step>) = (Vec::new(), Vec::new());
         // The step that writes each value.
         let mut step_of = std::vec![0; graph.ops.len()];
-        // Reads of each step, as steps: of the operation itself, and of what is added.
         let mut number = 0;
         while number < graph.ops.len() {
             let mut op = graph.ops[number];
@@ -133,6 +139,12 @@ impl Plan {
         Self { steps, arena_len }
     }
 
+    /// How many steps there are.
+    #[cfg(test)]
+    pub(super) fn steps(&self) -> usize {
+        self.steps.len()
+    }
+
     /// Elements of arena that a run takes.
     pub(super) const fn arena_len(&self) -> usize {
         self.arena_len
@@ -151,14 +163,10 @@ impl Plan {
         out: &mut [f32],
     ) -> Result<()> {
         for step in &self.steps {
-            let prof = std::time::Instant::now();
             let done = match step.with {
                 With::Nothing => net.step(fast, step.number, &step.op, x, arena, out),
                 _ => step.run(net, fast, x, arena, out),
             };
-            if std::env::var_os("PROFILE").is_some() {
-                std::eprintln!("OP {} {:.1}", step.number, prof.elapsed().as_secs_f64() * 1e6);
-            }
             done.ok_or(Error::BadOperation { op: step.number as u32, why: OpFault::Slot })?;
         }
         Ok(())
