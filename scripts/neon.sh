@@ -5,7 +5,7 @@
 #
 # Without --source: rustup's precompiled target if it can be added, else `std` built from source with Debian's compiler
 # (apt-get install rustc-web rust-web-src). Needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user.
-# Without a filter: kernels:: and session::.
+# Without a filter: kernels::
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +15,7 @@ if [[ ${1:-} == --source ]]; then
     from=${2:?rustup or debian}
     shift 2
 fi
-(($#)) || set -- kernels:: session::
+(($#)) || set -- kernels::
 for tool in aarch64-linux-gnu-gcc qemu-aarch64; do
     command -v "$tool" >/dev/null || { echo "$tool is missing: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" >&2; exit 1; }
 done
