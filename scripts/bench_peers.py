@@ -6,10 +6,10 @@ ours over the peer's within the same round, so that a machine that changes its s
 above 1 means that we are faster. Run it on an idle machine: thread pools that wait actively lose most when other programs
 take their cores. The load average at the start is printed.
 
-  scripts/bench_peers.py [--cases trap,replace,infer] [--rounds 5] [--threads 1,2] [--epochs 5] [--json FILE]
+  scripts/bench_peers.py [--cases trap,replace,infer,vision] [--rounds 5] [--threads 1,2] [--epochs 5] [--json FILE]
 
-Peers run under $PYTHON (or --python), which needs torch, numpy and onnxruntime; without it, a virtual environment with all
-three is made in target/peer-venv. Prints versions and a markdown table for each case; --json also writes every figure of
+Peers run under $PYTHON (or --python), which needs torch, numpy, onnx and onnxruntime; without it, a virtual environment with all
+four is made in target/peer-venv. Prints versions and a markdown table for each case; --json also writes every figure of
 every round. Uses Python's standard library only.
 """
 import argparse, json, os, platform, shutil, subprocess, sys, tempfile
@@ -18,7 +18,8 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ROOT / 'scripts' / 'peer'
-NEEDS = ['torch', 'numpy', 'onnxruntime']
+NEEDS = ['torch', 'numpy', 'onnx', 'onnxruntime']
+VISION = ['mobilenet_v2_0.25', 'mobilenet_v2_1.0', 'resnet34']
 # The published stage 2: passes over the holdout, and its size for CIFAR-10.
 EPOCHS, PICTURES = 100, 2500
 
@@ -76,7 +77,7 @@ class Case:
     """Contestants by name, each a function that gives its figures by row: {row: value}."""
     def __init__(self, title, unit, ours, higher_is_better):
         self.title, self.unit, self.ours, self.higher = title, unit, ours, higher_is_better
-        self.contestants, self.pairs, self.rounds = {}, None, []
+        self.contestants, self.pairs, self.rounds, self.difference = {}, None, [], None
 
     def run(self, rounds):
         names = list(self.contestants)
@@ -113,6 +114,8 @@ class Case:
         out += table([r['row'] for r in rows], {n: [number(r['medians'][n]) for r in rows] for n in self.contestants})
         out += ['', 'How many times as fast, median (lowest to highest):', '']
         out += table([r['row'] for r in rows], {k: [ratio(r['ratios'][k]) for r in rows] for k in rows[0]['ratios']})
+        if self.difference is not None:
+            out += ['', 'Largest difference to onnxruntime, over the largest output: %.1e' % self.difference]
         return '\n'.join(out) + '\n'
 
 
@@ -184,37 +187,57 @@ def replace_case(a, python, stemguard, scratch):
     return case
 
 
-def infer_case(a, python, stemguard, model):
-    case = Case('Inference of testdata/%s' % model, 'ms a picture', ['native'], False)
-    path = ROOT / 'testdata' / model
+def infer_case(a, python, stemguard, path, title, batches):
+    """Outputs are compared before anything is timed. `native, AVX2` is the same program with AVX-512 masked off."""
+    case = Case(title, 'ms a picture', ['native', 'native, AVX2'], False)
+    with tempfile.TemporaryDirectory() as scratch:
+        x, y = Path(scratch) / 'x.npy', Path(scratch) / 'y.npy'
+        check = [python, PEERS / 'ort_bench.py', path, '--pictures', x]
+        output([*check, '--make'])
+        output([stemguard, 'run', path, '--backend', 'native', '--input', x, '--output', y])
+        case.difference = lines([*check, '--compare', y], 1)[0]['difference']
 
     def figures(command):
         found = {}
         for t in a.threads:
-            for line in lines([*command, '--batch', '1,64', '--threads', t, '--rounds', a.infer_rounds], t):
+            for line in lines([*command, '--batch', batches, '--threads', t, '--rounds', a.infer_rounds], t):
                 found['batch %d, %s' % (line['batch'], row(t))] = line['median_ms_per_image']
         return found
 
-    ours = lambda backend: (lambda: figures([stemguard, 'bench', path, '--backend', backend, '--json']))
-    case.contestants = {'native': ours('native'), 'onnxruntime': lambda: figures([python, PEERS / 'ort_bench.py', path]), 'tract': ours('tract')}
+    ours = lambda backend, *flags: (lambda: figures([stemguard, 'bench', path, '--backend', backend, '--json', *flags]))
+    case.contestants = {'native': ours('native'), 'onnxruntime': lambda: figures([python, PEERS / 'ort_bench.py', path]),
+                        'tract': ours('tract')}
+    if 'avx512' in a.isas:
+        case.contestants['native, AVX2'] = ours('native', '--isa', 'avx2')
+    else:
+        case.ours.pop()
     return case
 
 
 def main(a):
     python, (speed, stemguard) = peer_python(a.python), build()
     told = versions(python)
+    flags = open('/proc/cpuinfo').read().split() if os.path.exists('/proc/cpuinfo') else []
+    a.isas = ['avx512'] if 'avx512f' in flags else []
     print('\n'.join('- %s: %s' % pair for pair in told.items()) + '\n', flush=True)
     report = dict(versions=told, settings={k: v for k, v in vars(a).items() if k not in ['json', 'python']}, cases=[])
     with tempfile.TemporaryDirectory() as scratch:
         cases = []
         if 'trap' in a.cases: cases.append(lambda: trap_case(a, python, speed))
         if 'replace' in a.cases: cases.append(lambda: replace_case(a, python, stemguard, Path(scratch)))
-        if 'infer' in a.cases: cases += [lambda m=m: infer_case(a, python, stemguard, m) for m in ['stem.onnx', 'full.onnx']]
+        if 'infer' in a.cases:
+            cases += [lambda m=m: infer_case(a, python, stemguard, ROOT / 'testdata' / m, 'Inference of testdata/%s' % m, '1,64')
+                      for m in ['stem.onnx', 'full.onnx']]
+        if 'vision' in a.cases:
+            output([python, PEERS / 'make_vision.py', scratch])
+            cases += [lambda m=m: infer_case(a, python, stemguard, Path(scratch) / (m + '.onnx'), 'Inference of %s, 224 px' % m, '1')
+                      for m in VISION]
         for make in cases:
             case = make()
             case.run(a.rounds)
             print(case.markdown(), flush=True)
-            report['cases'].append(dict(title=case.title, unit=case.unit, rows=case.summary(), rounds=case.rounds))
+            report['cases'].append(dict(title=case.title, unit=case.unit, difference=case.difference,
+                                        rows=case.summary(), rounds=case.rounds))
     if a.json:
         Path(a.json).write_text(json.dumps(report, indent=1) + '\n')
 
@@ -233,7 +256,7 @@ if __name__ == '__main__':
         return int(text)
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--cases', type=several(str, ['trap', 'replace', 'infer']), default=['trap', 'replace', 'infer'])
+    p.add_argument('--cases', type=several(str, ['trap', 'replace', 'infer', 'vision']), default=['trap', 'replace', 'infer', 'vision'])
     p.add_argument('--rounds', type=count, default=5, help='rounds of every case')
     p.add_argument('--threads', type=several(int), default=[1, 2])
     p.add_argument('--batch', type=count, default=256, help='pictures of a trap step')

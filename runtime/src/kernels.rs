@@ -55,6 +55,9 @@ mod transposed;
 pub(crate) mod vector;
 #[cfg(feature = "std")]
 #[allow(unsafe_code)]
+mod window;
+#[cfg(feature = "std")]
+#[allow(unsafe_code)]
 pub(crate) mod winograd;
 
 #[cfg(all(test, feature = "std"))]

@@ -10,13 +10,15 @@ pub mod build;
 mod check;
 pub mod int8;
 #[cfg(feature = "std")]
-mod plan;
+pub(crate) mod plan;
 mod run;
 #[cfg(all(test, feature = "std"))]
 pub(crate) mod tests;
 
 #[cfg(feature = "std")]
 pub use build::{BuildError, NetBuilder, OwnedNet, Value};
+#[cfg(feature = "std")]
+pub(crate) use run::Readable;
 pub use run::{AffineArgs, ConvArgs, LinearArgs, MulArgs, NetKernels, PoolArgs, Scalar};
 
 use crate::shape::Shape;

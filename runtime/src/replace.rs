@@ -88,30 +88,78 @@ pub fn cutmix_box(h: usize, w: usize, rng: &mut Rng) -> ([usize; 4], f32) {
 }
 
 /// Copies a box of rows and columns from one map to another.
-pub fn paste(s: Shape, area: [usize; 4], from: &[f32], to: &mut [f32]) {
+pub fn paste<T: Stored>(s: Shape, area: [usize; 4], from: &[T], to: &mut [f32]) {
     let [top, left, bottom, right] = area;
     let (w, c) = (s.w as usize, s.c as usize);
     for y in top..bottom {
         let (first, len) = ((y * w + left) * c, (right - left) * c);
-        copy(piece(from, first, len), piece_mut(to, first, len));
+        T::load(piece(from, first, len), piece_mut(to, first, len));
+    }
+}
+
+/// How a feature is kept in memory.
+pub trait Stored: Copy {
+    /// Whether it is a number.
+    fn is_finite(self) -> bool;
+    /// Reads some; both slices have the same length.
+    fn load(from: &[Self], to: &mut [f32]);
+}
+
+impl Stored for f32 {
+    fn is_finite(self) -> bool {
+        self.is_finite()
+    }
+
+    fn load(from: &[Self], to: &mut [f32]) {
+        copy(from, to);
+    }
+}
+
+/// The upper half of an `f32`, rounded to even: half the memory, at a relative error of up to 1/512.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bf16(u16);
+
+impl From<f32> for Bf16 {
+    fn from(x: f32) -> Self {
+        let bits = x.to_bits();
+        if x.is_nan() {
+            return Self((bits >> 16) as u16 | 0x40);
+        }
+        Self((bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16)
+    }
+}
+
+impl From<Bf16> for f32 {
+    fn from(x: Bf16) -> Self {
+        Self::from_bits(u32::from(x.0) << 16)
+    }
+}
+
+impl Stored for Bf16 {
+    fn is_finite(self) -> bool {
+        f32::from(self).is_finite()
+    }
+
+    fn load(from: &[Self], to: &mut [f32]) {
+        to.iter_mut().zip(from).for_each(|(to, &x)| *to = x.into());
     }
 }
 
 /// Features in memory: `views` augmented versions of each of `labels.len()` pictures, the first one plain.
 #[derive(Clone, Copy, Debug)]
-pub struct FeatureBank<'a> {
-    features: &'a [f32],
+pub struct FeatureBank<'a, T = f32> {
+    features: &'a [T],
     labels: &'a [u32],
     shape: Shape,
     views: usize,
 }
 
-impl<'a> FeatureBank<'a> {
+impl<'a, T: Stored> FeatureBank<'a, T> {
     /// A bank over `features` (`[views][labels.len()][shape]`).
     ///
     /// # Errors
     /// [`Error::WrongLength`], [`Error::NotFinite`].
-    pub fn new(features: &'a [f32], labels: &'a [u32], shape: Shape, views: usize) -> Result<Self> {
+    pub fn new(features: &'a [T], labels: &'a [u32], shape: Shape, views: usize) -> Result<Self> {
         let needed = views * labels.len() * shape.len();
         if features.len() != needed || views == 0 {
             return Err(Error::WrongLength { needed, given: features.len() });
@@ -122,13 +170,13 @@ impl<'a> FeatureBank<'a> {
         Ok(Self { features, labels, shape, views })
     }
 
-    fn view(&self, view: usize, picture: usize) -> &'a [f32] {
+    fn view(&self, view: usize, picture: usize) -> &'a [T] {
         let len = self.shape.len();
         piece(self.features, (view * self.labels.len() + picture) * len, len)
     }
 }
 
-impl Source for FeatureBank<'_> {
+impl<T: Stored> Source for FeatureBank<'_, T> {
     fn shape(&self) -> Shape {
         self.shape
     }
@@ -139,7 +187,7 @@ impl Source for FeatureBank<'_> {
 
     fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
         for (i, x) in rows_mut(x, self.shape.len()).take(n).enumerate() {
-            copy(self.view(0, first + i), x);
+            T::load(self.view(0, first + i), x);
         }
     }
 
@@ -149,7 +197,7 @@ impl Source for FeatureBank<'_> {
             None => ([0; 4], 1.0),
         };
         for (i, (x, &picture)) in rows_mut(x, self.shape.len()).zip(batch).enumerate() {
-            copy(self.view(rng.below(self.views), picture as usize), x);
+            T::load(self.view(rng.below(self.views), picture as usize), x);
             if let Some(&partner) = mix.and_then(|m| m.get(i)) {
                 paste(self.shape, area, self.view(rng.below(self.views), partner as usize), x);
             }
@@ -283,6 +331,14 @@ const STREAM_INIT: u64 = 1;
 const STREAM_EPOCH: u64 = 1 << 32;
 const STREAM_DROPOUT: u64 = 0x6472_6f70;
 
+/// The square root, rounded correctly: the same bits either way, and with `std` in vectors.
+fn sqrt(x: f32) -> f32 {
+    #[cfg(feature = "std")]
+    return x.sqrt();
+    #[cfg(not(feature = "std"))]
+    libm::sqrtf(x)
+}
+
 /// Adam (arXiv 1412.6980), betas 0.9 and 0.999, L2 decay in the gradient; all in one pass.
 struct Adam {
     step: u32,
@@ -298,7 +354,7 @@ impl Adam {
             let g = g + self.decay * *p;
             *m = 0.9 * *m + 0.1 * g;
             *v = 0.999 * *v + 0.001 * g * g;
-            *p -= rate * (*m / c1) / (libm::sqrtf(*v / c2) + 1e-8);
+            *p -= rate * (*m / c1) / (sqrt(*v / c2) + 1e-8);
         }
     }
 }

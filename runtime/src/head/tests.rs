@@ -6,7 +6,7 @@ use super::{Dropout, HeadModel};
 use crate::artifact::{HeadKind, head_params};
 use crate::kernels::reference::Reference;
 use crate::kernels::simd::Simd;
-use crate::replace::{FeatureBank, Settings, fit, memory_len};
+use crate::replace::{Bf16, FeatureBank, Settings, Stored, fit, memory_len};
 use crate::rng::Rng;
 use crate::shape::Shape;
 use std::prelude::v1::*;
@@ -128,4 +128,27 @@ fn learns<H: HeadModel>(settings: &Settings) {
 fn both_heads_learn_and_threads_do_not_matter() {
     learns::<Residual>(&Settings { epochs: 12, batch: 16, ..Settings::CACHED });
     learns::<Linear>(&Settings { epochs: 30, batch: 16, ..Settings::LINEAR });
+}
+
+/// Every upper half of a number comes back as it is; others are rounded to the nearer one, to the even one between two.
+#[test]
+fn stored_halves_are_the_nearest() {
+    for half in 0..=u16::MAX {
+        let x = f32::from_bits(u32::from(half) << 16);
+        let back = f32::from(Bf16::from(x));
+        assert!(back.to_bits() == x.to_bits() || x.is_nan() && back.is_nan(), "{x}");
+    }
+    for (x, want) in [
+        (1.0 + 1.0 / 256.0, 1.0),
+        (1.0 + 3.0 / 256.0, 1.015625),
+        (1.003, 1.0),
+        (1.005, 1.0078125),
+        (-1.005, -1.0078125),
+    ] {
+        assert_eq!(f32::from(Bf16::from(x)), want);
+    }
+    assert!(!Bf16::from(f32::MAX).is_finite() && !Bf16::from(f32::NAN).is_finite());
+    let mut x = [0.0; 2];
+    Bf16::load(&[2.5.into(), (-3.0).into()], &mut x);
+    assert_eq!(x, [2.5, -3.0]);
 }

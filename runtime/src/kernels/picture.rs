@@ -7,27 +7,35 @@
 
 use super::ConvShape;
 use super::buffer::{Aligned, scratch};
-use super::image::{Correlation, is_one_block};
+use super::image::{Blocks, Correlation, Exit};
 use super::simd::{Simd, ptr};
-use super::team::{Lead, Shared, share};
+use super::team::{ELEMENT, Lead, Shared, share};
 use super::transposed::{Pad, forward_correlation, pad_rows, padded_len, window_pad};
-use super::winograd::{self, Winograd};
-use crate::net::Activation;
+use super::window::{self, Cells, Field, Results};
+use super::winograd::Winograd;
+use crate::net::{Activation, LinearArgs, PoolArgs};
 use crate::shape::Shape;
 use core::ops::Range;
+
+mod pair;
+pub(crate) use pair::{End, Pair};
 
 /// Tiles in one part: fewer do not fill the registers, and each part reads all weights.
 const TILES: core::ops::RangeInclusive<usize> = 4..=8;
 /// Weights that outnumber a padded picture so many times are shared, rather than the picture's rows.
 const HEAVY: usize = 4;
+/// Pixels of an output that are few.
+const SMALL: u32 = 64;
+/// Rows of weights that are not many.
+const DEEP: usize = 128;
 
 /// How a convolution is computed.
 #[derive(Debug)]
 enum Way {
     /// As a correlation over packed weights; none where packing would not change them.
     Direct(Correlation, Option<Aligned>),
-    /// As a correlation channel by channel, over the weights as they are.
-    Depthwise(Correlation),
+    /// Channel by channel, over the picture and the weights as they are.
+    Depthwise,
     /// Tile by tile, over transformed weights.
     Tiled(Winograd, Aligned),
 }
@@ -38,8 +46,8 @@ pub struct PreparedConv {
     g: ConvShape,
     way: Way,
     pad: Pad,
-    /// Output channels that cannot be parted.
-    columns: usize,
+    /// How its columns lie.
+    blocks: Blocks,
 }
 
 /// How a convolution is cut.
@@ -58,26 +66,32 @@ impl PreparedConv {
     pub fn new(k: &Simd, g: ConvShape, depthwise: bool, w: &[f32]) -> Self {
         let (correlation, pad) = (forward_correlation(&g), window_pad(&g.window));
         let (lanes, cout) = (k.isa().lanes(), correlation.cout);
+        // Few pixels are shared by columns; and the nearest cache keeps a block of four vectors of so many rows.
+        let four = g.y.h * g.y.w > SMALL && (g.weights() / cout <= DEEP || Winograd::plan_picture(&g, lanes).is_some());
+        let blocks = Blocks { lanes, four };
         if depthwise {
-            let klen = g.window.kernel[1] as usize;
-            let fits = g.x.c == g.y.c && w.len() == correlation.kh * klen * cout;
-            assert!(fits, "weights of another shape");
-            return Self { g, way: Way::Depthwise(Correlation { klen, ..correlation }), pad, columns: cout };
+            let cells = (g.window.kernel[0] * g.window.kernel[1]) as usize;
+            assert!(g.x.c == g.y.c && w.len() == cells * cout, "weights of another shape");
+            return Self { g, way: Way::Depthwise, pad: [0; 4], blocks };
         }
         assert_eq!(w.len(), g.weights(), "weights of another shape");
-        let columns = 2 * lanes;
-        match Winograd::plan(&g, lanes) {
-            Some(t) => Self { g, way: Way::Tiled(t, k.pack(Some(&t), cout, w)), pad: t.pad(), columns },
-            None => {
-                let packed = (!is_one_block(lanes, cout)).then(|| k.pack(None, cout, w));
-                Self { g, way: Way::Direct(correlation, packed), pad, columns }
-            }
+        let tiled = Winograd::plan_picture(&g, lanes).map(|t| t.in_blocks(blocks.four));
+        if let Some(t) = tiled {
+            return Self { g, way: Way::Tiled(t, k.pack(Some(&t), blocks.four, cout, w)), pad: t.pad(), blocks };
         }
+        let packed = (!blocks.is_one(cout)).then(|| k.pack(None, blocks.four, cout, w));
+        Self { g, way: Way::Direct(Correlation { four: blocks.four, ..correlation }, packed), pad, blocks }
     }
 
     /// Rows of the output that cannot be parted.
     fn rows(&self) -> usize {
-        if matches!(self.way, Way::Tiled(..)) { winograd::OUT } else { 1 }
+        if let Way::Tiled(t, _) = &self.way { t.out() } else { 1 }
+    }
+
+    /// Whether windows are single pixels, side by side: all rows are one.
+    fn is_flat(&self) -> bool {
+        let w = &self.g.window;
+        (w.kernel, w.stride, w.pad) == ([1, 1], [1, 1], [0; 4])
     }
 
     /// The cut for a team.
@@ -85,17 +99,18 @@ impl PreparedConv {
         let (cells, cin) = ((self.g.window.kernel[0] * self.g.window.kernel[1]) as usize, self.g.x.c as usize);
         let (threads, pixels) = (lead.threads(), (self.g.y.h * self.g.y.w) as usize);
         let (depth, weights, rows) = match &self.way {
-            Way::Depthwise(_) => (cells, 0, self.g.y.h as usize),
+            Way::Depthwise => (cells, 0, self.g.y.h as usize),
             Way::Direct(..) => (cells * cin, self.g.weights(), self.g.y.h as usize),
             Way::Tiled(t, u) => {
                 let [across, down] = t.tiles();
                 let few = (across * down / threads).clamp(*TILES.start(), *TILES.end());
-                // A quarter of the multiplications.
-                (cells * cin / 4, u.get().len(), (across * down / few).clamp(1, down))
+                // Of the multiplications that the definition has.
+                let saved = if t.out() == 2 { 2 } else { 4 };
+                (cells * cin / saved, u.get().len(), (across * down / few).clamp(1, down))
             }
         };
-        let parts = lead.parts(pixels * depth * self.g.y.c as usize);
-        let columns = (self.g.y.c as usize).div_ceil(self.columns);
+        let parts = lead.parts(pixels * depth.max(ELEMENT) * self.g.y.c as usize);
+        let columns = self.blocks.count(self.g.y.c as usize);
         let heavy = weights > HEAVY * padded_len(&self.g.x, self.pad) && columns >= threads;
         if columns > 1 && (heavy || rows < threads.min(parts)) {
             Cut::Columns(parts.min(columns))
@@ -106,14 +121,17 @@ impl PreparedConv {
 
     /// Rows and channels of the output that are part `part` of a cut.
     fn area(&self, cut: Cut, part: usize) -> (Range<usize>, Range<usize>) {
-        let whole = |unit: usize, len: usize, parts: usize| {
-            let units = share(len.div_ceil(unit), part, parts);
-            units.start * unit..(units.end * unit).min(len)
-        };
         let (h, cout) = (self.g.y.h as usize, self.g.y.c as usize);
         match cut {
-            Cut::Rows(parts) => (whole(self.rows(), h, parts), 0..cout),
-            Cut::Columns(parts) => (0..h, whole(self.columns, cout, parts)),
+            Cut::Rows(parts) => {
+                let units = share(h.div_ceil(self.rows()), part, parts);
+                (units.start * self.rows()..(units.end * self.rows()).min(h), 0..cout)
+            }
+            Cut::Columns(parts) => {
+                let units = share(self.blocks.count(cout), part, parts);
+                let [start, end] = [units.start, units.end].map(|n| self.blocks.start(cout, n));
+                (0..h, start..end)
+            }
         }
     }
 }
@@ -133,6 +151,7 @@ struct Work<'a> {
     x: &'a [f32],
     w: &'a [f32],
     bias: Option<&'a [f32]>,
+    add: Option<&'a [f32]>,
     act: Activation,
     y: Shared,
 }
@@ -141,37 +160,50 @@ impl Work<'_> {
     /// Some rows and channels of the output, on the calling thread.
     ///
     /// # Safety
-    /// Nobody else reads or writes them meanwhile. Rows start at whole [`PreparedConv::rows`], channels at whole
-    /// [`PreparedConv::columns`]; both lie inside the output.
+    /// Nobody else reads or writes them meanwhile. Rows start at whole [`PreparedConv::rows`], channels at a block of columns; both
+    /// lie inside the output.
     unsafe fn part(&self, rows: Range<usize>, columns: Range<usize>) {
         let (g, pad) = (&self.conv.g, self.conv.pad);
-        let (cout, row) = (g.y.c as usize, g.x.w as usize * g.x.c as usize);
+        let (cout, row, y_row) = (g.y.c as usize, (g.x.w * g.x.c) as usize, (g.y.w * g.y.c) as usize);
         // The rows of the padded picture that these read.
         let (needed, work) = match &self.conv.way {
-            Way::Tiled(t, _) => (rows.start..rows.end.next_multiple_of(winograd::OUT) + 2, t.work()),
-            Way::Direct(c, _) | Way::Depthwise(c) => {
+            Way::Tiled(t, _) => (rows.start..rows.end.next_multiple_of(t.out()) + 2, t.work()),
+            Way::Direct(c, _) => {
                 let stride = g.window.stride[0] as usize;
                 (stride * rows.start..stride * (rows.end - 1) + c.kh, 0)
             }
+            Way::Depthwise => (0..0, 0),
         };
+        let fused = Exit::of(self.act);
+        let at = rows.start * y_row;
+        let exit = Exit { add: ptr(self.add), ..fused.unwrap_or(Exit::PLAIN) }.at(at);
         // SAFETY: windows lie inside the rows needed of the padded copy, or of the picture itself without padding; lengths
         // were checked by `conv_shared`; weights were packed for this way, and a block of columns starts at as many elements as the
         // columns before it have; `work` has the plan's length; the rest is the caller's promise.
         let run = |from: &[f32], work: &mut [f32]| unsafe {
-            let (from, y) = (from.as_ptr(), self.y.0.add(rows.start * g.y.w as usize * cout));
-            let part = |c: &Correlation| Correlation { oh: rows.len(), cout: columns.len(), ..*c };
+            let (from, y) = (from.as_ptr(), self.y.0.add(at));
             let bias = self.bias.map(|b| &b[columns.clone()]);
             match &self.conv.way {
                 Way::Direct(c, packed) => {
                     let w = packed.as_ref().map_or(self.w, Aligned::get)[columns.start * c.kh * c.klen..].as_ptr();
-                    (self.k.table.correlate)(&part(c), from, w, ptr(bias), y.add(columns.start));
+                    let mut c = Correlation { oh: rows.len(), cout: columns.len(), ..*c };
+                    if self.conv.is_flat() {
+                        (c.oh, c.ow) = (1, c.oh * c.ow);
+                    }
+                    (self.k.table.correlate)(&c, from, w, ptr(bias), &exit.at(columns.start), y.add(columns.start));
                 }
-                // Cut by rows only: its weights count columns one by one.
-                Way::Depthwise(c) => (self.k.table.depthwise)(&part(c), from, self.w.as_ptr(), ptr(bias), y),
+                Way::Depthwise => {
+                    let field = Field { x: from.add(columns.start), first: 0, row, pixel: g.x.c as usize };
+                    let cells = Cells { w: self.w[columns.start..].as_ptr(), bias: ptr(bias), all: cout };
+                    let to = Results { y: y.add(columns.start), first: rows.start, row: y_row, pixel: cout };
+                    let (channels, exit) = (columns.len(), exit.at(columns.start));
+                    let (table, rows) = (self.k.table, rows.clone());
+                    window::depthwise(table, &g.window, (g.x, g.y), rows, channels, field, cells, &exit, to);
+                }
                 Way::Tiled(t, u) => {
-                    let tiles = rows.start / winograd::OUT..rows.end.div_ceil(winograd::OUT);
+                    let tiles = rows.start / t.out()..rows.end.div_ceil(t.out());
                     let t = t.part(tiles, columns.clone());
-                    t.convolve(self.k.table, 1, from, u.get().as_ptr(), ptr(self.bias), work.as_mut_ptr(), y);
+                    t.convolve(self.k.table, 1, from, u.get().as_ptr(), ptr(self.bias), &exit, work.as_mut_ptr(), y);
                 }
             }
         };
@@ -186,7 +218,7 @@ impl Work<'_> {
                 run(to, work);
             });
         }
-        if self.act == Activation::None {
+        if fused.is_some() {
             return;
         }
         let pixels = rows.start * g.y.w as usize..rows.end * g.y.w as usize;
@@ -208,10 +240,10 @@ impl Simd {
     ///
     /// `w` are the weights that `conv` was prepared from. Slices must have the lengths of its shape; shorter ones panic.
     pub fn conv_picture(&self, conv: &PreparedConv, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
-        self.conv_shared(&mut Lead::alone(), conv, x, w, bias, Activation::None, y);
+        self.conv_shared(&mut Lead::alone(), conv, x, w, bias, None, Activation::None, y);
     }
 
-    /// The same, activated, on all threads of a team.
+    /// `act(conv(x) + bias + add)` on all threads of a team; `add` is laid out as `y`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn conv_shared(
         &self,
@@ -220,16 +252,17 @@ impl Simd {
         x: &[f32],
         w: &[f32],
         bias: Option<&[f32]>,
+        add: Option<&[f32]>,
         act: Activation,
         y: &mut [f32],
     ) {
         let g = &conv.g;
-        let (x, y) = (&x[..g.x.len()], &mut y[..g.y.len()]);
+        let (x, y, add) = (&x[..g.x.len()], &mut y[..g.y.len()], add.map(|a| &a[..g.y.len()]));
         let cout = g.y.c as usize;
         let cells = (g.window.kernel[0] * g.window.kernel[1]) as usize;
-        let needed = if matches!(conv.way, Way::Depthwise(_)) { cells * cout } else { g.weights() };
+        let needed = if matches!(conv.way, Way::Depthwise) { cells * cout } else { g.weights() };
         assert!(w.len() == needed && bias.is_none_or(|b| b.len() == cout), "weights of another shape");
-        let work = Work { k: self, conv, x, w, bias, act, y: Shared(y.as_mut_ptr()) };
+        let work = Work { k: self, conv, x, w, bias, add, act, y: Shared(y.as_mut_ptr()) };
         let cut = conv.cut(lead);
         let (Cut::Rows(parts) | Cut::Columns(parts)) = cut;
         lead.run(parts, |part| {
@@ -256,15 +289,50 @@ impl Simd {
         }
         true
     }
+
+    /// `y = act(a + b)`, on the calling thread.
+    pub(crate) fn add_picture(&self, act: Activation, a: &[f32], b: &[f32], y: &mut [f32]) {
+        let fused = Exit::of(act);
+        let (a, b) = (&a[..y.len()], &b[..y.len()]);
+        let exit = Exit { add: b.as_ptr(), ..fused.unwrap_or(Exit::PLAIN) };
+        // SAFETY: all three have the length of `y`, which is exclusive.
+        unsafe { (self.table.add)(y.len(), a.as_ptr(), &exit, y.as_mut_ptr()) };
+        if fused.is_none() {
+            activate(act, y);
+        }
+    }
+
+    /// The largest value in each window of some rows of the output: `y` takes whole rows, the first of which is row `first`.
+    pub(crate) fn max_pool_rows(&self, a: &PoolArgs, first: usize, x: &[f32], y: &mut [f32]) {
+        let (row, pixel) = ((a.y.w * a.y.c) as usize, a.x.c as usize);
+        let (x, rows) = (&x[..a.x.len()], first..first + y.len() / row);
+        assert!(a.x.c == a.y.c && rows.end <= a.y.h as usize, "rows of another output");
+        let from = Field { x: x.as_ptr(), first: 0, row: a.x.w as usize * pixel, pixel };
+        let to = Results { y: y.as_mut_ptr(), first, row, pixel };
+        // SAFETY: the picture is there whole, and `y` takes these rows.
+        unsafe { window::max_pool(self.table, &a.window, (a.x, a.y), rows, from, to) };
+    }
+
+    /// Some outputs of a linear layer, from output `first` on: `y = act(x^T weight + bias)`.
+    pub(crate) fn linear_columns(&self, a: &LinearArgs<'_>, all: usize, first: usize, x: &[f32], y: &mut [f32]) {
+        match a.bias {
+            Some(bias) => y.copy_from_slice(&bias[first..first + y.len()]),
+            None => y.fill(0.0),
+        }
+        assert!(a.weight.len() == x.len() * all && first + y.len() <= all, "weights of another shape");
+        let fused = Exit::of(a.act);
+        let (w, exit) = (a.weight[first..].as_ptr(), fused.unwrap_or(Exit::PLAIN));
+        // SAFETY: the weights are `[x.len()][all]`, and the columns lie inside.
+        unsafe { (self.table.linear)(x.len(), y.len(), x.as_ptr(), w, all, &exit, y.as_mut_ptr()) };
+        if fused.is_none() {
+            activate(a.act, y);
+        }
+    }
 }
 
 fn activate(act: Activation, y: &mut [f32]) {
-    match act {
-        Activation::None => {}
-        Activation::Relu => y.iter_mut().for_each(|v| *v = v.max(0.0)),
-        Activation::Relu6 => y.iter_mut().for_each(|v| *v = v.clamp(0.0, 6.0)),
-        Activation::Leaky(s) => y.iter_mut().for_each(|v| *v = if *v > 0.0 { *v } else { *v * s }),
-        other => y.iter_mut().for_each(|v| *v = other.apply(*v)),
+    if act != Activation::None {
+        y.iter_mut().for_each(|v| *v = act.apply(*v));
     }
 }
 

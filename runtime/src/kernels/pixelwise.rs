@@ -3,6 +3,7 @@
 //! A vector of channels goes down all pixels, its constants and sums in registers. They wait for memory: what can be done in one
 //! pass (map, residual sum, sums for a norm) is.
 
+use super::image::Exit;
 use super::vector::{Vector, by_channel, load, store};
 
 /// `to[i] = leaky(x[i] * scale[c] + shift[c])` over `n` pixels of `c` channels.
@@ -178,6 +179,20 @@ pub(crate) unsafe fn norm_grad<V: Vector>(
                 }
                 store::<V, PART>(v, dx.add(at), m);
             }
+        });
+    }
+}
+
+/// `y = exit(a)` over `n` elements: a sum of two maps, activated.
+///
+/// # Safety
+/// `a`, `y` and what the exit adds hold `n` elements; `y` overlaps nothing; the instruction set exists.
+#[inline(always)]
+pub(crate) unsafe fn add<V: Vector>(n: usize, a: *const f32, exit: &Exit, y: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        by_channel!(V, n, |i, PART, k| {
+            store::<V, PART>(exit.apply::<V, PART>(load::<V, PART>(a.add(i), k), i, k), y.add(i), k);
         });
     }
 }

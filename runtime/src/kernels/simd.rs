@@ -8,8 +8,10 @@
 //! their own, `simd_gradient`, and so have joins and max pooling, `simd_join`.
 
 use super::buffer::{Aligned, scratch};
-use super::image::{column_blocks, is_one_block};
+use super::image::{Blocks, Exit};
 use super::isa::{Isa, Table, table};
+#[cfg(feature = "parallel")]
+use super::team::MOST_PARTS;
 #[cfg(feature = "parallel")]
 use super::team::Team;
 use super::team::{LEAST, Lead};
@@ -20,10 +22,14 @@ use super::{simd_gradient, simd_join};
 use crate::shape::Shape;
 use core::ptr::null;
 use std::prelude::v1::*;
+#[cfg(feature = "parallel")]
+use std::sync::{Mutex, PoisonError};
 use std::vec;
 
 /// Most parts a batch is cut into.
 pub(super) const PARTS: usize = 16;
+/// Fewest pictures of a part that keeps gradients of weights, where there are so many.
+const PICTURES: usize = 8;
 /// Most elements all parts' partial weight gradients may hold together.
 const PARTIAL_WEIGHTS: usize = 16 << 20;
 
@@ -36,7 +42,7 @@ pub struct Simd {
     threads: Option<std::sync::Arc<Threads>>,
 }
 
-/// The threads: a pool for many pictures, and, from the first time one is asked for, a team for one.
+/// The threads: a team, from the first time one is asked for, and a pool for who finds it taken.
 #[cfg(feature = "parallel")]
 struct Threads {
     pool: rayon::ThreadPool,
@@ -129,11 +135,22 @@ impl Simd {
     }
 
     /// Runs `f` on every item, spread over the threads; a single one on the calling thread.
+    ///
+    /// The team does it, whose helpers are awake between two calls; where another thread leads that, the pool.
     pub fn for_each<T: Send>(&self, items: Vec<T>, f: impl Fn(T) + Send + Sync) {
         #[cfg(feature = "parallel")]
         if let Some(threads) = self.threads.as_ref().filter(|_| items.len() > 1) {
             use rayon::prelude::*;
-            threads.pool.install(|| items.into_par_iter().with_max_len(1).for_each(&f));
+            let mut lead = self.lead();
+            if lead.threads() == 1 || items.len() > MOST_PARTS {
+                threads.pool.install(|| items.into_par_iter().with_max_len(1).for_each(&f));
+                return;
+            }
+            let items: Vec<_> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+            lead.run(items.len(), |i| {
+                let item = items[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+                item.into_iter().for_each(&f);
+            });
             return;
         }
         items.into_iter().for_each(f);
@@ -173,26 +190,29 @@ impl Simd {
         for (c, start, at, to) in &back.parts {
             // SAFETY: `Transposed` built the strides so that every tap lies inside the padded gradient and every result
             // inside the picture.
-            unsafe { (self.table.correlate)(c, from.add(*start), w.add(*at), bias, y.as_mut_ptr().add(*to)) };
+            unsafe {
+                (self.table.correlate)(c, from.add(*start), w.add(*at), bias, &Exit::PLAIN, y.as_mut_ptr().add(*to))
+            };
         }
     }
 
     /// A convolution's weights for `cout` channels as [`super::image::correlate`] reads them, on cache lines: one matrix, or, for
-    /// `tiled`, one for each of 9 cells, transformed to 36.
-    pub(super) fn pack(&self, tiled: Option<&Winograd>, cout: usize, w: &[f32]) -> Aligned {
-        let lanes = self.isa.lanes();
+    /// `tiled`, one for each position of a
+    /// tile. `four`: see [`Blocks`].
+    pub(super) fn pack(&self, tiled: Option<&Winograd>, four: bool, cout: usize, w: &[f32]) -> Aligned {
+        let blocks = Blocks { lanes: self.isa.lanes(), four };
         let mut packed = Aligned::zeroed(tiled.map_or(w.len(), Winograd::weights));
         let to = packed.get_mut();
-        if tiled.is_none() {
-            column_blocks(lanes, w.len() / cout, cout, w, to);
+        let Some(tiled) = tiled else {
+            blocks.copy(w.len() / cout, cout, w, to);
             return packed;
-        }
-        let (n, one) = (w.len() / 9, is_one_block(lanes, cout));
-        scratch([if one { 0 } else { w.len() }, 0, 0, 0], |[blocks, ..]| {
-            column_blocks(lanes, n / cout, cout, w, blocks);
-            let from = if one { w } else { blocks };
-            // SAFETY: the plan has 36 cells where `w` has 9, and its channels are whole vectors.
-            unsafe { (self.table.winograd_filter)(n, from.as_ptr(), to.as_mut_ptr()) };
+        };
+        let (n, one) = (w.len() / 9, blocks.is_one(cout));
+        scratch([if one { 0 } else { w.len() }, 0, 0, 0], |[packed, ..]| {
+            blocks.copy(n / cout, cout, w, packed);
+            let from = if one { w } else { packed };
+            // SAFETY: `w` has 9 cells, and `to` the plan's length.
+            unsafe { tiled.filter(self.table, n, from.as_ptr(), to.as_mut_ptr()) };
         });
         packed
     }
@@ -204,15 +224,17 @@ impl Simd {
             let rows = c.kh * c.klen;
             let span = *at..at + rows * c.cout;
             let from = &back.weights.get()[span.clone()];
-            column_blocks(self.isa.lanes(), rows, c.cout, from, &mut packed.get_mut()[span]);
+            Blocks { lanes: self.isa.lanes(), four: c.four }.copy(rows, c.cout, from, &mut packed.get_mut()[span]);
         }
         packed
     }
 
-    /// Cuts a batch into parts: pictures in each.
+    /// Cuts a batch into parts: pictures in each. With gradients of `weights`, which each part keeps until all are done, a part has
+    /// some pictures to use them on.
     pub(super) fn chunk(n: usize, weights: usize) -> usize {
         let parts = PARTS.min(PARTIAL_WEIGHTS / weights.max(1)).max(2);
-        n.div_ceil(parts).max(1)
+        let least = if weights > 0 { n.div_ceil(2).min(PICTURES) } else { 1 };
+        n.div_ceil(parts).max(least).max(1)
     }
 }
 
@@ -238,7 +260,7 @@ impl Kernels for Simd {
         check_prologue(pre, cin);
         assert!(w.len() == g.weights() && bias.is_none_or(|b| b.len() == cout), "weights of another shape");
         let tiled = Winograd::plan(g, self.isa.lanes());
-        let packed = self.pack(tiled.as_ref(), cout, w);
+        let packed = self.pack(tiled.as_ref(), true, cout, w);
         let w = packed.get();
         let (c, pad) = (forward_correlation(g), tiled.map_or_else(|| window_pad(&g.window), |t| t.pad()));
         let direct = pre.is_none() && pad == [0; 4];
@@ -262,11 +284,12 @@ impl Kernels for Simd {
                     // SAFETY: windows lie inside the padded copies (or the picture, without padding, when a group is one
                     // picture); `y` takes the group; `w` was packed for the plan.
                     unsafe {
+                        let exit = &Exit::PLAIN;
                         match &tiled {
-                            None => (self.table.correlate)(&c, from, w.as_ptr(), ptr(bias), y.as_mut_ptr()),
+                            None => (self.table.correlate)(&c, from, w.as_ptr(), ptr(bias), exit, y.as_mut_ptr()),
                             Some(t) => {
                                 let work = work.as_mut_ptr();
-                                t.convolve(self.table, count, from, w.as_ptr(), ptr(bias), work, y.as_mut_ptr());
+                                t.convolve(self.table, count, from, w.as_ptr(), ptr(bias), exit, work, y.as_mut_ptr());
                             }
                         }
                     }

@@ -7,7 +7,7 @@
 //! needs. Partial weight gradients stay with their part until all are done.
 
 use super::buffer::{Aligned, scratch};
-use super::image::Correlation;
+use super::image::{Correlation, Exit};
 use super::simd::{Simd, add_f64, check_prologue, reduce};
 use super::transposed::{Pad, Transposed, forward_correlation, pad_rows, padded_len, window_pad};
 use super::winograd::Winograd;
@@ -54,7 +54,7 @@ impl Backward<'_> {
         let x_len = if direct { 0 } else { padded_len(&self.g.x, self.x_pad) };
         let dy_len = padded_len(&self.g.y, self.dy_pad);
         let work_len = self.tiled.map_or(0, |(t, b)| t.work().max(b.work()));
-        let du_len = self.tiled.map_or(0, |(t, _)| t.weights());
+        let du_len = self.tiled.map_or(0, |(t, _)| t.gradients());
         let (sums, bias_sums) = sums.split_at_mut(2 * cin);
         let lens = [self.group * x_len, self.group * dy_len, work_len, du_len + 2 * cin + cout];
         scratch(lens, |[xpad, dpad, work, rest]| {
@@ -84,9 +84,10 @@ impl Backward<'_> {
                 unsafe { self.data_gradient(group.len(), dpad, work, dz) };
                 self.leave(group, dz, image_sums, sums);
             }
-            if self.tiled.is_some() {
+            if let Some((t, _)) = &self.tiled {
+                let (plane, table) = (t.gradient_plane(), self.k.table);
                 // SAFETY: both have the weights' number of cells; the plan's channels are whole vectors.
-                unsafe { (self.k.table.winograd_filter_gradient)(cin * cout, du.as_ptr(), dw.as_mut_ptr()) };
+                unsafe { (table.winograd_filter_gradient)(cin * cout, plane, du.as_ptr(), dw.as_mut_ptr()) };
             }
         });
     }
@@ -149,7 +150,9 @@ impl Backward<'_> {
         unsafe {
             match &self.tiled {
                 None => self.k.transpose(&self.back, w, d, null(), dz),
-                Some((_, t)) => t.convolve(self.k.table, count, d, w, null(), work.as_mut_ptr(), dz.as_mut_ptr()),
+                Some((_, t)) => {
+                    t.convolve(self.k.table, count, d, w, null(), &Exit::PLAIN, work.as_mut_ptr(), dz.as_mut_ptr());
+                }
             }
         }
     }
@@ -202,7 +205,7 @@ pub(super) fn conv_backward(
     let tiled = plan(g).zip(plan(&ConvShape { x: g.y, y: g.x, ..*g }));
     let weights = match &tiled {
         None => k.pack_phases(&back),
-        Some((_, t)) => k.pack(Some(t), cin, back.weights.get()),
+        Some((_, t)) => k.pack(Some(t), true, cin, back.weights.get()),
     };
     let (x_pad, dy_pad) = tiled.map_or((window_pad(&g.window), back.pad), |(t, b)| (t.pad(), b.pad()));
     let (chunk, small) = (Simd::chunk(n, w.len()), 2 * cin + cout);
@@ -243,7 +246,7 @@ pub(super) fn deconv_backward(
     let (x, dy) = (&x[..n * yl], &dy[..n * xl]);
     assert!(w.len() == g.weights() && dw.len() == w.len() && db.len() == cin, "weights of another shape");
     let (c, pad) = (forward_correlation(g), window_pad(&g.window));
-    let packed = k.pack(None, c.cout, w);
+    let packed = k.pack(None, c.four, c.cout, w);
     let chunk = Simd::chunk(n, w.len());
     let mut dw_parts = vec![0.0f32; n.div_ceil(chunk) * w.len()];
     let mut sum_parts = vec![0.0f64; n.div_ceil(chunk) * 2 * cin];
@@ -264,7 +267,16 @@ pub(super) fn deconv_backward(
                 if let Some(dx) = dx.as_deref_mut() {
                     let dx = &mut dx[(b - part * chunk) * yl..][..yl];
                     // SAFETY: as for a forward convolution.
-                    unsafe { (k.table.correlate)(&c, to.as_ptr(), packed.get().as_ptr(), null(), dx.as_mut_ptr()) };
+                    unsafe {
+                        (k.table.correlate)(
+                            &c,
+                            to.as_ptr(),
+                            packed.get().as_ptr(),
+                            null(),
+                            &Exit::PLAIN,
+                            dx.as_mut_ptr(),
+                        )
+                    };
                 }
             }
         });

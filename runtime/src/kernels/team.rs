@@ -19,6 +19,10 @@ pub(crate) const ELEMENT: usize = 16;
 /// Parts for each thread of a job that is large enough: a late helper then finds something left.
 const SHARES: usize = 2;
 
+/// Most parts of a job.
+#[cfg(feature = "parallel")]
+pub(super) const MOST_PARTS: usize = (1 << 16) - 1;
+
 /// The calling thread as leader of a team, or alone.
 pub(crate) struct Lead<'t> {
     #[cfg(feature = "parallel")]
@@ -297,7 +301,7 @@ mod threads {
 
         /// Runs `f` on every number below `parts`, at most 65,535.
         pub(super) fn run<F: Fn(usize) + Sync>(&mut self, parts: usize, f: &F) {
-            assert!(0 < parts && (parts as u64) < LOW, "too many parts");
+            assert!((1..=super::MOST_PARTS).contains(&parts), "too many parts");
             let state = &*self.team.state;
             // SAFETY: the last job's parts have all been run (`Open` saw to it), so nobody reads the job.
             unsafe { *state.job.get() = Job { data: core::ptr::from_ref(f).cast(), call: call::<F> } };

@@ -49,6 +49,7 @@ pub(super) fn forward_correlation(g: &ConvShape) -> Correlation {
         y_row: g.y.w as usize * cout,
         y_pix: cout,
         w_step: 0,
+        four: true,
     }
 }
 
@@ -118,6 +119,7 @@ impl Transposed {
                     y_row: sh * g.x.w as usize * cin,
                     y_pix: sw * cin,
                     w_step: 0,
+                    four: true,
                 };
                 parts.push((corr, start, at, (r.first * g.x.w as usize + c.first) * cin));
                 let to = weights.get_mut();

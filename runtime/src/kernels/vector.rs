@@ -31,8 +31,15 @@ pub(crate) trait Vector: Copy {
     unsafe fn sub(self, b: Self) -> Self;
     /// `self * b`
     unsafe fn mul(self, b: Self) -> Self;
+    /// `self` where `self > b`, else `b`.
+    unsafe fn max(self, b: Self) -> Self;
+    /// `self` where `self < b`, else `b`.
+    unsafe fn min(self, b: Self) -> Self;
     /// `yes` where `self > 0`, else `no`.
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self;
+    /// Asks for a cache line that is needed soon; any address will do.
+    #[inline(always)]
+    unsafe fn fetch(_: *const f32) {}
 }
 
 /// One vector from memory, or its first `n` lanes with the others zero.
@@ -113,6 +120,14 @@ impl Vector for f32 {
     #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
         self * b
+    }
+    #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        if self > b { self } else { b }
+    }
+    #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        if self < b { self } else { b }
     }
     #[inline(always)]
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self {

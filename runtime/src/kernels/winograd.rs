@@ -9,7 +9,7 @@
 //! Buffers of transformed values hold 36 *planes*, one for each position, of `[tiles][channels]`.
 
 use super::ConvShape;
-use super::image::Correlation;
+use super::image::{Correlation, Exit};
 use super::isa::Table;
 use super::vector::Vector;
 use core::ops::Range;
@@ -23,6 +23,12 @@ const BLOCK: usize = 2048;
 /// Bytes of transformed weights that a core's cache does not keep, and tiles of a picture that are too few to fetch so many for.
 const FAR: usize = 4 << 20;
 const FEW: usize = 4;
+/// Tiles of 2x2 that are enough to fetch such weights for.
+const ENOUGH: usize = 32;
+/// Bytes of transformed weights that stay in a core's own cache from one block of tiles to the next. Others come from further away
+/// each time: then a block has up to [`MANY`] tiles, whatever their channels.
+const NEAR: usize = 1 << 20;
+const MANY: usize = 64;
 /// Elements between the end of one plane and the start of the next: planes of a round size would share cache sets.
 const GAP: usize = 16;
 
@@ -117,6 +123,37 @@ impl<V: Vector> Line<V, 6, 3> for FilterGradient {
     }
 }
 
+/// The same three maps of F(2x2, 3x3), section 4.1 there.
+struct InputSmall;
+impl<V: Vector> Line<V, 4, 4> for InputSmall {
+    #[inline(always)]
+    unsafe fn apply([d0, d1, d2, d3]: [V; 4]) -> [V; 4] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { [d0.sub(d2), d1.add(d2), d2.sub(d1), d1.sub(d3)] }
+    }
+}
+
+struct OutputSmall;
+impl<V: Vector> Line<V, 4, 2> for OutputSmall {
+    #[inline(always)]
+    unsafe fn apply([m0, m1, m2, m3]: [V; 4]) -> [V; 2] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { [m0.add(m1).add(m2), m1.sub(m2).sub(m3)] }
+    }
+}
+
+struct FilterSmall;
+impl<V: Vector> Line<V, 3, 4> for FilterSmall {
+    #[inline(always)]
+    unsafe fn apply([g0, g1, g2]: [V; 3]) -> [V; 4] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let (e, o) = (g0.add(g2).mul(V::splat(0.5)), g1.mul(V::splat(0.5)));
+            [g0, e.add(o), e.sub(o), g2]
+        }
+    }
+}
+
 /// `L x L^T`
 #[inline(always)]
 unsafe fn both<V: Vector, L: Line<V, I, O>, const I: usize, const O: usize>(x: &[[V; I]; I]) -> [[V; O]; O] {
@@ -152,6 +189,8 @@ pub(crate) struct Grid {
     picture: usize,
     /// From one pixel to the next: all channels.
     pixel: usize,
+    /// Side of a tile of outputs.
+    out: usize,
     /// Channels worked on; tiles have no others.
     c: usize,
     /// Pixels of a picture that exist.
@@ -165,18 +204,18 @@ impl Grid {
     fn place(&self, tile: usize) -> (usize, usize, usize) {
         let (line, tx) = (tile / self.across, tile % self.across);
         let (picture, ty) = (line / self.down, line % self.down);
-        let at = picture * self.picture + OUT * ty * self.row + OUT * tx * self.pixel;
-        (at, (self.h - OUT * ty).min(OUT), (self.w - OUT * tx).min(OUT))
+        let at = picture * self.picture + self.out * ty * self.row + self.out * tx * self.pixel;
+        (at, (self.h - self.out * ty).min(self.out), (self.w - self.out * tx).min(self.out))
     }
 }
 
 /// Squares of `I x I` pixels to planes.
 ///
 /// # Safety
-/// The squares of the tiles `first..first + count` lie inside `x` whole; `to` holds 36 planes of `plane` elements; the channels
+/// The squares of the tiles `first..first + count` lie inside `x` whole; `to` holds `N x N` planes of `plane` elements; the channels
 /// are whole vectors; the instruction set exists.
 #[inline(always)]
-unsafe fn to_planes<V: Vector, L: Line<V, I, IN>, const I: usize>(
+unsafe fn to_planes<V: Vector, L: Line<V, I, N>, const I: usize, const N: usize>(
     g: &Grid,
     [first, count, plane]: [usize; 3],
     x: *const f32,
@@ -193,7 +232,7 @@ unsafe fn to_planes<V: Vector, L: Line<V, I, IN>, const I: usize>(
                         *d = V::load(x.add(at + i * g.row + j * g.pixel + c));
                     }
                 }
-                let v = both::<V, L, I, IN>(&d);
+                let v = both::<V, L, I, N>(&d);
                 for (i, v) in v.as_flattened().iter().enumerate() {
                     v.store(to.add(i * plane + t * g.c + c));
                 }
@@ -210,7 +249,7 @@ unsafe fn to_planes<V: Vector, L: Line<V, I, IN>, const I: usize>(
 #[inline(always)]
 pub(crate) unsafe fn input<V: Vector>(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
     // SAFETY: the caller's promise.
-    unsafe { to_planes::<V, Input, 6>(g, part, x, to) }
+    unsafe { to_planes::<V, Input, IN, IN>(g, part, x, to) }
 }
 
 /// Transforms the output gradients of `count` tiles; pixels that do not exist are zeros in `x`.
@@ -220,20 +259,30 @@ pub(crate) unsafe fn input<V: Vector>(g: &Grid, part: [usize; 3], x: *const f32,
 #[inline(always)]
 pub(crate) unsafe fn gradient<V: Vector>(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
     // SAFETY: the caller's promise.
-    unsafe { to_planes::<V, Gradient, 4>(g, part, x, to) }
+    unsafe { to_planes::<V, Gradient, OUT, IN>(g, part, x, to) }
 }
 
-/// Transforms `count` tiles of results back, adds `bias` (null: nothing), and writes the pixels that exist.
+/// [`input`] of F(2x2, 3x3).
 ///
 /// # Safety
-/// `m` holds 36 planes, `bias` a value a channel, `y` the pictures; the channels are whole vectors; the instruction set
-/// exists.
+/// As for [`input`], of 4x4 pixels and 16 planes.
 #[inline(always)]
-pub(crate) unsafe fn output<V: Vector>(
+pub(crate) unsafe fn input_small<V: Vector>(g: &Grid, part: [usize; 3], x: *const f32, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { to_planes::<V, InputSmall, 4, 4>(g, part, x, to) }
+}
+
+/// Planes to tiles of `O x O` results.
+///
+/// # Safety
+/// As for [`output`], of `N x N` planes.
+#[inline(always)]
+unsafe fn from_planes<V: Vector, L: Line<V, N, O>, const N: usize, const O: usize>(
     g: &Grid,
     [first, count, plane]: [usize; 3],
     m: *const f32,
     bias: *const f32,
+    exit: &Exit,
     y: *mut f32,
 ) {
     // SAFETY: the caller's promise.
@@ -242,14 +291,15 @@ pub(crate) unsafe fn output<V: Vector>(
             let (at, rows, columns) = g.place(first + t);
             for c in (0..g.c).step_by(V::LANES) {
                 let b = if bias.is_null() { V::splat(0.0) } else { V::load(bias.add(c)) };
-                let mut d = [[V::splat(0.0); IN]; IN];
+                let mut d = [[V::splat(0.0); N]; N];
                 for (i, d) in d.as_flattened_mut().iter_mut().enumerate() {
                     *d = V::load(m.add(i * plane + t * g.c + c));
                 }
-                let v = both::<V, Output, IN, OUT>(&d);
+                let v = both::<V, L, N, O>(&d);
                 for (i, line) in v.iter().enumerate().take(rows) {
                     for (j, v) in line.iter().enumerate().take(columns) {
-                        v.add(b).store(y.add(at + i * g.row + j * g.pixel + c));
+                        let to = at + i * g.row + j * g.pixel + c;
+                        exit.apply::<V, false>(v.add(b), to, 0).store(y.add(to));
                     }
                 }
             }
@@ -257,12 +307,47 @@ pub(crate) unsafe fn output<V: Vector>(
     }
 }
 
-/// Transforms weights: `n` elements a kernel cell, `[9][n]` to `[36][n]`.
+/// Transforms `count` tiles of results back, adds `bias` (null: nothing), and writes the pixels that exist through `exit`.
+///
+/// # Safety
+/// `m` holds 36 planes, `bias` a value a channel, `y` and what the exit adds the pictures; the channels are whole vectors; the
+/// instruction set exists.
+#[inline(always)]
+pub(crate) unsafe fn output<V: Vector>(
+    g: &Grid,
+    part: [usize; 3],
+    m: *const f32,
+    bias: *const f32,
+    exit: &Exit,
+    y: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { from_planes::<V, Output, IN, OUT>(g, part, m, bias, exit, y) }
+}
+
+/// [`output`] of F(2x2, 3x3).
+///
+/// # Safety
+/// As for [`output`], of 16 planes.
+#[inline(always)]
+pub(crate) unsafe fn output_small<V: Vector>(
+    g: &Grid,
+    part: [usize; 3],
+    m: *const f32,
+    bias: *const f32,
+    exit: &Exit,
+    y: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { from_planes::<V, OutputSmall, 4, 2>(g, part, m, bias, exit, y) }
+}
+
+/// Transforms weights: `n` elements a kernel cell, `[9][n]` to `[N * N][n]`.
 ///
 /// # Safety
 /// Lengths as told, `n` whole vectors; the instruction set exists.
 #[inline(always)]
-pub(crate) unsafe fn filter<V: Vector>(n: usize, w: *const f32, to: *mut f32) {
+unsafe fn filter_by<V: Vector, L: Line<V, 3, N>, const N: usize>(n: usize, w: *const f32, to: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         for i in (0..n).step_by(V::LANES) {
@@ -270,25 +355,46 @@ pub(crate) unsafe fn filter<V: Vector>(n: usize, w: *const f32, to: *mut f32) {
             for (k, g) in g.as_flattened_mut().iter_mut().enumerate() {
                 *g = V::load(w.add(k * n + i));
             }
-            for (k, u) in both::<V, Filter, 3, IN>(&g).as_flattened().iter().enumerate() {
+            for (k, u) in both::<V, L, 3, N>(&g).as_flattened().iter().enumerate() {
                 u.store(to.add(k * n + i));
             }
         }
     }
 }
 
-/// The gradient with respect to weights from that with respect to transformed ones: `[36][n]` to `[9][n]`.
+/// Transforms weights, `[9][n]` to `[36][n]`.
+///
+/// # Safety
+/// Lengths as told, `n` whole vectors; the instruction set exists.
+#[inline(always)]
+pub(crate) unsafe fn filter<V: Vector>(n: usize, w: *const f32, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { filter_by::<V, Filter, IN>(n, w, to) }
+}
+
+/// [`filter`] of F(2x2, 3x3), `[9][n]` to `[16][n]`.
 ///
 /// # Safety
 /// As for [`filter`].
 #[inline(always)]
-pub(crate) unsafe fn filter_gradient<V: Vector>(n: usize, du: *const f32, dw: *mut f32) {
+pub(crate) unsafe fn filter_small<V: Vector>(n: usize, w: *const f32, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { filter_by::<V, FilterSmall, 4>(n, w, to) }
+}
+
+/// The gradient with respect to weights from that with respect to transformed ones: 36 planes of `plane` elements, `n` of which are
+/// used, to `[9][n]`.
+///
+/// # Safety
+/// As for [`filter`].
+#[inline(always)]
+pub(crate) unsafe fn filter_gradient<V: Vector>(n: usize, plane: usize, du: *const f32, dw: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         for i in (0..n).step_by(V::LANES) {
             let mut u = [[V::splat(0.0); IN]; IN];
             for (k, u) in u.as_flattened_mut().iter_mut().enumerate() {
-                *u = V::load(du.add(k * n + i));
+                *u = V::load(du.add(k * plane + i));
             }
             for (k, g) in both::<V, FilterGradient, IN, 3>(&u).as_flattened().iter().enumerate() {
                 g.store(dw.add(k * n + i));
@@ -309,33 +415,56 @@ pub(super) struct Winograd {
     y: Grid,
     /// Tiles in one block.
     block: usize,
+    /// Whether blocks of columns may be four vectors wide.
+    four: bool,
 }
 
 impl Winograd {
-    /// A plan, where this way pays: `lanes` is the vectors' width.
+    /// A plan in tiles of 4x4, where this way pays: `lanes` is the vectors' width.
     pub(super) fn plan(g: &ConvShape, lanes: usize) -> Option<Self> {
+        let plan = Self::tiles_of(g, lanes, OUT)?;
+        // Transformed weights are four times as many bytes as weights. Beyond a core's cache they come anew for each block of
+        // tiles, and with few tiles to use them on that takes as long as all the multiplications they save: 37 MB for a
+        // picture of 512 channels at 7x7.
+        let far = plan.weights() * size_of::<f32>() > FAR && plan.x.across * plan.x.down <= FEW;
+        (!far).then_some(plan)
+    }
+
+    /// A plan for one picture at a time: where weights that were transformed for tiles of 4x4 leave the cache, tiles of 2x2 take less
+    /// than half of them; none where even those are used on too few tiles.
+    pub(super) fn plan_picture(g: &ConvShape, lanes: usize) -> Option<Self> {
+        let plan = Self::tiles_of(g, lanes, OUT)?;
+        if plan.weights() * size_of::<f32>() <= FAR {
+            return Some(plan);
+        }
+        let small = Self::tiles_of(g, lanes, 2)?;
+        (small.x.across * small.x.down >= ENOUGH).then_some(small)
+    }
+
+    fn tiles_of(g: &ConvShape, lanes: usize, out: usize) -> Option<Self> {
         let (cin, cout) = (g.x.c as usize, g.y.c as usize);
         let (h, w) = (g.y.h as usize, g.y.w as usize);
         let fits = g.window.kernel == [3, 3] && g.window.stride == [1, 1] && g.window.pad == [1; 4];
         if !fits || !cin.is_multiple_of(lanes) || !cout.is_multiple_of(lanes) || h.min(w) < OUT {
             return None;
         }
-        let (across, down) = (w.div_ceil(OUT), h.div_ceil(OUT));
-        // Transformed weights are four times as many bytes as weights. Beyond a core's cache they come anew for each block of
-        // tiles, and with few tiles to use them on that takes as long as all the multiplications they save: 37 MB for a
-        // picture of 512 channels at 7x7.
-        if PLANES * cin * cout * size_of::<f32>() > FAR && across * down <= FEW {
-            return None;
-        }
-        let row = (OUT * across + 2) * cin;
-        Some(Self {
-            cin,
-            cout,
-            first: 0,
-            x: Grid { across, down, row, picture: (OUT * down + 2) * row, pixel: cin, c: cin, h, w },
-            y: Grid { across, down, row: w * cout, picture: h * w * cout, pixel: cout, c: cout, h, w },
-            block: (BLOCK / (cin + cout)).max(8),
-        })
+        let (across, down) = (w.div_ceil(out), h.div_ceil(out));
+        let row = (out * across + 2) * cin;
+        let x = Grid { across, down, row, picture: (out * down + 2) * row, pixel: cin, out, c: cin, h, w };
+        let y = Grid { row: w * cout, picture: h * w * cout, pixel: cout, c: cout, ..x };
+        let mut plan = Self { cin, cout, first: 0, x, y, block: 0, four: true };
+        plan.block = if plan.weights() * size_of::<f32>() <= NEAR {
+            (BLOCK / (cin + cout)).max(8)
+        } else {
+            let tiles = across * down;
+            tiles.div_ceil(tiles.div_ceil(MANY))
+        };
+        Some(plan)
+    }
+
+    /// The same plan over weights with blocks of columns of up to four vectors, or without.
+    pub(super) const fn in_blocks(self, four: bool) -> Self {
+        Self { four, ..self }
     }
 
     /// Tiles side by side, and rows of them.
@@ -343,17 +472,29 @@ impl Winograd {
         [self.x.across, self.x.down]
     }
 
+    /// Side of a tile of outputs.
+    pub(super) fn out(&self) -> usize {
+        self.x.out
+    }
+
+    /// Positions of a tile, each a plane.
+    fn planes(&self) -> usize {
+        (self.x.out + 2) * (self.x.out + 2)
+    }
+
     /// The plan for some rows of one picture's tiles and some of its output channels, which start at a block of columns. Its input
     /// starts at the first of these rows, and so does its output, with all channels.
     pub(super) fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Self {
-        let (down, h) = (rows.len(), (self.y.h - OUT * rows.start).min(OUT * rows.len()));
+        let out = self.x.out;
+        let (down, h) = (rows.len(), (self.y.h - out * rows.start).min(out * rows.len()));
         let (first, c) = (columns.start, columns.len());
         Self { first, x: Grid { down, h, ..self.x }, y: Grid { down, h, c, ..self.y }, ..*self }
     }
 
     /// Padding of the copy of a picture that tiles are read from: rows above, columns left, rows below, columns right.
     pub(super) fn pad(&self) -> [usize; 4] {
-        [1, 1, OUT * self.x.down + 1 - self.x.h, OUT * self.x.across + 1 - self.x.w]
+        let out = self.x.out;
+        [1, 1, out * self.x.down + 1 - self.x.h, out * self.x.across + 1 - self.x.w]
     }
 
     /// Pictures that fill a block of tiles.
@@ -361,9 +502,21 @@ impl Winograd {
         (self.block / (self.x.across * self.x.down)).max(1)
     }
 
-    /// Elements of the transformed weights, `[36][cin][cout]`, each matrix in blocks of columns where [`Self::convolve`] reads it.
+    /// Elements of the transformed weights, a matrix `[cin][cout]` for each position, in blocks of columns where
+    /// [`Self::convolve`] reads it.
     pub(super) fn weights(&self) -> usize {
-        PLANES * self.cin * self.cout
+        self.planes() * self.cin * self.cout
+    }
+
+    /// Transforms weights that lie in blocks of columns, `n` elements a kernel cell.
+    ///
+    /// # Safety
+    /// `w` holds 9 cells, `to` [`Self::weights`] elements; `table` is of an instruction set that exists.
+    pub(super) unsafe fn filter(&self, table: &Table, n: usize, w: *const f32, to: *mut f32) {
+        // SAFETY: the caller's promise; the plan's channels are whole vectors.
+        unsafe {
+            if self.x.out == OUT { (table.winograd_filter)(n, w, to) } else { (table.winograd_filter_small)(n, w, to) }
+        }
     }
 
     fn plane(&self, c: usize) -> usize {
@@ -372,14 +525,15 @@ impl Winograd {
 
     /// Elements of scratch that [`Self::convolve`] and [`Self::weight_gradient`] take.
     pub(super) fn work(&self) -> usize {
-        PLANES * (self.plane(self.cin) + self.plane(self.cout))
+        self.planes() * (self.plane(self.cin) + self.plane(self.cout))
     }
 
-    /// `n` pictures: padded copies `x`, packed and transformed weights `u`, to `y`.
+    /// `n` pictures: padded copies `x`, packed and transformed weights `u`, to `y` through `exit`.
     ///
     /// # Safety
     /// `x` holds `n` pictures padded by [`Self::pad`], `u` has [`Self::weights`] elements, `bias` is null or a value a channel,
-    /// `work` has [`Self::work`] elements, `y` takes `n` pictures; `table` is of an instruction set that exists.
+    /// `work` has [`Self::work`] elements, `y` and what the exit adds take `n` pictures; `table` is of an instruction set that
+    /// exists.
     #[allow(clippy::too_many_arguments)]
     pub(super) unsafe fn convolve(
         &self,
@@ -388,11 +542,17 @@ impl Winograd {
         x: *const f32,
         u: *const f32,
         bias: *const f32,
+        exit: &Exit,
         work: *mut f32,
         y: *mut f32,
     ) {
-        let (from, to) = (self.plane(self.cin), self.plane(self.cout));
+        let (from, to, planes) = (self.plane(self.cin), self.plane(self.cout), self.planes());
         let tiles = n * self.x.across * self.x.down;
+        let (input, output) = if self.x.out == OUT {
+            (table.winograd_input, table.winograd_output)
+        } else {
+            (table.winograd_input_small, table.winograd_output_small)
+        };
         for first in (0..tiles).step_by(self.block) {
             let count = self.block.min(tiles - first);
             let product = Correlation {
@@ -402,25 +562,37 @@ impl Winograd {
                 x_step: from,
                 x_pix: self.cin,
                 cout: self.y.c,
-                oh: PLANES,
+                oh: planes,
                 ow: count,
                 y_row: to,
                 y_pix: self.y.c,
                 w_step: self.cin * self.cout,
+                four: self.four,
             };
             // SAFETY: tiles are those of `n` pictures; planes hold a block of tiles; the columns of a part start at a block of
             // them; the rest is the caller's promise.
             unsafe {
-                let m = work.add(PLANES * from);
+                let m = work.add(planes * from);
                 let bias = if bias.is_null() { bias } else { bias.add(self.first) };
-                (table.winograd_input)(&self.x, [first, count, from], x, work);
-                (table.correlate)(&product, work, u.add(self.first * self.cin), core::ptr::null(), m);
-                (table.winograd_output)(&self.y, [first, count, to], m, bias, y.add(self.first));
+                let u = u.add(self.first * self.cin);
+                input(&self.x, [first, count, from], x, work);
+                (table.correlate)(&product, work, u, core::ptr::null(), &Exit::PLAIN, m);
+                output(&self.y, [first, count, to], m, bias, &exit.at(self.first), y.add(self.first));
             }
         }
     }
 
-    /// Adds the gradient with respect to the transformed weights, over `n` pictures, to `du` (`[36][cin][cout]`). `dy` points at
+    /// Elements from one position to the next in gradients with respect to transformed weights: not a round number.
+    pub(super) fn gradient_plane(&self) -> usize {
+        self.cin * self.cout + GAP
+    }
+
+    /// Elements of the gradients with respect to transformed weights.
+    pub(super) fn gradients(&self) -> usize {
+        self.planes() * self.gradient_plane()
+    }
+
+    /// Adds the gradient with respect to the transformed weights, over `n` pictures, to `du` ([`Self::gradients`]). `dy` points at
     /// the first pixel of the first padded gradient, whose rows and pictures are `dy_row` and `dy_picture` elements apart.
     ///
     /// # Safety
@@ -451,6 +623,7 @@ impl Winograd {
                 y_row: 0,
                 y_pix: self.cout,
                 w_step: 0,
+                four: true,
             };
             // SAFETY: as in `convolve`.
             unsafe {
@@ -458,7 +631,7 @@ impl Winograd {
                 (table.winograd_input)(&self.x, [first, count, from], x, work);
                 (table.winograd_gradient)(&y, [first, count, to], dy, d);
                 for i in 0..PLANES {
-                    let du = du.add(i * self.cin * self.cout);
+                    let du = du.add(i * self.gradient_plane());
                     (table.outer_product)(&product, work.add(i * from), d.add(i * to), du);
                 }
             }

@@ -396,7 +396,7 @@ impl Node {
 
 impl Op {
     /// Calls `each` with every slot, the inputs first, and whether it is the one written.
-    fn each_slot(&mut self, mut each: impl FnMut(&mut Slot, bool)) {
+    pub(crate) fn each_slot(&mut self, mut each: impl FnMut(&mut Slot, bool)) {
         match self {
             Self::Conv { x, y, .. }
             | Self::Affine { x, y, .. }

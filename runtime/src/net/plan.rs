@@ -45,15 +45,15 @@ pub(super) fn place(lives: &[Life]) -> Vec<usize> {
 
 /// One step of a run.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Step {
+pub(crate) struct Step {
     /// Elements it writes.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// The steps whose output it reads; none for the picture.
-    pub(super) reads: [Option<usize>; 2],
+    pub(crate) reads: [Option<usize>; 2],
 }
 
 /// An offset for the output of every step but the last, whose output lies in the caller's buffer, and the length of the arena.
-pub(super) fn arena(steps: &[Step]) -> (Vec<usize>, usize) {
+pub(crate) fn arena(steps: &[Step]) -> (Vec<usize>, usize) {
     let mut lives: Vec<Life> = Vec::with_capacity(steps.len());
     for (now, step) in steps.iter().enumerate() {
         lives.push(Life { first: now, last: now, len: step.len });

@@ -136,7 +136,7 @@ pub struct Scalar;
 impl NetKernels for Scalar {}
 
 /// Everything an operation may read: the input, and the arena on both sides of the value being written.
-pub(super) struct Readable<'r, T> {
+pub(crate) struct Readable<'r, T> {
     input: &'r [T],
     below: &'r [T],
     above: &'r [T],
@@ -145,7 +145,7 @@ pub(super) struct Readable<'r, T> {
 
 impl<'r, T> Readable<'r, T> {
     /// The memory an operation reads and the memory it writes. `None` if the value written lies in neither arena nor output.
-    pub(super) fn split(
+    pub(crate) fn split(
         written: Slot,
         input: &'r [T],
         arena: &'r mut [T],
@@ -166,7 +166,7 @@ impl<'r, T> Readable<'r, T> {
     }
 
     /// The elements of a value. `None` if they lie outside, or in what is being written.
-    pub(super) fn get(&self, slot: Slot) -> Option<&'r [T]> {
+    pub(crate) fn get(&self, slot: Slot) -> Option<&'r [T]> {
         let len = slot.shape.len();
         match slot.place {
             Place::Input => self.input.get(..len),
@@ -201,7 +201,7 @@ impl Net<'_> {
     }
 
     /// Runs one operation. `None` if a slot is out of range, which the check at the door excludes.
-    fn step(
+    pub(crate) fn step(
         &self,
         kernels: &mut (impl NetKernels + ?Sized),
         number: usize,

@@ -8,12 +8,15 @@ use crate::kernels::simd::Simd;
 use crate::kernels::team::{ELEMENT, Lead};
 use crate::kernels::{ConvShape, scalar};
 use crate::net::int8::Int8Net;
-use crate::net::{Activation, AffineArgs, ConvArgs, MulArgs, Net, NetKernels, Op, PoolArgs, Window};
+use crate::net::{Activation, AffineArgs, ConvArgs, LinearArgs, MulArgs, Net, NetKernels, Op, PoolArgs, Window};
 use crate::shape::Shape;
 use crate::stem::Stem;
+use plan::Plan;
 use std::sync::{Mutex, PoisonError};
 use std::vec;
 use std::vec::Vec;
+
+mod plan;
 
 /// Elements of a cache line.
 const LINE: usize = 16;
@@ -60,9 +63,9 @@ impl<'a> Engine<'a> {
         match self {
             Self::F32(net, prepared) => {
                 let mut fast = prepared.kernels(kernels, lead);
-                let mut arena = prepared.arena(net.arena_len());
+                let mut arena = prepared.arena(prepared.plan.arena_len());
                 for (x, out) in pictures {
-                    net.run(&mut fast, x, arena.get_mut(), out)?;
+                    prepared.plan.run(net, &mut fast, x, arena.get_mut(), out)?;
                 }
                 prepared.keep(arena);
             }
@@ -86,6 +89,7 @@ impl<'a> Engine<'a> {
 #[derive(Debug)]
 pub(crate) struct Prepared {
     convs: Vec<Option<PreparedConv>>,
+    plan: Plan,
     arenas: Mutex<Vec<Aligned>>,
 }
 
@@ -100,11 +104,13 @@ impl Prepared {
             }
             _ => None,
         };
-        Self { convs: net.ops().map(prepared).collect(), arenas: Mutex::new(Vec::new()) }
+        let convs: Vec<_> = net.ops().map(prepared).collect();
+        let plan = Plan::new(net, &convs);
+        Self { convs, plan, arenas: Mutex::new(Vec::new()) }
     }
 
     /// The fast kernels for the net these were prepared from, each operation shared by the threads of a team.
-    pub(crate) fn kernels<'s>(&'s self, kernels: &'s Simd, lead: Lead<'s>) -> impl NetKernels + use<'s> {
+    pub(crate) fn kernels<'s>(&'s self, kernels: &'s Simd, lead: Lead<'s>) -> Fast<'s> {
         Fast { kernels, convs: &self.convs, lead }
     }
 
@@ -121,8 +127,8 @@ impl Prepared {
 }
 
 /// The fast kernels, as a net calls them: one picture, convolutions prepared by the operation's number. What has rows, pixels or
-/// elements that do not depend on one another is cut by them; global pooling and linear layers are not.
-struct Fast<'s> {
+/// elements that do not depend on one another is cut by them; global pooling is not.
+pub(crate) struct Fast<'s> {
     kernels: &'s Simd,
     convs: &'s [Option<PreparedConv>],
     lead: Lead<'s>,
@@ -161,7 +167,7 @@ const SCALAR: usize = 4;
 impl NetKernels for Fast<'_> {
     fn conv(&mut self, op: usize, a: &ConvArgs<'_>, x: &[f32], y: &mut [f32]) {
         if let Some(conv) = self.convs.get(op).and_then(Option::as_ref) {
-            self.kernels.conv_shared(&mut self.lead, conv, x, a.weight, a.bias, a.act, y);
+            self.kernels.conv_shared(&mut self.lead, conv, x, a.weight, a.bias, None, a.act, y);
             return;
         }
         let depth = SCALAR * (a.x.c / a.groups) as usize;
@@ -185,8 +191,9 @@ impl NetKernels for Fast<'_> {
     }
 
     fn add(&mut self, _: usize, act: Activation, a: &[f32], b: &[f32], y: &mut [f32]) {
+        let kernels = self.kernels;
         self.lead.split(y, LINE, ELEMENT * a.len(), |first, y| {
-            scalar::add(act, &a[first * LINE..], &b[first * LINE..], y);
+            kernels.add_picture(act, &a[first * LINE..], &b[first * LINE..], y);
         });
     }
 
@@ -205,11 +212,21 @@ impl NetKernels for Fast<'_> {
     }
 
     fn max_pool(&mut self, _: usize, a: &PoolArgs, x: &[f32], y: &mut [f32]) {
-        self.slide(*a, SCALAR, x, y, scalar::max_pool);
+        let (kernels, row) = (self.kernels, a.y.w as usize * a.y.c as usize);
+        let work = y.len() * (a.window.kernel[0] * a.window.kernel[1]) as usize;
+        self.lead.split(y, row, work.max(ELEMENT * y.len()), |first, y| kernels.max_pool_rows(a, first, x, y));
     }
 
     fn avg_pool(&mut self, _: usize, a: &PoolArgs, count_pad: bool, x: &[f32], y: &mut [f32]) {
         self.slide(*a, SCALAR, x, y, |a, x, y| scalar::avg_pool(a, count_pad, x, y));
+    }
+
+    fn linear(&mut self, _: usize, a: &LinearArgs<'_>, x: &[f32], y: &mut [f32]) {
+        let (kernels, all) = (self.kernels, y.len());
+        // Weights are used once: what takes time is to fetch them.
+        self.lead.split(y, 8 * LINE, ELEMENT * a.weight.len(), |first, y| {
+            kernels.linear_columns(a, all, 8 * LINE * first, x, y);
+        });
     }
 }
 

@@ -66,11 +66,26 @@ impl Vector for F32x8 {
         unsafe { Self(_mm256_mul_ps(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(_mm256_max_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(_mm256_min_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self {
         // SAFETY: see the note above the impl.
         unsafe {
             let m = _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, _mm256_setzero_ps());
             Self(_mm256_blendv_ps(no.0, yes.0, m))
         }
+    }
+    #[inline(always)]
+    unsafe fn fetch(p: *const f32) {
+        // SAFETY: a hint: it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }

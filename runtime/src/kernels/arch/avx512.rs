@@ -62,11 +62,26 @@ impl Vector for F32x16 {
         unsafe { Self(_mm512_mul_ps(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(_mm512_max_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(_mm512_min_ps(self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self {
         // SAFETY: see the note above the impl.
         unsafe {
             let m = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, _mm512_setzero_ps());
             Self(_mm512_mask_blend_ps(m, no.0, yes.0))
         }
+    }
+    #[inline(always)]
+    unsafe fn fetch(p: *const f32) {
+        // SAFETY: a hint: it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }

@@ -64,6 +64,16 @@ impl Vector for F32x4 {
         unsafe { Self(vmulq_f32(self.0, b.0)) }
     }
     #[inline(always)]
+    unsafe fn max(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(vbslq_f32(vcgtq_f32(self.0, b.0), self.0, b.0)) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, b: Self) -> Self {
+        // SAFETY: see the note above the impl.
+        unsafe { Self(vbslq_f32(vcltq_f32(self.0, b.0), self.0, b.0)) }
+    }
+    #[inline(always)]
     unsafe fn where_positive(self, yes: Self, no: Self) -> Self {
         // SAFETY: see the note above the impl.
         unsafe { Self(vbslq_f32(vcgtzq_f32(self.0), yes.0, no.0)) }

@@ -3,6 +3,7 @@
 use super::{Grid, IN, OUT, PLANES, Winograd};
 use crate::kernels::ConvShape;
 use crate::kernels::buffer::Aligned;
+use crate::kernels::image::Exit;
 use crate::kernels::isa::{Isa, Table, table};
 use crate::kernels::simd::Simd;
 use crate::kernels::tests::{noise, shape};
@@ -128,7 +129,7 @@ fn weight_transforms_agree_with_the_matrices() {
         // SAFETY: the lengths are those of `n` elements a cell, whole vectors of any table.
         unsafe {
             (t.winograd_filter)(n, w.as_ptr(), to.as_mut_ptr());
-            (t.winograd_filter_gradient)(n, du.as_ptr(), back.as_mut_ptr());
+            (t.winograd_filter_gradient)(n, n, du.as_ptr(), back.as_mut_ptr());
         }
         small(&format!("{name} weights"), TRANSFORM, &to, &u);
         small(&format!("{name} gradient of weights"), TRANSFORM, &back, &dw);
@@ -141,7 +142,7 @@ fn tile_transforms_agree_with_the_matrices() {
     let (h, w, c, first, count) = (6, 7, 32, 3, 5);
     let plane = count * c + 3;
     let (side, whole) = (2 * OUT + 2, 2 * OUT);
-    let padded = Grid { across: 2, down: 2, row: side * c, picture: side * side * c, pixel: c, c, h, w };
+    let padded = Grid { across: 2, down: 2, row: side * c, picture: side * side * c, pixel: c, out: OUT, c, h, w };
     let gradient = Grid { row: whole * c, picture: whole * whole * c, ..padded };
     let cut = Grid { row: w * c, picture: h * w * c, ..padded };
     let (x, dy) = (noise(2 * padded.picture, 1), noise(2 * gradient.picture, 2));
@@ -154,7 +155,7 @@ fn tile_transforms_agree_with_the_matrices() {
         unsafe {
             (t.winograd_input)(&padded, [first, count, plane], x.as_ptr(), v.as_mut_ptr());
             (t.winograd_gradient)(&gradient, [first, count, plane], dy.as_ptr(), d.as_mut_ptr());
-            (t.winograd_output)(&cut, [first, count, plane], m.as_ptr(), bias.as_ptr(), y.as_mut_ptr());
+            (t.winograd_output)(&cut, [first, count, plane], m.as_ptr(), bias.as_ptr(), &Exit::PLAIN, y.as_mut_ptr());
         }
         let mut written = 0;
         for tile in first..first + count {
@@ -233,13 +234,13 @@ fn padded(s: &crate::shape::Shape, pad: [usize; 4], n: usize, x: &[f32]) -> Alig
 
 /// [`Winograd::convolve`] of `n` pictures.
 fn tiled(t: &Winograd, k: &Simd, g: &ConvShape, n: usize, x: &[f32], w: &[f32], bias: &[f32]) -> Vec<f32> {
-    let (u, mut work) = (k.pack(Some(t), t.cout, w), vec![f32::NAN; t.work()]);
+    let (u, mut work) = (k.pack(Some(t), true, t.cout, w), vec![f32::NAN; t.work()]);
     let (x, mut y) = (padded(&g.x, t.pad(), n, x), vec![f32::NAN; n * g.y.len()]);
     let bias = if bias.is_empty() { null() } else { bias.as_ptr() };
     // SAFETY: lengths as the plan tells them; the plan was made for these kernels.
     unsafe {
         let u = u.get().as_ptr();
-        t.convolve(k.table, n, x.get().as_ptr(), u, bias, work.as_mut_ptr(), y.as_mut_ptr());
+        t.convolve(k.table, n, x.get().as_ptr(), u, bias, &Exit::PLAIN, work.as_mut_ptr(), y.as_mut_ptr());
     }
     y
 }
@@ -266,12 +267,12 @@ fn blocks_and_pictures_agree_with_the_definition() {
             let (x, row) = (padded(&g.x, t.pad(), n, &x), across * t.cout);
             let d = padded(&g.y, [0, 0, down - h as usize, across - w as usize], n, &dy);
             let (mut work, mut du, mut dw) =
-                (vec![f32::NAN; t.work()], vec![0.0; t.weights()], vec![f32::NAN; want_dw.len()]);
+                (vec![f32::NAN; t.work()], vec![0.0; t.gradients()], vec![f32::NAN; want_dw.len()]);
             // SAFETY: lengths as the plan tells them, whole tiles of gradients; the plan was made for this table.
             unsafe {
                 let (dy, du) = ((d.get().as_ptr(), row, down * row), du.as_mut_ptr());
                 t.weight_gradient(table, n, x.get().as_ptr(), dy, work.as_mut_ptr(), du);
-                (table.winograd_filter_gradient)(dw.len() / 9, du, dw.as_mut_ptr());
+                (table.winograd_filter_gradient)(dw.len() / 9, t.gradient_plane(), du, dw.as_mut_ptr());
             }
             small(&format!("{name} {h}x{w} dw"), ROUNDING, &dw, &want_dw);
         }
