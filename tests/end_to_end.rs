@@ -159,7 +159,7 @@ fn a_sweep_fills_its_cells_with_the_ceiling_beside_them_and_goes_on_where_it_sto
     sweep::run_cell(&cells[0], &out, Device::Cpu, &kernels, &mut |_| {}).expect("the cell");
     let row = sweep::row(&cells[0], &out).expect("files").expect("a whole cell");
     assert!(row.ceiling.is_some_and(|v| (0.0..=1.0).contains(&v)));
-    let (ceiling, _) = RunDir::open(&out.join(&cells[0].name).join("ceiling")).expect("a run");
+    let (ceiling, _) = RunDir::open(&out.join("ceiling-0.1-short-0")).expect("a run");
     let (baseline, record) = RunDir::open(&out.join(&cells[0].name).join("baseline")).expect("a run");
     let counts = RunDir::open(&ceiling.path).expect("a run").1.counts;
     assert_eq!((counts.poisoned, counts.train), (0, record.counts.train - record.counts.poisoned));

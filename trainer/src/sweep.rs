@@ -1,6 +1,8 @@
 //! Many runs from one file: attacks x rates x seeds x settings, each through the whole chain.
 //!
-//! Every run has its own directory below the sweep's and goes on where it stopped; the table is made of what is done.
+//! Every run has its own directory below the sweep's and goes on where it stopped; the table is made of what is done. What training
+//! on the clean part alone reaches (the ceiling) depends on which pictures are poisoned, not on how: cells that poison the same ones
+//! share one such run, and without an attack the baseline is its own ceiling.
 
 use crate::attack::AttackKind;
 use crate::audit;
@@ -32,7 +34,7 @@ pub struct Plan {
     /// Seeds.
     #[serde(default = "zero")]
     pub seeds: Vec<u64>,
-    /// Target class.
+    /// Target class, 0 by default.
     #[serde(default)]
     pub target: u32,
     /// Trigger files by attack name.
@@ -60,6 +62,8 @@ fn zero() -> Vec<u64> {
 pub struct Changes {
     /// Passes over the data.
     pub epochs: Option<u32>,
+    /// Epochs between measurements.
+    pub every: Option<u32>,
     /// Pictures a step.
     pub batch: Option<usize>,
     /// Learning rate.
@@ -116,8 +120,8 @@ pub struct Cell {
     pub setting: String,
     /// The trap run; the baseline is the same without the trap.
     pub config: RunConfig,
-    /// Whether the ceiling is trained.
-    pub ceiling: bool,
+    /// What else is trained: the name of its directory, and the run.
+    pub ceiling: Option<(String, RunConfig)>,
     /// How the head is replaced.
     pub replacement: Replacement,
     /// How the trapped model is purified.
@@ -189,7 +193,9 @@ impl Plan {
         let settings = if self.settings.is_empty() { &none } else { &self.settings };
         let mut cells = Vec::new();
         for &kind in &self.attacks {
-            for &rate in &self.rates {
+            // Without an attack there is no rate.
+            let rates = if kind == AttackKind::None { &self.rates[..self.rates.len().min(1)] } else { &self.rates[..] };
+            for &rate in rates {
                 for (setting, changes) in settings {
                     for &seed in &self.seeds {
                         let mut c = RunConfig::published(self.data.clone());
@@ -200,6 +206,7 @@ impl Plan {
                         c.attack.trigger = self.triggers.get(kind.name()).cloned();
                         c.seed = seed;
                         c.epochs = changes.epochs.unwrap_or(c.epochs);
+                        c.every = changes.every.unwrap_or(c.every);
                         c.batch = changes.batch.unwrap_or(c.batch);
                         c.rate = changes.rate.unwrap_or(c.rate);
                         c.holdout = changes.holdout.unwrap_or(c.holdout);
@@ -221,8 +228,8 @@ impl Plan {
                         cells.push(Cell {
                             name: format!("{kind}-{rate}-{setting}-{seed}"),
                             setting: setting.clone(),
+                            ceiling: self.ceiling.then(|| ceiling(&c, setting)).flatten(),
                             config: c,
-                            ceiling: self.ceiling,
                             replacement,
                             purification,
                         });
@@ -232,6 +239,19 @@ impl Plan {
         }
         Ok(cells)
     }
+}
+
+/// The run that trains on the clean part alone, and its name; none without an attack. The kind of attack stands for all that poison
+/// the same pictures.
+fn ceiling(c: &RunConfig, setting: &str) -> Option<(String, RunConfig)> {
+    let (of, kind) = match c.attack.kind {
+        AttackKind::None => return None,
+        kind if kind.clean_label() => ("ceiling-clean-label", AttackKind::Sig),
+        _ => ("ceiling", AttackKind::BadnetGrid),
+    };
+    let mut c = RunConfig { trap: false, guard: None, oracle: true, ..c.clone() };
+    (c.attack.kind, c.attack.trigger) = (kind, None);
+    Some((format!("{of}-{}-{setting}-{}", c.attack.rate, c.seed), c))
 }
 
 /// The figures of a cell, if all its runs are done.
@@ -249,10 +269,14 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
     else {
         return Ok(None);
     };
-    let ideal = dir("ceiling").results()?.stages.into_iter().find(|s| s.name == "ceiling").map(|s| s.evaluation.acc);
-    if cell.ceiling && ideal.is_none() {
-        return Ok(None);
-    }
+    let ideal = match &cell.ceiling {
+        Some((name, _)) => {
+            let stages = RunDir { path: out.join(name) }.results()?.stages;
+            let Some(stage) = stages.into_iter().find(|s| s.name == "ceiling") else { return Ok(None) };
+            Some(stage.evaluation.acc)
+        }
+        None => (cell.config.attack.kind == AttackKind::None).then_some(trained.acc),
+    };
     let audit: audit::Summary = trap.read_json("audit.json")?;
     let measures = audit.measures.unwrap_or_else(|| audit::Measures {
         false_positives: audit.accused as f64 / audit.pictures.max(1) as f64,
@@ -291,12 +315,14 @@ pub fn run_cell(
     if row(cell, out)?.is_some() {
         return Ok(());
     }
-    let out = out.join(&cell.name);
-    chain::run(&cell.config, &cell.replacement, &cell.purification, &out, true, device, kernels, tell)?;
-    if cell.ceiling {
-        let c = RunConfig { trap: false, guard: None, oracle: true, ..cell.config.clone() };
-        let data = prepare(&c, kernels, Some(&out))?;
-        train(&c, &data, &out.join("ceiling"), true, device, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
+    let own = out.join(&cell.name);
+    chain::run(&cell.config, &cell.replacement, &cell.purification, &own, true, device, kernels, tell)?;
+    if let Some((name, c)) = &cell.ceiling {
+        let dir = RunDir { path: out.join(name) };
+        if dir.results()?.stages.iter().all(|s| s.name != "ceiling") {
+            let data = prepare(c, kernels, None)?;
+            train(c, &data, &dir.path, true, device, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
+        }
     }
     Ok(())
 }
@@ -391,6 +417,29 @@ mod tests {
         assert_eq!(names.len(), cells.len());
         assert!(cells.iter().any(|c| c.config.epochs == 4 && c.config.mse == 5.0));
         assert!(cells.iter().all(|c| !c.config.flip));
+    }
+
+    #[test]
+    fn cells_that_poison_the_same_pictures_share_their_ceiling() {
+        let plan = plan(
+            "data = 'signs:100'\nattacks = ['none', 'blend', 'badnet-sq', 'cl', 'sig']\nrates = [0.01, 0.1]\nceiling = true\n\
+             [triggers]\nblend = 'blend.png'\n",
+        );
+        let cells = plan.and_then(|p| p.cells()).expect("cells");
+        let of = |name: &str| {
+            let cell = cells.iter().find(|c| c.name == name).expect("a cell");
+            cell.ceiling.as_ref().map(|(name, c)| (name.as_str(), c))
+        };
+        assert_eq!(cells.len(), 9);
+        assert_eq!(of("none-0.01-published-0"), None);
+        for rate in ["0.01", "0.1"] {
+            assert_eq!(of(&format!("blend-{rate}-published-0")), of(&format!("badnet-sq-{rate}-published-0")));
+            assert_eq!(of(&format!("cl-{rate}-published-0")), of(&format!("sig-{rate}-published-0")));
+        }
+        let names: std::collections::BTreeSet<&str> =
+            cells.iter().filter_map(|c| c.ceiling.as_ref()).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert!(cells.iter().filter_map(|c| c.ceiling.as_ref()).all(|(_, c)| c.oracle && !c.trap && c.check().is_ok()));
     }
 
     #[test]

@@ -11,7 +11,9 @@
 //!   This holds even where the new head agrees with the poison because the backdoor sits in the stem.
 //!
 //! In a class so named, Otsu's threshold on the signals that named it, weighted by how much they stand out, splits the pictures;
-//! two Gaussians over all signals, started there, refine the split.
+//! two Gaussians over all signals, started there, refine the split. Poison is the group that is less like the pictures of the
+//! classes not named: as a rule it is fitted harder than they are, but where an attack is too weak to be learnt, its pictures are
+//! nothing but mislabelled, fitted worse than any, and it is the clean ones of their class that stand above them.
 
 use super::Signals;
 use super::mixture::{D, Point, otsu, split};
@@ -183,6 +185,7 @@ pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
         score: vec![0.0; labels.len()],
         accused: vec![false; labels.len()],
     };
+    let unnamed: Vec<usize> = (0..labels.len()).filter(|&i| !verdict.classes[labels[i] as usize].suspected).collect();
     for (c, members) in members.iter().enumerate() {
         let found = &verdict.classes[c];
         if !found.suspected {
@@ -190,7 +193,10 @@ pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
         }
         let [confidence, early, late, swing] = found.split;
         let weights = [found.discord, confidence, early, late, swing, 0.0];
-        let likely = accuse(members, signals, weights.map(|w| if w >= LEAST_WEIGHT { w } else { 0.0 }));
+        let mut likely = accuse(members, signals, weights.map(|w| if w >= LEAST_WEIGHT { w } else { 0.0 }));
+        if inverted(signals, members, &likely, &unnamed) {
+            likely.iter_mut().for_each(|p| *p = 1.0 - *p);
+        }
         for (&i, &p) in members.iter().zip(&likely) {
             verdict.score[i] = p as f32;
             verdict.accused[i] = p > 0.5;
@@ -219,6 +225,32 @@ fn accuse(members: &[usize], signals: &Signals, weights: [f64; D]) -> Vec<f64> {
         count(|s, p| s && p) as f64 >= LEAST_OVERLAP * count(|s, p| s || p) as f64
     });
     refined.unwrap_or_else(|| start.iter().map(|&s| f64::from(u8::from(s))).collect())
+}
+
+/// Whether those of a class's `members` that are likelier clean lie farther from the pictures of the classes not named than those
+/// likelier poisoned do: by the means of all signals but survival, which differs from class to class. Without such pictures the
+/// split stands.
+fn inverted(signals: &Signals, members: &[usize], likely: &[f64], unnamed: &[usize]) -> bool {
+    let group = |poisoned: bool| -> Vec<usize> {
+        members.iter().zip(likely).filter(|&(_, &p)| (p > 0.5) == poisoned).map(|(&i, _)| i).collect()
+    };
+    let (accused, kept) = (group(true), group(false));
+    if accused.is_empty() || kept.is_empty() || unnamed.len() < LEAST_PICTURES {
+        return false;
+    }
+    let s = signals;
+    let distance = |group: &[usize]| -> f64 {
+        let all = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing];
+        let one = |s: &Vec<f32>| {
+            let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+            let (usual, found) = (of(s, unnamed), mean(&of(s, group)));
+            let middle = mean(&usual);
+            let variance = mean(&usual.iter().map(|v| (v - middle).powi(2)).collect::<Vec<f64>>());
+            (found - middle).powi(2) / variance.max(1e-9)
+        };
+        all.into_iter().map(one).sum()
+    };
+    distance(&kept) > distance(&accused)
 }
 
 #[cfg(test)]
@@ -270,6 +302,28 @@ mod tests {
             let caught = v.accused[..poisoned].iter().filter(|&&a| a).count();
             let wrong = v.accused[poisoned..].iter().filter(|&&a| a).count();
             assert!(caught * 100 >= poisoned * 95 && wrong <= 30, "{caught} of {poisoned}, {wrong} wrong");
+        }
+    }
+
+    #[test]
+    fn poison_that_was_not_learnt_is_told_from_the_clean_pictures_above_it() {
+        for seed in 0..5 {
+            let (mut s, labels) = suspects(3000, 300, seed);
+            for i in 0..300 {
+                // Mislabelled and no more: both heads doubt the label alike, at no time was it fitted.
+                s.confidence[i] -= 9.0;
+                s.new_probability[i] *= 0.1;
+                s.disagreement[i] = 1.0 / (1.0 + (-s.confidence[i]).exp()) - s.new_probability[i];
+                s.early[i] -= 5.0;
+                s.late[i] -= 7.0;
+            }
+            let v = judge(&s, &labels, 10);
+            let named: Vec<u32> = v.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect();
+            assert_eq!(named, [3], "{:?}", v.classes);
+            let caught = v.accused[..300].iter().filter(|&&a| a).count();
+            let wrong = v.accused[300..].iter().filter(|&&a| a).count();
+            assert!(caught >= 285 && wrong <= 30, "{caught} of 300, {wrong} wrong");
+            assert_eq!(v.classes[3].accused, caught + wrong);
         }
     }
 

@@ -13,7 +13,7 @@ use stemguard_trainer::trap::Event;
 #[derive(clap::Args)]
 #[command(
     after_help = "Example file:\n  data = \"signs\"\n  attacks = [\"badnet-grid\", \"blend\"]\n  rates = [0.1]\n  \
-    seeds = [0, 1, 2]\n  [settings.short]\n  epochs = 12\n  batch = 64\n\nWith `ceiling = true` at its top each cell also trains on the clean part alone. A sweep goes on where it stopped; run the same command again."
+    seeds = [0, 1, 2]\n  [settings.short]\n  epochs = 12\n  batch = 64\n\nWith `ceiling = true` at its top there is also a run on the clean part alone for each set of poisoned pictures. A sweep goes on where it stopped; run the same command again."
 )]
 pub(crate) struct Args {
     /// Sweep file (TOML).
