@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-lean_bytes=1700000 full_bytes=25000000 infer_kib=$((20000000 / 1024)) replace_kib=$((300000000 / 1024))
+lean_bytes=2000000 full_bytes=25000000 infer_kib=$((20000000 / 1024)) replace_kib=$((300000000 / 1024))
 top=${CARGO_TARGET_DIR:-target}
 failed=0
 

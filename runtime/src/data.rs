@@ -7,6 +7,9 @@
 //!
 //! The readers agree on the order of pictures from run to run, check every length and label at the door, and refuse what
 //! does not fit with a [`DataError`] that names the file and the place.
+//!
+//! CIFAR, and folders and GTSRB of PPM files that have the size wanted, need no other crate. The feature `data` adds PNG, JPEG,
+//! resizing, npz and signs; without it, what needs them is refused by name.
 
 use std::path::Path;
 use std::prelude::v1::*;
@@ -16,17 +19,23 @@ use crate::session::to_f32;
 use crate::shape::Shape;
 
 mod cifar;
+mod decode;
 mod error;
 mod folder;
 mod gtsrb;
+#[cfg(feature = "data")]
 mod npz;
+#[cfg(feature = "data")]
 mod rng;
+#[cfg(feature = "data")]
 mod signs;
 mod spec;
 
+pub use decode::read_picture;
 pub use error::DataError;
-pub use folder::read_picture;
+#[cfg(feature = "data")]
 pub use npz::{write_npz, write_npz_split};
+#[cfg(feature = "data")]
 pub use signs::CLASSES as SIGN_CLASSES;
 pub use spec::{KINDS, Part, SIGNS_DEFAULT, Source, Spec};
 
@@ -150,10 +159,7 @@ impl Pictures {
             return Ok(self);
         }
         let mut pixels = allocate(path, self.len(), h, w)?;
-        fill(&mut pixels, h * w * 3, |i, out| {
-            resize(self.picture(i), (self.h, self.w), (h, w), out);
-            Ok(())
-        })?;
+        fill(&mut pixels, h * w * 3, |i, out| decode::resize(path, self.picture(i), (self.h, self.w), (h, w), out))?;
         (self.h, self.w, self.pixels) = (h, w, pixels);
         Ok(self)
     }
@@ -243,8 +249,14 @@ fn read(source: &Source, part: Part, options: &LoadOptions) -> Result<Pictures, 
         Source::Cifar100(dir) => cifar::read(dir, &cifar::CIFAR100, part)?.resized(dir, options.size),
         Source::Gtsrb(dir) => gtsrb::read(dir, part, size),
         Source::Folder(dir) => folder::read(dir, part, size),
+        #[cfg(feature = "data")]
         Source::Npz(file) => npz::read(file, part)?.resized(file, options.size),
+        #[cfg(feature = "data")]
         Source::Signs(count) => signs::read(*count, part, size, options.seed),
+        #[cfg(not(feature = "data"))]
+        Source::Npz(_) | Source::Signs(_) => {
+            Err(DataError::Lacks { path: place(source), what: "this kind of data set" })
+        }
     }
 }
 
@@ -293,16 +305,7 @@ where
     failure.map_or(Ok(()), Err)
 }
 
-/// Resizes one RGB picture of `from` (height, width) to `to` by triangle filter.
-fn resize(pixels: &[u8], from: (usize, usize), to: (usize, usize), out: &mut [u8]) {
-    use image::{ImageBuffer, Rgb, imageops};
-    if let Some(view) = ImageBuffer::<Rgb<u8>, &[u8]>::from_raw(from.1 as u32, from.0 as u32, pixels) {
-        let resized = imageops::resize(&view, to.1 as u32, to.0 as u32, imageops::FilterType::Triangle);
-        out.copy_from_slice(resized.as_raw());
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "data"))]
 mod tests {
     use super::*;
 

@@ -14,8 +14,9 @@
 //!
 //! The core is `no_std` and needs no allocator: the caller owns every buffer, and each stage has a function that tells
 //! the exact length it needs. On a device, [`slots`] keeps heads in flash, and [`replace::trial`] tests them; the feature `sign`
-//! adds signed artifacts, without std too. Features add a shell around it: `std` (files, SIMD kernels), `parallel` (threads over
-//! pictures), `onnx` (tract-onnx), `data` (data-set readers), `cli` (the `stemguard` command).
+//! adds signed artifacts, without std too. Features add a shell around it: `std` (files, SIMD kernels, data sets of bytes and PPM),
+//! `parallel` (threads over pictures), `onnx` (tract-onnx), `data` (PNG, JPEG, resizing, npz and procedural signs), `cli` (the
+//! `stemguard` command).
 //!
 //! Layouts: pictures and features are NHWC, `f32`, row-major; pictures hold 0..=1 unless a stem says otherwise.
 
@@ -27,7 +28,7 @@ extern crate no_std_compat as std;
 #[cfg(feature = "std")]
 extern crate alloc;
 
-#[cfg(feature = "data")]
+#[cfg(feature = "std")]
 pub mod data;
 #[cfg(feature = "std")]
 pub mod files;

@@ -30,7 +30,7 @@ impl Alarm {
 }
 
 /// How much the new head's opinion weighs against the witness's. Trained with smoothed labels on few pictures, its log-odds are the
-/// smaller ones. Of 1 to 3, this found the most triggered pictures of four attacked runs (docs/findings.md).
+/// smaller ones. What this weight finds in attacked runs is in docs/findings.md.
 pub const WEIGHT: f32 = 1.5;
 
 /// Log-odds are cut off here, on both sides.

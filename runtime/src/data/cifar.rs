@@ -130,7 +130,7 @@ fn class_names(path: &Path, classes: usize) -> Result<Vec<String>, DataError> {
     Ok(names)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "data"))]
 mod tests {
     use super::*;
     use crate::data::{LoadOptions, Spec, load, load_part};

@@ -83,6 +83,13 @@ pub enum DataError {
         /// What the decoder said.
         why: String,
     },
+    /// What this build was compiled without.
+    Lacks {
+        /// The file or source.
+        path: PathBuf,
+        /// What it takes.
+        what: &'static str,
+    },
     /// A row of a table of labels is malformed.
     Table {
         /// The file.
@@ -150,6 +157,9 @@ impl fmt::Display for DataError {
             Self::Empty { path } => write!(f, "{}: no pictures", path.display()),
             Self::NoPart { spec, part } => write!(f, "{spec}: has no {part} part"),
             Self::Picture { path, why } => write!(f, "{}: not a readable picture: {why}", path.display()),
+            Self::Lacks { path, what } => {
+                write!(f, "{}: this build lacks {what}: compile it with the feature `data`", path.display())
+            }
             Self::Table { path, line, why } => write!(f, "{}: line {line}: {why}", path.display()),
             Self::Array { path, array, why } => write!(f, "{}: array `{array}`: {why}", path.display()),
             Self::TooLarge { path, bytes } => {

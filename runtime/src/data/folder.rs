@@ -1,15 +1,14 @@
-//! Class folders of picture files, and the decoding of one file.
+//! Class folders of picture files.
 //!
 //! Two layouts: `DIR/train/CLASS/*` with `DIR/test/CLASS/*` (either may be absent), or `DIR/CLASS/*`, all training part.
 //! Classes are the sorted folder names of both parts together; files are sorted by name within a class. Files that end
 //! in none of [`EXTENSIONS`] and hidden entries are passed over.
 
 use std::fs;
-use std::io::{self, BufReader};
 use std::path::{Path, PathBuf};
 use std::prelude::v1::*;
 
-use super::{DataError, MAX_CLASSES, MAX_SIDE, Part, Pictures, allocate, fill, resize};
+use super::{DataError, MAX_CLASSES, Part, Pictures, allocate, fill, read_picture};
 
 /// Endings of the files taken for pictures, in any case. What a file holds is told from its first bytes.
 const EXTENSIONS: [&str; 7] = ["png", "jpg", "jpeg", "ppm", "pgm", "pbm", "pnm"];
@@ -71,44 +70,6 @@ pub(super) fn decode_all(
     Ok(Pictures { h, w, pixels, labels, classes, files: found.iter().map(|f| f.name.clone()).collect() })
 }
 
-/// Reads one PNG, JPEG or PNM file as RGB, resized to `size` (height, width), into `out` (`[h][w][3]`). Transparency is dropped.
-///
-/// # Errors
-/// [`DataError`] naming the file; [`DataError::Mismatch`] where `out` has another length.
-pub fn read_picture(path: &Path, size: (usize, usize), out: &mut [u8]) -> Result<(), DataError> {
-    if Some(out.len()) != size.0.checked_mul(size.1).and_then(|n| n.checked_mul(3)) {
-        return Err(DataError::Mismatch("a picture's size and its buffer differ"));
-    }
-    let file = fs::File::open(path).map_err(|error| DataError::Io { path: path.to_path_buf(), error })?;
-    decode_from(path, BufReader::new(file), size, out)
-}
-
-fn decode_from(
-    path: &Path,
-    source: impl io::BufRead + io::Seek,
-    size: (usize, usize),
-    out: &mut [u8],
-) -> Result<(), DataError> {
-    let refused = |why: String| DataError::Picture { path: path.to_path_buf(), why };
-    let mut reader = image::ImageReader::new(source).with_guessed_format().map_err(|e| refused(e.to_string()))?;
-    let mut limits = image::Limits::default();
-    limits.max_image_width = Some(MAX_SIDE as u32);
-    limits.max_image_height = Some(MAX_SIDE as u32);
-    limits.max_alloc = Some(256 << 20);
-    reader.limits(limits);
-    let picture = reader.decode().map_err(|e| refused(e.to_string()))?.into_rgb8();
-    let (h, w) = (picture.height() as usize, picture.width() as usize);
-    if h == 0 || w == 0 {
-        return Err(refused("a side of zero pixels".into()));
-    }
-    if (h, w) == size {
-        out.copy_from_slice(picture.as_raw());
-    } else {
-        resize(picture.as_raw(), (h, w), size, out);
-    }
-    Ok(())
-}
-
 /// The entries of a folder by name, hidden ones left out, sorted.
 fn entries(dir: &Path, what: &'static str) -> Result<Vec<(String, PathBuf)>, DataError> {
     if !dir.is_dir() {
@@ -145,11 +106,10 @@ pub(super) fn pictures_in(dir: &Path) -> Result<Vec<(String, PathBuf)>, DataErro
     Ok(found)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "data"))]
 pub(super) mod tests {
     use super::*;
     use crate::data::{LoadOptions, Spec, load};
-    use proptest::prelude::*;
 
     /// A binary PPM of one colour.
     pub(crate) fn ppm(h: usize, w: usize, rgb: [u8; 3]) -> Vec<u8> {
@@ -223,27 +183,6 @@ pub(super) mod tests {
             put(dir.path().join("cat/bad.ppm"), bytes);
             let text = message(dir.path());
             assert!(text.contains("bad.ppm: not a readable picture"), "{text}");
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::data::npz::tests::cases()))]
-        #[test]
-        fn mutated_ppm_never_panics(
-            cut in 0usize..300,
-            ascii in any::<bool>(),
-            edits in prop::collection::vec((0usize..24, any::<u8>()), 0..6),
-        ) {
-            let mut bytes = ppm(8, 8, [48, 49, 32]);
-            if ascii {
-                bytes[1] = b'3';
-            }
-            for (at, value) in edits {
-                bytes[at] = value;
-            }
-            bytes.truncate(cut);
-            let mut out = vec![0; 4 * 4 * 3];
-            let _ = decode_from(Path::new("x"), io::Cursor::new(bytes), (4, 4), &mut out);
         }
     }
 }

@@ -112,7 +112,7 @@ fn parse_table(path: &Path, text: &str) -> Result<Vec<Row>, DataError> {
     Ok(rows)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "data"))]
 mod tests {
     use super::super::folder::tests::{ppm, put};
     use super::*;

@@ -116,7 +116,7 @@ impl fmt::Display for Spec {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "data"))]
 mod tests {
     use super::*;
 

@@ -1,4 +1,4 @@
-//! The command without ONNX and data sets.
+//! The command without ONNX, and with data sets of bytes and PPM alone.
 
 use crate::support::{Folder, done, noise, npy_f32, read_npy, refused, small_defended};
 
@@ -13,6 +13,20 @@ fn artifacts_run_and_the_rest_is_told_to_be_missing() {
     let picture = folder.put("x.ppm", [&b"P6\n# eight\n8 8\n255\n"[..], &[100; 192]].concat());
     assert!(done(&["infer", &model, &picture, "--top", "3"]).contains("yield"));
     refused(&["infer", &model, &folder.put("y.ppm", b"P6 9 9 255 ")], &["y.ppm", "9x9"]);
+
+    let labels = ["go", "stop", "yield"];
+    for (i, label) in (0u8..24).zip(labels.iter().cycle()) {
+        let pixels: Vec<u8> = (0..192u8).map(|k| k.wrapping_mul(3).wrapping_add(i * 10)).collect();
+        folder.put(&format!("clean/{label}/{i}.ppm"), [&b"P6 8 8 255\n"[..], &pixels].concat());
+    }
+    let clean = format!("folder:{}", folder.at("clean"));
+    assert!(done(&["eval", &model, "--data", &clean, "--json"]).contains("\"n\":24"));
+    let renewed = folder.at("renewed.sgm");
+    let settings = ["--head", "linear", "--batch", "8", "--epochs", "2"];
+    done(&[&["replace", &model, "--holdout", &clean, "--out", &renewed], &settings[..]].concat());
+    assert!(done(&["eval", &renewed, "--data", &clean]).contains("ACC"));
+    folder.put("clean/go/large.ppm", [&b"P6 9 9 255\n"[..], &[0; 243]].concat());
+    refused(&["eval", &model, "--data", &clean], &["large.ppm", "does not resize"]);
 
     let out = folder.at("out");
     let lacks = |args: &[&str]| refused(args, &["this build lacks"]);

@@ -46,7 +46,6 @@ impl Fail {
     }
 }
 
-#[cfg(feature = "data")]
 impl From<stemguard_runtime::data::DataError> for Fail {
     fn from(error: stemguard_runtime::data::DataError) -> Self {
         Self::input(error)

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// on the calibration pictures, integer arithmetic alone. An artifact with an f32 stem may then take the place of the ONNX
 /// file; its head and class names stay.
 #[derive(clap::Args)]
-#[cfg_attr(not(all(feature = "onnx", feature = "data")), allow(dead_code))]
+#[cfg_attr(not(feature = "onnx"), allow(dead_code))]
 #[command(after_help = "Examples:\n  \
     stemguard pack stem.onnx --out stem.sgm\n  \
     stemguard pack model.onnx --at /layer3/Add_output_0 --name wrn16 --labels classes.txt --out stem.sgm\n  \
@@ -156,7 +156,6 @@ struct Report {
 
 /// How near the quantised stem comes.
 #[cfg(feature = "onnx")]
-#[cfg_attr(not(feature = "data"), allow(dead_code))]
 #[derive(serde::Serialize)]
 pub(crate) struct Calibrated {
     /// Calibration pictures.

@@ -1,7 +1,21 @@
 //! `replace`: a new head on clean pictures.
 
+use crate::eval::{self, Score};
+use crate::fail::Fail;
+use crate::model::{Loaded, head_name};
+use crate::pictures::check_channels;
+use crate::runner::Runner;
 use crate::ui::Common;
+use crate::{files, ui};
+use serde::Serialize;
 use std::path::PathBuf;
+use std::time::Instant;
+use stemguard_runtime::artifact::{ArtifactParts, HeadKind, HeadParts, to_vec};
+use stemguard_runtime::data::{Part, Pictures, Source, Spec};
+use stemguard_runtime::error::Error;
+use stemguard_runtime::replace::{Settings, check_holdout};
+use stemguard_runtime::session::{Augment, Session, Space, replace_head, set_tripwire};
+use stemguard_runtime::shape::Shape;
 
 /// Train a new head on clean pictures, the stem frozen.
 ///
@@ -16,7 +30,6 @@ use std::path::PathBuf;
 /// backdoor, is of its answer than the new one. Where the model has a tripwire already, the witness stays who it was. The alarm's
 /// threshold is set on the holdout.
 #[derive(clap::Args)]
-#[cfg_attr(not(feature = "data"), allow(dead_code))]
 #[command(
     after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
     behind one picks a part. The training part is taken for --holdout, the test part for --validate, where there is one.\n\n\
@@ -111,252 +124,222 @@ enum SpaceChoice {
     Pictures,
 }
 
-/// Runs the command.
-#[cfg(not(feature = "data"))]
-pub(crate) fn run(_: &Args) -> Result<(), crate::fail::Fail> {
-    Err(crate::fail::Fail::lacks("data-set readers", "data"))
+/// The most bytes of pictures and cached features: 32 GiB.
+const MAX_BYTES: u64 = 32 << 30;
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    head: &'static str,
+    classes: usize,
+    pictures: usize,
+    epochs: u32,
+    loss: f32,
+    seconds: f64,
+    pictures_per_second: f64,
+    acc: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alarm_threshold: Option<f32>,
+    out: String,
 }
 
-#[cfg(feature = "data")]
-pub(crate) use full::run;
+/// Runs the command.
+pub(crate) fn run(args: &Args) -> Result<(), Fail> {
+    files::check_output(&args.out)?;
+    let holdout = eval::parse("--holdout", &args.holdout)?;
+    let validate = args.validate.as_deref().map(|spec| eval::parse("--validate", spec)).transpose()?;
+    let (kind, settings) = settings(args);
+    let model = Loaded::open(&args.stem, args.at.as_deref())?;
+    let parts = model.native()?;
+    let input = parts.stem.input();
+    check_channels(&args.stem, input)?;
+    let kernels = args.common.kernels();
 
-#[cfg(feature = "data")]
-mod full {
-    use super::{Args, Kind, SpaceChoice};
-    use crate::eval::{self, Score};
-    use crate::fail::Fail;
-    use crate::model::{Loaded, head_name};
-    use crate::pictures::check_channels;
-    use crate::runner::Runner;
-    use crate::{files, ui};
-    use serde::Serialize;
-    use std::time::Instant;
-    use stemguard_runtime::artifact::{ArtifactParts, HeadKind, HeadParts, to_vec};
-    use stemguard_runtime::data::{Part, Pictures, Source, Spec};
-    use stemguard_runtime::error::Error;
-    use stemguard_runtime::replace::{Settings, check_holdout};
-    use stemguard_runtime::session::{Augment, Session, Space, replace_head, set_tripwire};
-    use stemguard_runtime::shape::Shape;
+    let clean = eval::load(&holdout, input, Part::Train)?;
+    let classes = clean.classes.len();
+    check(args, &settings, &clean)?;
+    let witness = witness(args, &parts, classes)?;
+    let labels = labels(&parts, &clean, &args.holdout)?;
+    let measured = validate.as_ref().map(|spec| eval::load(spec, input, Part::Test)).transpose()?;
 
-    /// The most bytes of pictures and cached features: 32 GiB.
-    const MAX_BYTES: u64 = 32 << 30;
+    let views = match args.space {
+        SpaceChoice::Features => args.views as usize,
+        SpaceChoice::Pictures => 0,
+    };
+    let x = pictures(args, &clean, parts.stem.output(), views)?;
+    let space = if views > 0 { Space::Features { views } } else { Space::Pictures };
+    let augment = Augment { shift: args.shift as usize, flip: !args.no_flip && mirrors(&holdout) };
+    let stem = Session::of_stem(parts.stem, kernels.clone());
+    let (bar, start) = (ui::bar(settings.epochs.into(), "replace"), Instant::now());
+    bar.tick();
+    let mut loss = 0.0;
+    let mut progress = |p: stemguard_runtime::replace::Progress| {
+        loss = p.loss;
+        bar.set_position(p.epoch.into());
+        bar.set_message(format!("loss {:.4}", p.loss));
+        true
+    };
+    let trained = replace_head(&stem, kind, classes, &x, &clean.labels, space, augment, &settings, &mut progress);
+    bar.finish_and_clear();
+    let new = trained.map_err(|e| match e {
+        Error::NotFinite => Fail::at(
+            &args.stem,
+            "features or loss became NaN or infinite: lower --lr, or the stem does not suit these pictures",
+        ),
+        e => Fail::at(&args.stem, e),
+    })?;
+    let seconds = start.elapsed().as_secs_f64();
 
-    /// What `--json` prints.
-    #[derive(Serialize)]
-    struct Report {
-        head: &'static str,
-        classes: usize,
-        pictures: usize,
-        epochs: u32,
-        loss: f32,
-        seconds: f64,
-        pictures_per_second: f64,
-        acc: Option<f64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        alarm_threshold: Option<f32>,
-        out: String,
-    }
-
-    /// Runs the command.
-    pub(crate) fn run(args: &Args) -> Result<(), Fail> {
-        files::check_output(&args.out)?;
-        let holdout = eval::parse("--holdout", &args.holdout)?;
-        let validate = args.validate.as_deref().map(|spec| eval::parse("--validate", spec)).transpose()?;
-        let (kind, settings) = settings(args);
-        let model = Loaded::open(&args.stem, args.at.as_deref())?;
-        let parts = model.native()?;
-        let input = parts.stem.input();
-        check_channels(&args.stem, input)?;
-        let kernels = args.common.kernels();
-
-        let clean = eval::load(&holdout, input, Part::Train)?;
-        let classes = clean.classes.len();
-        check(args, &settings, &clean)?;
-        let witness = witness(args, &parts, classes)?;
-        let labels = labels(&parts, &clean, &args.holdout)?;
-        let measured = validate.as_ref().map(|spec| eval::load(spec, input, Part::Test)).transpose()?;
-
-        let views = match args.space {
-            SpaceChoice::Features => args.views as usize,
-            SpaceChoice::Pictures => 0,
-        };
-        let x = pictures(args, &clean, parts.stem.output(), views)?;
-        let space = if views > 0 { Space::Features { views } } else { Space::Pictures };
-        let augment = Augment { shift: args.shift as usize, flip: !args.no_flip && mirrors(&holdout) };
-        let stem = Session::of_stem(parts.stem, kernels.clone());
-        let (bar, start) = (ui::bar(settings.epochs.into(), "replace"), Instant::now());
-        bar.tick();
-        let mut loss = 0.0;
-        let mut progress = |p: stemguard_runtime::replace::Progress| {
-            loss = p.loss;
-            bar.set_position(p.epoch.into());
-            bar.set_message(format!("loss {:.4}", p.loss));
-            true
-        };
-        let trained = replace_head(&stem, kind, classes, &x, &clean.labels, space, augment, &settings, &mut progress);
-        bar.finish_and_clear();
-        let new = trained.map_err(|e| match e {
-            Error::NotFinite => Fail::at(
-                &args.stem,
-                "features or loss became NaN or infinite: lower --lr, or the stem does not suit these pictures",
-            ),
-            e => Fail::at(&args.stem, e),
-        })?;
-        let seconds = start.elapsed().as_secs_f64();
-
-        let head = new.parts();
-        let tripwire = witness
-            .map(|witness| set_tripwire(parts.stem, head, witness, &x, args.alarm_fpr, &kernels))
-            .transpose()
-            .map_err(|e| Fail::at(&args.stem, format!("no tripwire: {e}")))?;
-        let provenance = provenance(&parts, args, &settings, &holdout, clean.len(), head_name(kind));
-        let defended = ArtifactParts { labels: &labels, provenance: &provenance, head: Some(head), tripwire, ..parts };
-        let acc = match (&measured, &args.validate) {
-            (Some(pictures), Some(spec)) => {
-                let session = Session::of_artifact(&defended, kernels).map_err(|e| Fail::at(&args.stem, e))?;
-                Some(Score::of(&Runner::Native(Box::new(session)), classes, pictures, spec)?.acc())
-            }
-            _ => None,
-        };
-        let bytes = to_vec(&defended).map_err(|e| Fail::at(&args.stem, e))?;
-        files::write(&args.out, &bytes)?;
-
-        let pictures_per_second = clean.len() as f64 * f64::from(settings.epochs) / seconds.max(1e-9);
-        let (out, epochs) = (args.out.display().to_string(), settings.epochs);
-        if args.common.json {
-            let (head, pictures) = (head_name(kind), clean.len());
-            let alarm_threshold = tripwire.map(|tripwire| tripwire.threshold);
-            return ui::json(&Report {
-                head,
-                classes,
-                pictures,
-                epochs,
-                loss,
-                seconds,
-                pictures_per_second,
-                acc,
-                alarm_threshold,
-                out,
-            });
+    let head = new.parts();
+    let tripwire = witness
+        .map(|witness| set_tripwire(parts.stem, head, witness, &x, args.alarm_fpr, &kernels))
+        .transpose()
+        .map_err(|e| Fail::at(&args.stem, format!("no tripwire: {e}")))?;
+    let provenance = provenance(&parts, args, &settings, &holdout, clean.len(), head_name(kind));
+    let defended = ArtifactParts { labels: &labels, provenance: &provenance, head: Some(head), tripwire, ..parts };
+    let acc = match (&measured, &args.validate) {
+        (Some(pictures), Some(spec)) => {
+            let session = Session::of_artifact(&defended, kernels).map_err(|e| Fail::at(&args.stem, e))?;
+            Some(Score::of(&Runner::Native(Box::new(session)), classes, pictures, spec)?.acc())
         }
+        _ => None,
+    };
+    let bytes = to_vec(&defended).map_err(|e| Fail::at(&args.stem, e))?;
+    files::write(&args.out, &bytes)?;
+
+    let pictures_per_second = clean.len() as f64 * f64::from(settings.epochs) / seconds.max(1e-9);
+    let (out, epochs) = (args.out.display().to_string(), settings.epochs);
+    if args.common.json {
+        let (head, pictures) = (head_name(kind), clean.len());
+        let alarm_threshold = tripwire.map(|tripwire| tripwire.threshold);
+        return ui::json(&Report {
+            head,
+            classes,
+            pictures,
+            epochs,
+            loss,
+            seconds,
+            pictures_per_second,
+            acc,
+            alarm_threshold,
+            out,
+        });
+    }
+    ui::line(format_args!(
+        "{out}: {} head, {classes} classes, {} pictures, {epochs} epochs",
+        head_name(kind),
+        clean.len()
+    ))?;
+    ui::line(format_args!("loss {loss:.4}, {seconds:.1} s, {pictures_per_second:.0} pictures/s"))?;
+    if let Some(tripwire) = tripwire {
+        let (kind, rate) = (head_name(tripwire.witness.kind), tripwire.false_positive_rate);
         ui::line(format_args!(
-            "{out}: {} head, {classes} classes, {} pictures, {epochs} epochs",
-            head_name(kind),
-            clean.len()
+            "tripwire: {kind} witness, alarm above {}, for a rate of {rate} on clean pictures",
+            tripwire.threshold
         ))?;
-        ui::line(format_args!("loss {loss:.4}, {seconds:.1} s, {pictures_per_second:.0} pictures/s"))?;
-        if let Some(tripwire) = tripwire {
-            let (kind, rate) = (head_name(tripwire.witness.kind), tripwire.false_positive_rate);
-            ui::line(format_args!(
-                "tripwire: {kind} witness, alarm above {}, for a rate of {rate} on clean pictures",
-                tripwire.threshold
-            ))?;
-        }
-        acc.map_or(Ok(()), |acc| {
-            ui::line(format_args!("ACC {acc:.4} on {}", args.validate.as_deref().unwrap_or_default()))
-        })
     }
+    acc.map_or(Ok(()), |acc| ui::line(format_args!("ACC {acc:.4} on {}", args.validate.as_deref().unwrap_or_default())))
+}
 
-    /// The settings asked for, on top of the defaults of the head and the space.
-    fn settings(args: &Args) -> (HeadKind, Settings) {
-        let (kind, base) = match (args.head, args.space) {
-            (Kind::Linear, _) => (HeadKind::Linear, Settings::LINEAR),
-            (Kind::Residual, SpaceChoice::Features) => (HeadKind::Residual, Settings::CACHED),
-            (Kind::Residual, SpaceChoice::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
-        };
-        let settings = Settings {
-            epochs: args.epochs.unwrap_or(base.epochs),
-            batch: args.batch.unwrap_or(base.batch),
-            rate: args.lr.unwrap_or(base.rate),
-            decay: args.weight_decay.unwrap_or(base.decay),
-            smoothing: args.smoothing.unwrap_or(base.smoothing),
-            cutmix: base.cutmix && !args.no_cutmix,
-            dropout: args.dropout.unwrap_or(base.dropout),
-            seed: args.seed,
-        };
-        (kind, settings)
-    }
+/// The settings asked for, on top of the defaults of the head and the space.
+fn settings(args: &Args) -> (HeadKind, Settings) {
+    let (kind, base) = match (args.head, args.space) {
+        (Kind::Linear, _) => (HeadKind::Linear, Settings::LINEAR),
+        (Kind::Residual, SpaceChoice::Features) => (HeadKind::Residual, Settings::CACHED),
+        (Kind::Residual, SpaceChoice::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
+    };
+    let settings = Settings {
+        epochs: args.epochs.unwrap_or(base.epochs),
+        batch: args.batch.unwrap_or(base.batch),
+        rate: args.lr.unwrap_or(base.rate),
+        decay: args.weight_decay.unwrap_or(base.decay),
+        smoothing: args.smoothing.unwrap_or(base.smoothing),
+        cutmix: base.cutmix && !args.no_cutmix,
+        dropout: args.dropout.unwrap_or(base.dropout),
+        seed: args.seed,
+    };
+    (kind, settings)
+}
 
-    /// Whether mirroring leaves the classes of a data set what they are.
-    fn mirrors(spec: &Spec) -> bool {
-        !matches!(spec.source, Source::Gtsrb(_) | Source::Signs(_))
-    }
+/// Whether mirroring leaves the classes of a data set what they are.
+fn mirrors(spec: &Spec) -> bool {
+    !matches!(spec.source, Source::Gtsrb(_) | Source::Signs(_))
+}
 
-    /// What must hold of the holdout before anything is computed; a class is told by its name.
-    fn check(args: &Args, settings: &Settings, clean: &Pictures) -> Result<(), Fail> {
-        check_holdout(&clean.labels, clean.classes.len(), settings.batch).map_err(|e| match e {
-            Error::ClassAbsent(class) => {
-                let name = clean.classes.get(class as usize).map_or("", |name| name);
-                Fail::input(format!("--holdout {}: no picture of class {class} (`{name}`)", args.holdout))
-            }
-            e => Fail::input(format!("--holdout {}: {e}", args.holdout)),
-        })
-    }
+/// What must hold of the holdout before anything is computed; a class is told by its name.
+fn check(args: &Args, settings: &Settings, clean: &Pictures) -> Result<(), Fail> {
+    check_holdout(&clean.labels, clean.classes.len(), settings.batch).map_err(|e| match e {
+        Error::ClassAbsent(class) => {
+            let name = clean.classes.get(class as usize).map_or("", |name| name);
+            Fail::input(format!("--holdout {}: no picture of class {class} (`{name}`)", args.holdout))
+        }
+        e => Fail::input(format!("--holdout {}: {e}", args.holdout)),
+    })
+}
 
-    /// The head to keep, if one is asked for: the witness the model has, else its head.
-    fn witness<'a>(args: &Args, parts: &ArtifactParts<'a>, classes: usize) -> Result<Option<HeadParts<'a>>, Fail> {
-        if !args.keep_head {
-            return Ok(None);
-        }
-        if !(0.0..=1.0).contains(&args.alarm_fpr) {
-            return Err(Fail::input(format!("--alarm-fpr: {} is not within 0..1", args.alarm_fpr)));
-        }
-        let Some(old) = parts.tripwire.map(|tripwire| tripwire.witness).or(parts.head) else {
-            return Err(Fail::at(&args.stem, "--keep-head: it holds a stem without a head"));
-        };
-        if old.classes as usize != classes {
-            let why = format!("--keep-head: its head has {} classes, and the holdout {classes}", old.classes);
-            return Err(Fail::at(&args.stem, why));
-        }
-        Ok(Some(old))
+/// The head to keep, if one is asked for: the witness the model has, else its head.
+fn witness<'a>(args: &Args, parts: &ArtifactParts<'a>, classes: usize) -> Result<Option<HeadParts<'a>>, Fail> {
+    if !args.keep_head {
+        return Ok(None);
     }
+    if !(0.0..=1.0).contains(&args.alarm_fpr) {
+        return Err(Fail::input(format!("--alarm-fpr: {} is not within 0..1", args.alarm_fpr)));
+    }
+    let Some(old) = parts.tripwire.map(|tripwire| tripwire.witness).or(parts.head) else {
+        return Err(Fail::at(&args.stem, "--keep-head: it holds a stem without a head"));
+    };
+    if old.classes as usize != classes {
+        let why = format!("--keep-head: its head has {} classes, and the holdout {classes}", old.classes);
+        return Err(Fail::at(&args.stem, why));
+    }
+    Ok(Some(old))
+}
 
-    /// The class names as an artifact keeps them. Where the data set only numbers its classes, those of the stem stay.
-    fn labels(parts: &ArtifactParts<'_>, clean: &Pictures, holdout: &str) -> Result<String, Fail> {
-        let numbered = clean.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
-        if numbered && parts.labels().count() == clean.classes.len() {
-            return Ok(parts.labels.to_string());
-        }
-        if let Some(name) = clean.classes.iter().find(|name| name.contains('\n')) {
-            return Err(Fail::input(format!("--holdout {holdout}: a line break in the class name `{name}`")));
-        }
-        Ok(clean.classes.join("\n"))
+/// The class names as an artifact keeps them. Where the data set only numbers its classes, those of the stem stay.
+fn labels(parts: &ArtifactParts<'_>, clean: &Pictures, holdout: &str) -> Result<String, Fail> {
+    let numbered = clean.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
+    if numbered && parts.labels().count() == clean.classes.len() {
+        return Ok(parts.labels.to_string());
     }
+    if let Some(name) = clean.classes.iter().find(|name| name.contains('\n')) {
+        return Err(Fail::input(format!("--holdout {holdout}: a line break in the class name `{name}`")));
+    }
+    Ok(clean.classes.join("\n"))
+}
 
-    /// The holdout as `[n][h][w][3]`, 0..=1, if it and its features fit.
-    fn pictures(args: &Args, clean: &Pictures, features: Shape, views: usize) -> Result<Vec<f32>, Fail> {
-        let (n, len) = (clean.len() as u64, clean.shape().len());
-        let bytes = 4 * n * (len as u64 + (views * features.len()) as u64);
-        if bytes > MAX_BYTES {
-            let why = format!("pictures and {views} views of features take {bytes} bytes, more than 32 GiB");
-            return Err(Fail::input(format!("--holdout {}: {why}: fewer --views, or --space pictures", args.holdout)));
-        }
-        let all: Vec<usize> = (0..clean.len()).collect();
-        let mut x = vec![0.0; clean.len() * len];
-        clean.to_f32(&all, &mut x).map_err(|e| Fail::Other(e.to_string()))?;
-        Ok(x)
+/// The holdout as `[n][h][w][3]`, 0..=1, if it and its features fit.
+fn pictures(args: &Args, clean: &Pictures, features: Shape, views: usize) -> Result<Vec<f32>, Fail> {
+    let (n, len) = (clean.len() as u64, clean.shape().len());
+    let bytes = 4 * n * (len as u64 + (views * features.len()) as u64);
+    if bytes > MAX_BYTES {
+        let why = format!("pictures and {views} views of features take {bytes} bytes, more than 32 GiB");
+        return Err(Fail::input(format!("--holdout {}: {why}: fewer --views, or --space pictures", args.holdout)));
     }
+    let all: Vec<usize> = (0..clean.len()).collect();
+    let mut x = vec![0.0; clean.len() * len];
+    clean.to_f32(&all, &mut x).map_err(|e| Fail::Other(e.to_string()))?;
+    Ok(x)
+}
 
-    /// How the head came about; the same run gives the same text.
-    fn provenance(
-        parts: &ArtifactParts<'_>,
-        args: &Args,
-        settings: &Settings,
-        holdout: &Spec,
-        n: usize,
-        head: &str,
-    ) -> String {
-        let kind = holdout.to_string();
-        let kind = kind.split(':').next().unwrap_or_default();
-        let space = match args.space {
-            SpaceChoice::Features => format!("{} cached views", args.views),
-            SpaceChoice::Pictures => "fresh views".into(),
-        };
-        let stem = parts.provenance.split("; head: ").next().unwrap_or_default();
-        let kept = if args.keep_head { ", the old head kept as witness" } else { "" };
-        format!(
-            "{stem}; head: {head}, {n} clean pictures ({kind}), {} epochs of batch {}, {space}, seed {}{kept}",
-            settings.epochs, settings.batch, settings.seed
-        )
-    }
+/// How the head came about; the same run gives the same text.
+fn provenance(
+    parts: &ArtifactParts<'_>,
+    args: &Args,
+    settings: &Settings,
+    holdout: &Spec,
+    n: usize,
+    head: &str,
+) -> String {
+    let kind = holdout.to_string();
+    let kind = kind.split(':').next().unwrap_or_default();
+    let space = match args.space {
+        SpaceChoice::Features => format!("{} cached views", args.views),
+        SpaceChoice::Pictures => "fresh views".into(),
+    };
+    let stem = parts.provenance.split("; head: ").next().unwrap_or_default();
+    let kept = if args.keep_head { ", the old head kept as witness" } else { "" };
+    format!(
+        "{stem}; head: {head}, {n} clean pictures ({kind}), {} epochs of batch {}, {space}, seed {}{kept}",
+        settings.epochs, settings.batch, settings.seed
+    )
 }

@@ -54,7 +54,6 @@ pub(crate) fn note(text: impl Display) {
 }
 
 /// A progress bar on standard error; nothing where that is no terminal.
-#[allow(dead_code)]
 pub(crate) fn bar(len: u64, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(len), ProgressDrawTarget::stderr());
     if let Ok(style) = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} {eta} {msg}") {
