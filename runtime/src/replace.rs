@@ -174,6 +174,36 @@ impl<'a, T: Stored> FeatureBank<'a, T> {
         let len = self.shape.len();
         piece(self.features, (view * self.labels.len() + picture) * len, len)
     }
+
+    /// What is drawn for a batch: the CutMix box where there are partners, and the share that stays.
+    pub(crate) fn draw_box(&self, mixed: bool, rng: &mut Rng) -> ([usize; 4], f32) {
+        match mixed {
+            true => cutmix_box(self.shape.h as usize, self.shape.w as usize, rng),
+            false => ([0; 4], 1.0),
+        }
+    }
+
+    /// What is drawn for a picture: a view of it, and of its partner where it has one.
+    pub(crate) fn draw(&self, picture: u32, partner: Option<u32>, rng: &mut Rng) -> Drawn<'a, T> {
+        let own = self.view(rng.below(self.views), picture as usize);
+        Drawn { own, partner: partner.map(|p| self.view(rng.below(self.views), p as usize)) }
+    }
+}
+
+/// The features drawn for one place of a batch.
+pub(crate) struct Drawn<'a, T> {
+    own: &'a [T],
+    partner: Option<&'a [T]>,
+}
+
+impl<T: Stored> Drawn<'_, T> {
+    /// Writes them, the partner's box pasted in.
+    pub(crate) fn load(&self, s: Shape, area: [usize; 4], x: &mut [f32]) {
+        T::load(self.own, x);
+        if let Some(partner) = self.partner {
+            paste(s, area, partner, x);
+        }
+    }
 }
 
 impl<T: Stored> Source for FeatureBank<'_, T> {
@@ -192,15 +222,9 @@ impl<T: Stored> Source for FeatureBank<'_, T> {
     }
 
     fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
-        let (area, keep) = match mix {
-            Some(_) => cutmix_box(self.shape.h as usize, self.shape.w as usize, rng),
-            None => ([0; 4], 1.0),
-        };
+        let (area, keep) = self.draw_box(mix.is_some(), rng);
         for (i, (x, &picture)) in rows_mut(x, self.shape.len()).zip(batch).enumerate() {
-            T::load(self.view(rng.below(self.views), picture as usize), x);
-            if let Some(&partner) = mix.and_then(|m| m.get(i)) {
-                paste(self.shape, area, self.view(rng.below(self.views), partner as usize), x);
-            }
+            self.draw(picture, mix.and_then(|m| m.get(i)).copied(), rng).load(self.shape, area, x);
         }
         keep
     }

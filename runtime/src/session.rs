@@ -372,9 +372,44 @@ pub fn set_tripwire<'a>(
     Ok(tripwire)
 }
 
+/// Features in memory, loaded by all threads: what is drawn, and so every bit, is as [`FeatureBank`] alone draws it.
+struct SharedBank<'s> {
+    bank: FeatureBank<'s, Bf16>,
+    kernels: &'s Simd,
+}
+
+impl Source for SharedBank<'_> {
+    fn shape(&self) -> Shape {
+        self.bank.shape()
+    }
+    fn labels(&self) -> &[u32] {
+        self.bank.labels()
+    }
+    fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
+        self.bank.plain(first, n, x);
+    }
+    fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
+        let shape = self.bank.shape();
+        let (area, keep) = self.bank.draw_box(mix.is_some(), rng);
+        let drawn: Vec<_> = batch
+            .iter()
+            .enumerate()
+            .map(|(i, &picture)| self.bank.draw(picture, mix.and_then(|m| m.get(i)).copied(), rng))
+            .collect();
+        let parts = x.chunks_mut(LOADED * shape.len()).zip(drawn.chunks(LOADED)).collect();
+        self.kernels.for_each(parts, |(x, drawn): (&mut [f32], &[_])| {
+            x.chunks_exact_mut(shape.len()).zip(drawn).for_each(|(x, drawn)| drawn.load(shape, area, x));
+        });
+        keep
+    }
+}
+
+/// Pictures whose features a thread loads at a time.
+const LOADED: usize = 8;
+
 /// A source of features, either kind.
 enum Either<'s, 'a> {
-    Bank(FeatureBank<'s, Bf16>),
+    Bank(SharedBank<'s>),
     Pictures(PictureSource<'s, 'a>),
 }
 
@@ -449,7 +484,7 @@ pub fn replace_head(
             if let Some(e) = pictures.failed {
                 return Err(e);
             }
-            Either::Bank(FeatureBank::new(&bank, labels, shape, views)?)
+            Either::Bank(SharedBank { bank: FeatureBank::new(&bank, labels, shape, views)?, kernels: &stem.kernels })
         }
     };
     let params = match kind {

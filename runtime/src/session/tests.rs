@@ -97,3 +97,23 @@ fn what_does_not_fit_is_refused() {
     let alone = Session::of_artifact(&ArtifactParts { head: None, tripwire, ..parts }, kernels);
     assert_eq!(alone.err(), Some(Error::TripwireDoesNotFit));
 }
+
+#[test]
+fn a_bank_loaded_by_all_threads_is_the_bank() {
+    let (n, views, shape) = (40, 3, Shape::new(4, 5, 6));
+    let features: Vec<Bf16> = random(views * n * shape.len(), 7).into_iter().map(Bf16::from).collect();
+    let labels = vec![0; n];
+    let batch: Vec<u32> = (0..27).map(|i| i * 13 % 40).collect();
+    let partners: Vec<u32> = (0..27).map(|i| i * 7 % 40).collect();
+    for (mix, threads) in [(None, 1), (None, 3), (Some(&partners[..]), 1), (Some(&partners[..]), 3)] {
+        let kernels = Simd::new(threads);
+        let mut bank = FeatureBank::new(&features, &labels, shape, views).unwrap();
+        let mut shared = SharedBank { bank, kernels: &kernels };
+        let (mut one, mut other) = (Rng::new(5, 1), Rng::new(5, 1));
+        for _ in 0..20 {
+            let (mut x, mut y) = (vec![0.0; batch.len() * shape.len()], vec![1.0; batch.len() * shape.len()]);
+            let kept = bank.batch(&batch, mix, &mut one, &mut x);
+            assert_eq!((shared.batch(&batch, mix, &mut other, &mut y), y), (kept, x));
+        }
+    }
+}
