@@ -51,6 +51,16 @@ const BUFFERS: usize = 4;
 
 std::thread_local! {
     static SCRATCH: RefCell<[Aligned; BUFFERS]> = const { RefCell::new([const { Aligned::new() }; BUFFERS]) };
+    static PARTIAL: RefCell<Aligned> = const { RefCell::new(Aligned::new()) };
+}
+
+/// Room for what the parts of a job leave for the thread that began it, kept from one call to the next, as [`scratch`] is: pages that
+/// are new at every call cost more than what is written to them.
+pub(super) fn partial<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    PARTIAL.with_borrow_mut(|buffer| {
+        buffer.grow(len);
+        f(&mut buffer.get_mut()[..len])
+    })
 }
 
 /// Scratch buffers of this thread, of the lengths asked for; their content is whatever the last call left.

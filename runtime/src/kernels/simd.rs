@@ -76,7 +76,25 @@ pub(super) fn reduce<T: Copy + core::ops::AddAssign>(parts: &[T], to: &mut [T]) 
     }
 }
 
+/// Fewest sums of a part of [`Simd::reduce`].
+const LEAST_SUMS: usize = 4096;
+
 impl Simd {
+    /// [`reduce`] on all threads, each with some of the sums.
+    pub(super) fn reduce(&self, parts: &[f32], to: &mut [f32]) {
+        let len = to.len();
+        let piece = len.div_ceil(2 * self.threads()).max(LEAST_SUMS);
+        self.for_each(to.chunks_mut(piece).enumerate().collect(), |(i, to)| {
+            let span = i * piece..i * piece + to.len();
+            to.copy_from_slice(&parts[span.clone()]);
+            for part in parts[len..].chunks_exact(len) {
+                for (t, &p) in to.iter_mut().zip(&part[span.clone()]) {
+                    *t += p;
+                }
+            }
+        });
+    }
+
     /// The best instruction set of this processor, on `threads` threads (0: one for each core).
     pub fn new(threads: usize) -> Self {
         Self::build(Isa::detect(), threads)

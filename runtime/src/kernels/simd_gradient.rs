@@ -6,7 +6,7 @@
 //! second. The data gradient leaves through the derivative of the prologue, which also gives the sums that the norm in front
 //! needs. Partial weight gradients stay with their part until all are done.
 
-use super::buffer::{Aligned, scratch};
+use super::buffer::{Aligned, partial, scratch};
 use super::image::{Correlation, Exit};
 use super::simd::{Simd, add_f64, check_prologue, reduce};
 use super::transposed::{Pad, Transposed, forward_correlation, pad_rows, padded_len, window_pad};
@@ -46,7 +46,7 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// The pictures of one part. Adds to `dw` and `sums` (of `dz`, `dz * x` and the output gradient: `[2 * cin + cout]`);
+    /// The pictures of one part. Writes `dw` and adds to `sums` (of `dz`, `dz * x` and the output gradient: `[2 * cin + cout]`);
     /// `dz` holds these pictures alone.
     fn part(&self, pictures: Range<usize>, mut dz: Option<&mut [f32]>, dw: &mut [f32], sums: &mut [f64]) {
         let (cin, cout, xl) = (self.g.x.c as usize, self.g.y.c as usize, self.g.x.len());
@@ -61,6 +61,9 @@ impl Backward<'_> {
             let (du, image_sums) = rest.split_at_mut(du_len);
             let (image_sums, image_bias) = image_sums.split_at_mut(2 * cin);
             du.fill(0.0);
+            if self.tiled.is_none() {
+                dw.fill(0.0);
+            }
             for first in pictures.clone().step_by(self.group) {
                 let group = first..(first + self.group).min(pictures.end);
                 let mut from = self.x[first * xl..].as_ptr();
@@ -211,14 +214,15 @@ pub(super) fn conv_backward(
     let (chunk, small) = (Simd::chunk(n, w.len()), 2 * cin + cout);
     let group = tiled.map_or(1, |(t, b)| t.pictures().min(b.pictures())).min(chunk);
     let pass = Backward { k, g, x, pre, dy, add, back, tiled, weights, x_pad, dy_pad, group };
-    let mut dw_parts = vec![0.0f32; n.div_ceil(chunk) * w.len()];
     let mut sum_parts = vec![0.0f64; n.div_ceil(chunk) * small];
     let dz_parts = cut(dz, n * xl, chunk * xl).into_iter();
-    let items = dz_parts.zip(dw_parts.chunks_mut(w.len())).zip(sum_parts.chunks_mut(small)).enumerate();
-    k.for_each(items.collect(), |(part, ((dz, dw), sums))| {
-        pass.part(part * chunk..(part * chunk + chunk).min(n), dz, dw, sums);
+    partial(n.div_ceil(chunk) * w.len(), |dw_parts| {
+        let items = dz_parts.zip(dw_parts.chunks_mut(w.len())).zip(sum_parts.chunks_mut(small)).enumerate();
+        k.for_each(items.collect(), |(part, ((dz, dw), sums))| {
+            pass.part(part * chunk..(part * chunk + chunk).min(n), dz, dw, sums);
+        });
+        k.reduce(dw_parts, dw);
     });
-    reduce(&dw_parts, dw);
     let mut total = vec![0.0f64; small];
     reduce(&sum_parts, &mut total);
     for (d, &s) in db.iter_mut().zip(&total[2 * cin..]) {
@@ -248,11 +252,10 @@ pub(super) fn deconv_backward(
     let (c, pad) = (forward_correlation(g), window_pad(&g.window));
     let packed = k.pack(None, c.four, c.cout, w);
     let chunk = Simd::chunk(n, w.len());
-    let mut dw_parts = vec![0.0f32; n.div_ceil(chunk) * w.len()];
     let mut sum_parts = vec![0.0f64; n.div_ceil(chunk) * 2 * cin];
     let dx_parts = cut(dx, n * yl, chunk * yl).into_iter();
-    let items = dx_parts.zip(dw_parts.chunks_mut(w.len())).zip(sum_parts.chunks_mut(2 * cin)).enumerate();
-    k.for_each(items.collect(), |(part, ((mut dx, dw), sums))| {
+    let one = |part: usize, mut dx: Option<&mut [f32]>, dw: &mut [f32], sums: &mut [f64]| {
+        dw.fill(0.0);
         scratch([padded_len(&g.x, pad), 2 * cin, 0, 0], |[to, image_sums, ..]| {
             for b in part * chunk..(part * chunk + chunk).min(n) {
                 let dy = &dy[b * xl..][..xl];
@@ -280,8 +283,12 @@ pub(super) fn deconv_backward(
                 }
             }
         });
+    };
+    partial(n.div_ceil(chunk) * w.len(), |dw_parts| {
+        let items = dx_parts.zip(dw_parts.chunks_mut(w.len())).zip(sum_parts.chunks_mut(2 * cin)).enumerate();
+        k.for_each(items.collect(), |(part, ((dx, dw), sums))| one(part, dx, dw, sums));
+        k.reduce(dw_parts, dw);
     });
-    reduce(&dw_parts, dw);
     let mut total = vec![0.0f64; 2 * cin];
     reduce(&sum_parts, &mut total);
     for (d, &s) in db.iter_mut().zip(&total) {
