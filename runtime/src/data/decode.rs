@@ -83,37 +83,52 @@ fn ppm(path: &Path, source: impl io::BufRead, size: (usize, usize), out: &mut [u
         return Err(refused("its largest value is not 255"));
     }
     if (h, w) != size {
-        return resize(path, &[], (h, w), size, out);
+        return Err(another_size(path, (h, w), size));
     }
     let pixels = rest.get(1..).and_then(|pixels| pixels.get(..out.len())).ok_or_else(|| refused("truncated"))?;
     out.copy_from_slice(pixels);
     Ok(())
 }
 
-/// Resizes one RGB picture of `from` (height, width) to `to` by triangle filter, where the build can.
+/// Resizes one RGB picture of `from` (height, width) to `to` by triangle filter.
 ///
 /// # Errors
-/// [`DataError::Picture`] naming the file, without the feature `data`.
+/// [`DataError::Mismatch`] where `pixels` is not of that size.
+#[cfg(feature = "data")]
 pub(super) fn resize(
-    path: &Path,
+    _: &Path,
     pixels: &[u8],
     from: (usize, usize),
     to: (usize, usize),
     out: &mut [u8],
 ) -> Result<(), DataError> {
-    #[cfg(feature = "data")]
-    {
-        use image::{ImageBuffer, Rgb, imageops};
-        if let Some(view) = ImageBuffer::<Rgb<u8>, &[u8]>::from_raw(from.1 as u32, from.0 as u32, pixels) {
-            let resized = imageops::resize(&view, to.1 as u32, to.0 as u32, imageops::FilterType::Triangle);
-            out.copy_from_slice(resized.as_raw());
-            return Ok(());
-        }
-    }
-    let _ = (pixels, out);
-    let ((h, w), (needed_h, needed_w)) = (from, to);
+    use image::{ImageBuffer, Rgb, imageops};
+    let view = ImageBuffer::<Rgb<u8>, &[u8]>::from_raw(from.1 as u32, from.0 as u32, pixels);
+    let view = view.ok_or(DataError::Mismatch("a picture's size and its buffer differ"))?;
+    let resized = imageops::resize(&view, to.1 as u32, to.0 as u32, imageops::FilterType::Triangle);
+    out.copy_from_slice(resized.as_raw());
+    Ok(())
+}
+
+/// Refuses: this build does not resize.
+///
+/// # Errors
+/// [`DataError::Picture`] naming the file.
+#[cfg(not(feature = "data"))]
+pub(super) fn resize(
+    path: &Path,
+    _: &[u8],
+    from: (usize, usize),
+    to: (usize, usize),
+    _: &mut [u8],
+) -> Result<(), DataError> {
+    Err(another_size(path, from, to))
+}
+
+#[cfg(any(not(feature = "data"), test))]
+fn another_size(path: &Path, (h, w): (usize, usize), (needed_h, needed_w): (usize, usize)) -> DataError {
     let why = format!("{w}x{h} where {needed_w}x{needed_h} is needed; this build does not resize");
-    Err(DataError::Picture { path: path.to_path_buf(), why })
+    DataError::Picture { path: path.to_path_buf(), why }
 }
 
 #[cfg(all(test, feature = "data"))]

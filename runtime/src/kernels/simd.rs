@@ -67,10 +67,15 @@ pub(super) fn add_f64(to: &mut [f64], from: &[f32]) {
 
 /// Sums equal-length partial results in order.
 pub(super) fn reduce<T: Copy + core::ops::AddAssign>(parts: &[T], to: &mut [T]) {
-    let len = to.len();
-    to.copy_from_slice(&parts[..len]);
+    reduce_some(parts, to.len(), 0, to);
+}
+
+/// The same of partial results of `len` elements each, those from element `first` on alone.
+fn reduce_some<T: Copy + core::ops::AddAssign>(parts: &[T], len: usize, first: usize, to: &mut [T]) {
+    let span = first..first + to.len();
+    to.copy_from_slice(&parts[span.clone()]);
     for part in parts[len..].chunks_exact(len) {
-        for (t, &p) in to.iter_mut().zip(part) {
+        for (t, &p) in to.iter_mut().zip(&part[span.clone()]) {
             *t += p;
         }
     }
@@ -84,15 +89,7 @@ impl Simd {
     pub(super) fn reduce(&self, parts: &[f32], to: &mut [f32]) {
         let len = to.len();
         let piece = len.div_ceil(2 * self.threads()).max(LEAST_SUMS);
-        self.for_each(to.chunks_mut(piece).enumerate().collect(), |(i, to)| {
-            let span = i * piece..i * piece + to.len();
-            to.copy_from_slice(&parts[span.clone()]);
-            for part in parts[len..].chunks_exact(len) {
-                for (t, &p) in to.iter_mut().zip(&part[span.clone()]) {
-                    *t += p;
-                }
-            }
-        });
+        self.for_each(to.chunks_mut(piece).enumerate().collect(), |(i, to)| reduce_some(parts, len, i * piece, to));
     }
 
     /// The best instruction set of this processor, on `threads` threads (0: one for each core).

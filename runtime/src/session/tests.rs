@@ -1,8 +1,10 @@
 //! Heads and witnesses over one stem.
 
+use super::replacement::SharedBank;
 use super::*;
 use crate::artifact::head_params;
 use crate::net::{Activation, NetBuilder, OwnedNet, Window};
+use crate::replace::{Bf16, FeatureBank};
 use crate::tripwire::Alarm;
 
 /// More pictures than go through a head together.

@@ -167,12 +167,17 @@ fn compare(signals: &Signals, members: &[Vec<usize>]) -> Vec<ClassVerdict> {
     (0..members.len()).map(class).collect()
 }
 
+/// Mean and variance.
+fn moments(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    (mean, values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
+}
+
 /// Subtracts the median and divides by the spread (standard deviation).
 fn standardise(values: &mut [f64]) {
     let middle = median(values);
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let spread = (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt().max(1e-9);
+    let spread = moments(values).1.sqrt().max(1e-9);
     values.iter_mut().for_each(|v| *v = (*v - middle) / spread);
 }
 
@@ -239,16 +244,12 @@ fn inverted(signals: &Signals, members: &[usize], likely: &[f64], unnamed: &[usi
         return false;
     }
     let s = signals;
+    let usual = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing].map(|s| (s, moments(&of(s, unnamed))));
     let distance = |group: &[usize]| -> f64 {
-        let all = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing];
-        let one = |s: &Vec<f32>| {
-            let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
-            let (usual, found) = (of(s, unnamed), mean(&of(s, group)));
-            let middle = mean(&usual);
-            let variance = mean(&usual.iter().map(|v| (v - middle).powi(2)).collect::<Vec<f64>>());
-            (found - middle).powi(2) / variance.max(1e-9)
+        let one = |&(s, (mean, variance)): &(&Vec<f32>, (f64, f64))| {
+            (moments(&of(s, group)).0 - mean).powi(2) / variance.max(1e-9)
         };
-        all.into_iter().map(one).sum()
+        usual.iter().map(one).sum()
     };
     distance(&kept) > distance(&accused)
 }

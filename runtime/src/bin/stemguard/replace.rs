@@ -2,11 +2,11 @@
 
 use crate::eval::{self, Score};
 use crate::fail::Fail;
+use crate::files;
 use crate::model::{Loaded, head_name};
 use crate::pictures::check_channels;
 use crate::runner::Runner;
-use crate::ui::Common;
-use crate::{files, ui};
+use crate::ui::{self, Common};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
