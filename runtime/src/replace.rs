@@ -6,8 +6,9 @@
 //!
 //! The loop is the same everywhere: Adam with a cosine schedule, label smoothing, CutMix, dropout, all seeded. Where features
 //! come from differs: [`FeatureBank`] holds them in memory (several augmented views of each picture, CutMix on the feature
-//! grid), and `session::PictureSource` runs the stem on freshly augmented pictures, as published. The caller owns the memory;
-//! [`memory_len`] tells how much. Whether the new head may take the old one's place, [`trial`] decides.
+//! grid), `session::PictureSource` runs the stem on freshly augmented pictures, as published, and `session::Space::Mixed` repeats
+//! the first passes of that one. The caller owns the memory; [`memory_len`] tells how much. Whether the new head may take the old
+//! one's place, [`trial`] decides.
 
 pub mod trial;
 
@@ -74,6 +75,10 @@ pub trait Source {
     /// Augmented features of the pictures in `batch`; with `mix`, CutMix with the partner pictures `mix` names, in a random
     /// box. Returns the share each picture keeps of itself (1 without mixing).
     fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32;
+    /// Passes over the pictures after which they come in the same order, with the same partners, again.
+    fn passes(&self) -> u32 {
+        u32::MAX
+    }
 }
 
 /// A random CutMix box on an `h x w` grid: rows and columns, and the share that stays.
@@ -310,8 +315,9 @@ pub fn fit<H: HeadModel, S: Source, K: Kernels + ?Sized>(
     first.fill(0.0);
     second.fill(0.0);
     let mut adam = Adam { step: 0, decay: settings.decay };
+    let passes = source.passes().max(1);
     for epoch in 0..settings.epochs {
-        let mut rng = Rng::new(settings.seed, STREAM_EPOCH + u64::from(epoch));
+        let mut rng = Rng::new(settings.seed, STREAM_EPOCH + u64::from(epoch % passes));
         for (i, o) in order.iter_mut().enumerate() {
             *o = i as u32;
         }

@@ -325,6 +325,12 @@ pub enum Space {
         /// Views of each picture, the first one plain; at least 1.
         views: usize,
     },
+    /// The stem runs on this many passes of augmented pictures, mixed as published (CutMix before the stem); later epochs repeat
+    /// their features.
+    Mixed {
+        /// Passes over the pictures; at least 1.
+        views: usize,
+    },
     /// The stem runs on every augmented batch, as published.
     Pictures,
 }

@@ -47,6 +47,7 @@ def weights(tensors, net):
 
 def main(a, run):
     torch.set_num_threads(a.threads)
+    torch.set_flush_denormal(True)  # channels without a gradient decay below 1e-38, where processors are slow
     net = torch_trap.TrapNet(a.classes)
     holdout = np.load(run + '/holdout.npz')
     sets = torch_trap.datasets(a)

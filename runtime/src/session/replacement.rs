@@ -2,12 +2,12 @@
 
 use super::{Augment, HEAD_BATCH, NewHead, PictureSource, Session, Space};
 use crate::artifact::HeadKind;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::head::HeadModel;
 use crate::head::linear::Linear;
 use crate::head::residual::Residual;
 use crate::kernels::simd::Simd;
-use crate::replace::{self, Bf16, FeatureBank, Progress, Settings, Source};
+use crate::replace::{self, Bf16, FeatureBank, Progress, Settings, Source, Stored};
 use crate::rng::Rng;
 use crate::shape::Shape;
 use std::prelude::v1::*;
@@ -48,36 +48,107 @@ impl Source for SharedBank<'_> {
 /// Pictures whose features a thread loads at a time.
 const LOADED: usize = 8;
 
-/// A source of features, either kind.
-enum Either<'s, 'a> {
+/// The first passes over augmented, mixed pictures, kept as features and repeated.
+///
+/// Each batch is kept with the share its pictures have of themselves and with the state of the random numbers behind it: who is
+/// mixed with whom in the batch that follows depends on that.
+pub(super) struct Repeated<'s, 'a> {
+    pictures: PictureSource<'s, 'a>,
+    passes: usize,
+    features: Vec<Bf16>,
+    batches: Vec<(f32, Rng)>,
+    next: usize,
+}
+
+impl<'s, 'a> Repeated<'s, 'a> {
+    /// So many passes, in batches of so many pictures.
+    pub(super) fn new(pictures: PictureSource<'s, 'a>, passes: usize, batch: usize) -> Self {
+        let steps = passes * (pictures.labels().len() / batch.max(1));
+        // Room for all at once: what grows is copied, and for a while there twice.
+        let features = Vec::with_capacity(steps * batch * pictures.shape().len());
+        Self { pictures, passes, features, batches: Vec::with_capacity(steps), next: 0 }
+    }
+}
+
+impl Source for Repeated<'_, '_> {
+    fn shape(&self) -> Shape {
+        self.pictures.shape()
+    }
+    fn labels(&self) -> &[u32] {
+        self.pictures.labels()
+    }
+    fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
+        self.pictures.plain(first, n, x);
+    }
+    fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
+        let all = self.passes * (self.labels().len() / batch.len());
+        if self.batches.len() < all {
+            let keep = self.pictures.batch(batch, mix, rng, x);
+            self.features.extend(x.iter().map(|&x| Bf16::from(x)));
+            self.batches.push((keep, rng.clone()));
+        }
+        let (keep, after) = &self.batches[self.next];
+        let part = LOADED * self.shape().len();
+        let from = self.features[self.next * x.len()..][..x.len()].chunks(part);
+        let parts = x.chunks_mut(part).zip(from).collect();
+        self.pictures.stem.kernels.for_each(parts, |(x, from): (&mut [f32], &[_])| Bf16::load(from, x));
+        rng.clone_from(after);
+        self.next = (self.next + 1) % all;
+        *keep
+    }
+    fn passes(&self) -> u32 {
+        self.passes as u32
+    }
+}
+
+/// A source of features, of any space.
+enum Features<'s, 'a> {
     Bank(SharedBank<'s>),
+    Repeated(Repeated<'s, 'a>),
     Pictures(PictureSource<'s, 'a>),
 }
 
-impl Source for Either<'_, '_> {
-    fn shape(&self) -> Shape {
+impl<'s, 'a> Features<'s, 'a> {
+    fn source(&self) -> &dyn Source {
         match self {
-            Self::Bank(s) => s.shape(),
-            Self::Pictures(s) => s.shape(),
+            Self::Bank(s) => s,
+            Self::Repeated(s) => s,
+            Self::Pictures(s) => s,
         }
+    }
+
+    fn source_mut(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Bank(s) => s,
+            Self::Repeated(s) => s,
+            Self::Pictures(s) => s,
+        }
+    }
+
+    /// What the stem could not compute.
+    fn failed(self) -> Option<Error> {
+        match self {
+            Self::Bank(_) => None,
+            Self::Repeated(Repeated { pictures: s, .. }) | Self::Pictures(s) => s.failed,
+        }
+    }
+}
+
+impl Source for Features<'_, '_> {
+    fn shape(&self) -> Shape {
+        self.source().shape()
     }
     fn labels(&self) -> &[u32] {
-        match self {
-            Self::Bank(s) => s.labels(),
-            Self::Pictures(s) => s.labels(),
-        }
+        self.source().labels()
     }
     fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
-        match self {
-            Self::Bank(s) => s.plain(first, n, x),
-            Self::Pictures(s) => s.plain(first, n, x),
-        }
+        self.source_mut().plain(first, n, x);
     }
     fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
-        match self {
-            Self::Bank(s) => s.batch(batch, mix, rng, x),
-            Self::Pictures(s) => s.batch(batch, mix, rng, x),
-        }
+        self.source_mut().batch(batch, mix, rng, x)
+    }
+    fn passes(&self) -> u32 {
+        self.source().passes()
     }
 }
 
@@ -101,7 +172,11 @@ pub fn replace_head(
     let shape = stem.features_shape();
     let mut bank = Vec::new();
     let mut source = match space {
-        Space::Pictures => Either::Pictures(PictureSource::new(stem, pictures, labels, augment)?),
+        Space::Pictures => Features::Pictures(PictureSource::new(stem, pictures, labels, augment)?),
+        Space::Mixed { views } => {
+            let pictures = PictureSource::new(stem, pictures, labels, augment)?;
+            Features::Repeated(Repeated::new(pictures, views.max(1), settings.batch))
+        }
         Space::Features { views } => {
             let mut pictures = PictureSource::new(stem, pictures, labels, augment)?;
             // 2,500 pictures of a WideResNet in 8 views are 160 MB.
@@ -125,14 +200,14 @@ pub fn replace_head(
             if let Some(e) = pictures.failed {
                 return Err(e);
             }
-            Either::Bank(SharedBank { bank: FeatureBank::new(&bank, labels, shape, views)?, kernels: &stem.kernels })
+            Features::Bank(SharedBank { bank: FeatureBank::new(&bank, labels, shape, views)?, kernels: &stem.kernels })
         }
     };
     let params = match kind {
         HeadKind::Linear => train::<Linear>(stem, shape, classes, settings, &mut source, progress)?,
         HeadKind::Residual => train::<Residual>(stem, shape, classes, settings, &mut source, progress)?,
     };
-    if let Either::Pictures(PictureSource { failed: Some(e), .. }) = source {
+    if let Some(e) = source.failed() {
         return Err(e);
     }
     drop(bank);
@@ -144,7 +219,7 @@ fn train<H: HeadModel>(
     shape: Shape,
     classes: usize,
     settings: &Settings,
-    source: &mut Either<'_, '_>,
+    source: &mut Features<'_, '_>,
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Vec<f32>> {
     let head = H::new(shape, classes)?;

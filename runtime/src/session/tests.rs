@@ -1,6 +1,6 @@
 //! Heads and witnesses over one stem.
 
-use super::replacement::SharedBank;
+use super::replacement::{Repeated, SharedBank};
 use super::*;
 use crate::artifact::head_params;
 use crate::net::{Activation, NetBuilder, OwnedNet, Window};
@@ -118,4 +118,35 @@ fn a_bank_loaded_by_all_threads_is_the_bank() {
             assert_eq!((shared.batch(&batch, mix, &mut other, &mut y), y), (kept, x));
         }
     }
+}
+
+#[test]
+fn repeated_passes_are_the_first_ones_again() {
+    let (n, passes, size, threads) = (30, 2, 13, 3);
+    let net = stem();
+    let stem = Session::of_stem(net.as_net(), Simd::new(threads));
+    let (x, labels) = (random(n * 90, 3), vec![0; n]);
+    let augment = Augment { shift: 1, flip: true };
+    let mut fresh = PictureSource::new(&stem, &x, &labels, augment).unwrap();
+    let mut repeated = Repeated::new(PictureSource::new(&stem, &x, &labels, augment).unwrap(), passes, size);
+    assert_eq!((repeated.passes(), fresh.passes()), (passes as u32, u32::MAX));
+    let order: Vec<u32> = (0..n as u32).map(|i| i * 7 % n as u32).collect();
+    let mut first = Vec::new();
+    for epoch in 0..3 * passes {
+        let mut one = Rng::new(5, (epoch % passes) as u64);
+        for chosen in order.chunks_exact(size) {
+            let mut partners = chosen.to_vec();
+            one.shuffle(&mut partners);
+            let mut other = one.clone();
+            let len = size * stem.features_shape().len();
+            let (mut x, mut y) = (vec![0.0; len], vec![1.0; len]);
+            let kept = fresh.batch(chosen, Some(&partners), &mut one, &mut x);
+            assert_eq!(repeated.batch(chosen, Some(&partners), &mut other, &mut y), kept);
+            assert_eq!(one.bits(), other.bits(), "what is drawn next, epoch {epoch}");
+            x.iter_mut().for_each(|x| *x = Bf16::from(*x).into());
+            assert_eq!(x, y, "epoch {epoch}");
+            first.push(y);
+        }
+    }
+    assert_ne!(first[0], first[2], "passes differ");
 }

@@ -45,9 +45,12 @@ fn from_a_stem_to_a_defended_model_and_back_to_onnx() {
     {
         assert!(told.contains(word), "{word}: {told}");
     }
-    for (head, space, least) in
-        [("residual", "features", 0.2), ("residual", "pictures", 0.15), ("linear", "features", 0.2)]
-    {
+    for (head, space, least) in [
+        ("residual", "features", 0.2),
+        ("residual", "mixed", 0.15),
+        ("residual", "pictures", 0.15),
+        ("linear", "features", 0.2),
+    ] {
         let (defended, onnx) = (folder.at("defended.sgm"), folder.at("defended.onnx"));
         let flags = ["--head", head, "--space", space, "--views", "2", "--epochs", "6", "--json"];
         let paths = ["replace", &stem, "--holdout", "signs:600", "--validate", "signs:600", "--out", &defended];

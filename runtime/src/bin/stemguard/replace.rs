@@ -34,7 +34,7 @@ use stemguard_runtime::shape::Shape;
     after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
     behind one picks a part. The training part is taken for --holdout, the test part for --validate, where there is one.\n\n\
     Defaults: 100 epochs, batch 64, label smoothing 0.1. Residual head: weight decay 5e-4, dropout 0.5, CutMix, learning rate \
-    0.01 in feature space and 0.03 in picture space, as published. Linear head: learning rate 0.01, weight decay 1e-3, no \
+    0.01 in feature space, otherwise 0.03, as published. Linear head: learning rate 0.01, weight decay 1e-3, no \
     dropout, no CutMix.\n\n\
     Examples:\n  \
     stemguard replace stem.sgm --holdout folder:clean --out defended.sgm\n  \
@@ -81,10 +81,10 @@ pub(crate) struct Args {
     /// Seed of everything random in training
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Where pictures are varied: on cached features of a few views (fast), or before the stem at every step (as published)
+    /// Where pictures are varied and mixed
     #[arg(long, value_enum, default_value = "features")]
     space: SpaceChoice,
-    /// Views of each picture in feature space, the first one plain
+    /// Views of each picture that the stem sees, unless --space pictures
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     views: u32,
     /// Shift pictures by up to N pixels
@@ -118,9 +118,11 @@ pub(crate) enum Kind {
 /// Where augmentation happens, as a flag names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum SpaceChoice {
-    /// Views cached as features
+    /// The features of a few views are kept, and mixed: fast
     Features,
-    /// Pictures, at every step
+    /// Pictures are mixed; the features of a few passes are kept, and repeated: fast, and nearly as published
+    Mixed,
+    /// Pictures are mixed, and go through the stem at every step: as published
     Pictures,
 }
 
@@ -162,12 +164,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let labels = labels(&parts, &clean, &args.holdout)?;
     let measured = validate.as_ref().map(|spec| eval::load(spec, input, Part::Test)).transpose()?;
 
-    let views = match args.space {
-        SpaceChoice::Features => args.views as usize,
-        SpaceChoice::Pictures => 0,
+    let views = args.views as usize;
+    let (space, kept) = match args.space {
+        SpaceChoice::Features => (Space::Features { views }, views),
+        SpaceChoice::Mixed => (Space::Mixed { views }, views),
+        SpaceChoice::Pictures => (Space::Pictures, 0),
     };
-    let x = pictures(args, &clean, parts.stem.output(), views)?;
-    let space = if views > 0 { Space::Features { views } } else { Space::Pictures };
+    let x = pictures(args, &clean, parts.stem.output(), kept)?;
     let augment = Augment { shift: args.shift as usize, flip: !args.no_flip && mirrors(&holdout) };
     let stem = Session::of_stem(parts.stem, kernels.clone());
     let (bar, start) = (ui::bar(settings.epochs.into(), "replace"), Instant::now());
@@ -246,7 +249,7 @@ fn settings(args: &Args) -> (HeadKind, Settings) {
     let (kind, base) = match (args.head, args.space) {
         (Kind::Linear, _) => (HeadKind::Linear, Settings::LINEAR),
         (Kind::Residual, SpaceChoice::Features) => (HeadKind::Residual, Settings::CACHED),
-        (Kind::Residual, SpaceChoice::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
+        (Kind::Residual, SpaceChoice::Mixed | SpaceChoice::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
     };
     let settings = Settings {
         epochs: args.epochs.unwrap_or(base.epochs),
@@ -310,7 +313,7 @@ fn labels(parts: &ArtifactParts<'_>, clean: &Pictures, holdout: &str) -> Result<
 /// The holdout as `[n][h][w][3]`, 0..=1, if it and its features fit.
 fn pictures(args: &Args, clean: &Pictures, features: Shape, views: usize) -> Result<Vec<f32>, Fail> {
     let (n, len) = (clean.len() as u64, clean.shape().len());
-    let bytes = 4 * n * (len as u64 + (views * features.len()) as u64);
+    let bytes = n * (4 * len as u64 + 2 * (views * features.len()) as u64);
     if bytes > MAX_BYTES {
         let why = format!("pictures and {views} views of features take {bytes} bytes, more than 32 GiB");
         return Err(Fail::input(format!("--holdout {}: {why}: fewer --views, or --space pictures", args.holdout)));
@@ -334,6 +337,7 @@ fn provenance(
     let kind = kind.split(':').next().unwrap_or_default();
     let space = match args.space {
         SpaceChoice::Features => format!("{} cached views", args.views),
+        SpaceChoice::Mixed => format!("{} cached passes", args.views),
         SpaceChoice::Pictures => "fresh views".into(),
     };
     let stem = parts.provenance.split("; head: ").next().unwrap_or_default();

@@ -283,6 +283,8 @@ pub(crate) enum HeadName {
 pub(crate) enum SpaceName {
     /// Cached views of the features; CutMix on the feature grid.
     Features,
+    /// Cached passes over augmented pictures, mixed before the stem as published.
+    Mixed,
     /// The stem runs on every augmented batch, as published.
     Pictures,
 }
@@ -296,13 +298,13 @@ pub(crate) struct ReplaceOptions {
     /// Where augmentation happens.
     #[arg(long, value_enum, default_value = "features")]
     space: SpaceName,
-    /// Cached views of each picture (with --space features).
+    /// Cached views of each picture (with --space features), passes (mixed).
     #[arg(long, default_value_t = 8)]
     views: usize,
     /// Passes over the holdout [default: 100].
     #[arg(long, value_name = "N")]
     replace_epochs: Option<u32>,
-    /// Learning rate [default: 0.01 with cached views, 0.03 in picture space].
+    /// Learning rate [default: 0.01 with --space features, otherwise 0.03].
     #[arg(long, value_name = "RATE")]
     replace_lr: Option<f32>,
     /// Pictures a step [default: 64].
@@ -328,12 +330,13 @@ impl ReplaceOptions {
         let (kind, preset) = match (self.head, self.space) {
             (HeadName::Linear, _) => (HeadKind::Linear, Settings::LINEAR),
             (_, SpaceName::Features) => (HeadKind::Residual, Settings::CACHED),
-            (_, SpaceName::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
+            (_, SpaceName::Mixed | SpaceName::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
         };
         Ok(Replacement {
             kind,
             space: match self.space {
                 SpaceName::Features => Space::Features { views: self.views },
+                SpaceName::Mixed => Space::Mixed { views: self.views },
                 SpaceName::Pictures => Space::Pictures,
             },
             augment: Augment { flip, ..Augment::PUBLISHED },
