@@ -56,7 +56,9 @@ pub fn reconstruction<T: Tape<f32, Cpu>>(
     weights: Reconstruction,
 ) -> Result<(Loss<T>, Reconstruction), CpuError> {
     let (r, mut tape) = r.split_tape();
-    let values = r.as_vec();
+    let &(n, each) = r.shape();
+    let mut values = vec![0.0; n * each];
+    r.copy_into(&mut values);
     let (count, len) = (values.len() as f32, s.len());
     let mut d = vec![0.0f32; values.len()];
     let mut parts = vec![[0.0f64; 2]; values.len() / len];

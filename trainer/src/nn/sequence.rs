@@ -37,9 +37,8 @@ impl Sequence {
         }
     }
 
-    fn run(&mut self, k: &Simd, buffers: &Buffers, n: usize, x: &[f32], training: bool) -> Trace {
-        let mut current = buffers.take(x.len());
-        current.copy_from_slice(x);
+    fn run(&mut self, k: &Simd, buffers: &Buffers, n: usize, x: Buffer, training: bool) -> Trace {
+        let mut current = x;
         let (mut inputs, mut all, mut sums) = (Vec::new(), Vec::new(), Vec::new());
         for layer in &mut self.layers {
             let mut y = buffers.take(n * layer.output().len());
@@ -55,7 +54,9 @@ impl Sequence {
 
     /// Inference: `n` inputs through the sequence with running statistics.
     pub fn infer(&mut self, k: &Simd, buffers: &Buffers, n: usize, x: &[f32]) -> Buffer {
-        self.run(k, buffers, n, x, false).output
+        let mut input = buffers.take(x.len());
+        input.copy_from_slice(x);
+        self.run(k, buffers, n, input, false).output
     }
 
     /// Training: batch statistics, running ones updated, the backward pass put on the tape.
@@ -70,10 +71,9 @@ impl Sequence {
     ) -> Result<Batch<T>, CpuError> {
         let (n, len) = *x.shape();
         let (x, mut tape) = x.split_tape();
-        let values = x.as_vec();
-        let trace = self.run(k, buffers, n, &values, true);
-        drop(values);
-        debug_assert_eq!(len * n, trace.inputs.first().map_or(0, |b| b.len()));
+        let mut input = buffers.take(n * len);
+        x.copy_into(&mut input);
+        let trace = self.run(k, buffers, n, input, true);
         let y = x.device().try_tensor_from_vec(trace.output.to_vec(), (n, self.output().len()))?;
         let (ghost, input) = (y.ghost(), x.ghost());
         let (layers, wanted) = (self.layers.clone(), self.input_gradient);
