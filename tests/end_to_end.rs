@@ -1,6 +1,8 @@
 //! The whole chain on procedural pictures, small: from data to a defended model in both formats, resumed runs, refusals.
 
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Mutex;
 use stemguard_runtime::artifact::{AlignedBytes, Artifact, ArtifactParts, to_vec};
 use stemguard_runtime::data::{LoadOptions, Part, load_part};
 use stemguard_runtime::kernels::simd::Simd;
@@ -147,26 +149,58 @@ fn a_resumed_run_has_the_bits_of_an_unbroken_one_on_any_number_of_threads() {
 }
 
 #[test]
-fn a_sweep_fills_its_cells_with_the_ceiling_beside_them_and_goes_on_where_it_stopped() {
+fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("plan.toml");
-    let plan = "data = 'signs:400'\nattacks = ['badnet-grid']\nceiling = true\n[settings.short]\nepochs = 1\nbatch = 32\n\
+    let plan = "data = 'signs:400'\nattacks = ['badnet-grid', 'badnet-sq']\nceiling = true\n[settings.short]\nepochs = 1\nbatch = 32\n\
                 holdout = 0.2\nreplace_epochs = 2\nreplace_batch = 16\nviews = 1\npurify_epochs = 1\n";
     std::fs::write(&file, plan).expect("written");
-    let (out, kernels) = (dir.path().join("out"), Simd::new(2));
     let cells = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+    let jobs = sweep::jobs(&cells);
+    let names: Vec<&str> = jobs.iter().map(sweep::Job::name).collect();
+    assert_eq!(names, ["badnet-grid-0.1-short-0", "ceiling-0.1-short-0", "badnet-sq-0.1-short-0"]);
+    let workers = |n: usize| vec![sweep::Worker { device: Device::Cpu, kernels: Simd::new(1) }; n];
+
+    // One after the other, and what fails ends it.
+    let out = dir.path().join("alone");
+    std::fs::create_dir(&out).expect("made");
+    std::fs::write(out.join(names[1]), "in the way").expect("written");
     assert!(sweep::row(&cells[0], &out).expect("no file yet").is_none());
-    sweep::run_cell(&cells[0], &out, Device::Cpu, &kernels, &mut |_| {}).expect("the cell");
-    let row = sweep::row(&cells[0], &out).expect("files").expect("a whole cell");
-    assert!(row.ceiling.is_some_and(|v| (0.0..=1.0).contains(&v)));
-    let (ceiling, _) = RunDir::open(&out.join("ceiling-0.1-short-0")).expect("a run");
-    let (baseline, record) = RunDir::open(&out.join(&cells[0].name).join("baseline")).expect("a run");
+    let failure = sweep::run(&jobs, &out, &workers(1), &|_, _, _| {}).expect_err("not a directory");
+    assert!(matches!(&failure, Failure::Input(m) if m.contains(names[1])), "{failure}");
+    assert!(out.join(names[0]).exists() && !out.join(names[2]).exists());
+    std::fs::remove_file(out.join(names[1])).expect("removed");
+    let begun = Mutex::new(BTreeSet::new());
+    let tell = |worker: usize, job: usize, _: chain::Told<'_>| {
+        assert_eq!(worker, 0);
+        begun.lock().expect("alive").insert(job);
+    };
+    sweep::run(&jobs, &out, &workers(1), &tell).expect("the rest");
+    assert_eq!(*begun.lock().expect("alive"), BTreeSet::from([1, 2]), "the first is done");
+
+    // All at a time: the same figures.
+    let together = dir.path().join("together");
+    let begun = Mutex::new(BTreeSet::new());
+    let tell = |worker: usize, job: usize, _: chain::Told<'_>| {
+        begun.lock().expect("alive").insert((job, worker));
+    };
+    sweep::run(&jobs, &together, &workers(3), &tell).expect("all");
+    let begun = begun.into_inner().expect("alive");
+    let of = |part: fn(&(usize, usize)) -> usize| begun.iter().map(part).collect::<BTreeSet<_>>();
+    assert_eq!((begun.len(), of(|b| b.0), of(|b| b.1)), (3, BTreeSet::from([0, 1, 2]), BTreeSet::from([0, 1, 2])));
+    let rows = |out: &Path| -> Vec<sweep::Row> {
+        cells.iter().map(|c| sweep::row(c, out).expect("files").expect("a whole cell")).collect()
+    };
+    let row = rows(&out);
+    assert_eq!(row, rows(&together));
+
+    assert!(row[0].ceiling.is_some_and(|v| (0.0..=1.0).contains(&v)));
+    let (ceiling, _) = RunDir::open(&out.join(names[1])).expect("a run");
+    let (baseline, record) = RunDir::open(&out.join(names[0]).join("baseline")).expect("a run");
     let counts = RunDir::open(&ceiling.path).expect("a run").1.counts;
     assert_eq!((counts.poisoned, counts.train), (0, record.counts.train - record.counts.poisoned));
     assert_eq!(ceiling.results().expect("results").stages[0].name, "ceiling");
     assert_eq!(baseline.results().expect("results").stages[0].name, "trained");
-    let mut told = 0;
-    sweep::run_cell(&cells[0], &out, Device::Cpu, &kernels, &mut |_| told += 1).expect("nothing left");
-    assert_eq!(told, 0);
-    assert!(sweep::table(&[row]).contains("| badnet-grid | 0.1 | short | 1 |"));
+    sweep::run(&jobs, &out, &workers(1), &|_, _, _| panic!("nothing is left")).expect("nothing left");
+    assert!(sweep::table(&row).contains("| badnet-grid | 0.1 | short | 1 |"));
 }

@@ -19,8 +19,13 @@ pub enum Device {
     /// [`CpuEngine`].
     #[default]
     Cpu,
-    /// [`cuda::CudaEngine`], on the first GPU.
-    Cuda(Precision),
+    /// [`cuda::CudaEngine`].
+    Cuda {
+        /// Which GPU, from 0.
+        gpu: usize,
+        /// How it multiplies.
+        precision: Precision,
+    },
 }
 
 /// How convolutions multiply on a GPU.

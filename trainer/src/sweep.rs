@@ -4,19 +4,20 @@
 //! on the clean part alone reaches (the ceiling) depends on which pictures are poisoned, not on how: cells that poison the same ones
 //! share one such run, and without an attack the baseline is its own ceiling.
 
+mod jobs;
+
+pub use jobs::{Job, Worker, jobs, run};
+
 use crate::attack::AttackKind;
 use crate::audit;
-use crate::chain::{self, Told};
 use crate::config::{Crop, RunConfig};
 use crate::defend::Replacement;
-use crate::engine::Device;
 use crate::error::Failure;
+use crate::evaluate::{Alarms, Evaluation};
 use crate::purify::Purification;
-use crate::run::{RunDir, prepare};
-use crate::trap::train;
+use crate::run::RunDir;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::metrics::der;
 use stemguard_runtime::session::Space;
 
@@ -254,21 +255,32 @@ fn ceiling(c: &RunConfig, setting: &str) -> Option<(String, RunConfig)> {
     Some((format!("{of}-{}-{setting}-{}", c.attack.rate, c.seed), c))
 }
 
+/// What the chain of a cell ended with.
+struct Stages {
+    /// Undefended, control, trapped, replaced, purified.
+    all: [Evaluation; 5],
+    tripwire: Option<Alarms>,
+}
+
+/// The stages of a cell, if its chain is done.
+fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
+    let of = |part: &str| RunDir { path: out.join(&cell.name).join(part) }.results().map(|r| r.stages);
+    let both = [of("baseline")?, of("trap")?].concat();
+    let find = |name: &str| both.iter().find(|s| s.name == name);
+    let names = ["trained", "control", "trapped", "defended", "purified"];
+    let all = names.map(|name| find(name).map(|s| s.evaluation.clone()));
+    let [Some(trained), Some(control), Some(trapped), Some(replaced), Some(purified)] = all else { return Ok(None) };
+    let tripwire = find("defended").and_then(|s| s.tripwire);
+    Ok(Some(Stages { all: [trained, control, trapped, replaced, purified], tripwire }))
+}
+
 /// The figures of a cell, if all its runs are done.
 ///
 /// # Errors
 /// [`Failure::Input`] naming a damaged file.
 pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
-    let dir = |part: &str| RunDir { path: out.join(&cell.name).join(part) };
-    let trap = dir("trap");
-    let (first, second) = (dir("baseline").results()?.stages, trap.results()?.stages);
-    let tripwire = second.iter().find(|s| s.name == "defended").and_then(|s| s.tripwire);
-    let find = |name: &str| first.iter().chain(&second).find(|s| s.name == name).map(|s| &s.evaluation);
-    let (Some(trained), Some(control), Some(trapped), Some(replaced), Some(purified)) =
-        (find("trained"), find("control"), find("trapped"), find("defended"), find("purified"))
-    else {
-        return Ok(None);
-    };
+    let Some(Stages { all, tripwire }) = stages(cell, out)? else { return Ok(None) };
+    let [trained, _, _, _, purified] = &all;
     let ideal = match &cell.ceiling {
         Some((name, _)) => {
             let stages = RunDir { path: out.join(name) }.results()?.stages;
@@ -277,19 +289,19 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         }
         None => (cell.config.attack.kind == AttackKind::None).then_some(trained.acc),
     };
+    let trap = RunDir { path: out.join(&cell.name).join("trap") };
     let audit: audit::Summary = trap.read_json("audit.json")?;
     let measures = audit.measures.unwrap_or_else(|| audit::Measures {
         false_positives: audit.accused as f64 / audit.pictures.max(1) as f64,
         ..audit::Measures::default()
     });
-    let all = [trained, control, trapped, replaced, purified];
     Ok(Some(Row {
         attack: cell.config.attack.kind.to_string(),
         rate: cell.config.attack.rate,
         setting: cell.setting.clone(),
         seed: cell.config.seed,
-        acc: all.map(|e| e.acc),
-        asr: all.map(|e| e.asr),
+        acc: all.each_ref().map(|e| e.acc),
+        asr: all.each_ref().map(|e| e.asr),
         ceiling: ideal,
         ra: purified.ra,
         der: der(trained.acc, trained.asr, purified.acc, purified.asr),
@@ -299,32 +311,6 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         verdict: measures.signals.last().map(|m| [m.auc, m.recall_at_1_percent]),
         tripwire: tripwire.map(|alarms| [alarms.true_positives, alarms.false_positives]),
     }))
-}
-
-/// Runs what is missing of a cell.
-///
-/// # Errors
-/// Those of the stages.
-pub fn run_cell(
-    cell: &Cell,
-    out: &Path,
-    device: Device,
-    kernels: &Simd,
-    tell: &mut dyn FnMut(Told<'_>),
-) -> Result<(), Failure> {
-    if row(cell, out)?.is_some() {
-        return Ok(());
-    }
-    let own = out.join(&cell.name);
-    chain::run(&cell.config, &cell.replacement, &cell.purification, &own, true, device, kernels, tell)?;
-    if let Some((name, c)) = &cell.ceiling {
-        let dir = RunDir { path: out.join(name) };
-        if dir.results()?.stages.iter().all(|s| s.name != "ceiling") {
-            let data = prepare(c, kernels, None)?;
-            train(c, &data, &dir.path, true, device, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
-        }
-    }
-    Ok(())
 }
 
 /// Mean and sample standard deviation; the deviation of one value is 0.

@@ -90,14 +90,14 @@ pub fn train(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         kernels: match device {
             Device::Cpu => kernels_name(kernels),
-            Device::Cuda(Precision::F32) => CUDA.to_owned(),
-            Device::Cuda(Precision::Bf16) => format!("{CUDA} bf16"),
+            Device::Cuda { precision: Precision::F32, .. } => CUDA.to_owned(),
+            Device::Cuda { precision: Precision::Bf16, .. } => format!("{CUDA} bf16"),
         },
     };
     let mut engine = engine(c, data, kernels)?;
     let mut gpu = match device {
         Device::Cpu => None,
-        Device::Cuda(precision) => Some(CudaEngine::open(&engine.net, c.objective(), precision)?),
+        Device::Cuda { gpu, precision } => Some(CudaEngine::open(gpu, &engine.net, c.objective(), precision)?),
     };
     let dir = RunDir::create(out, &record, resume)?;
     let fingerprint = fingerprint(&(&record.config, record.counts));

@@ -45,11 +45,11 @@ const LOOK: usize = 64;
 /// Pictures answered together, at most.
 const ANSWERS: usize = 500;
 
-/// Whether a GPU can be used: driver, GPU and NVRTC are there and fit each other.
+/// How many GPUs can be used, at least one: driver, GPU and NVRTC are there and fit each other.
 ///
 /// # Errors
 /// [`EngineError::Unavailable`], in one line what is missing.
-pub fn probe() -> Result<(), EngineError> {
+pub fn probe() -> Result<usize, EngineError> {
     driver::probe()
 }
 
@@ -90,8 +90,8 @@ impl CudaEngine {
     ///
     /// # Errors
     /// [`EngineError::Unavailable`] where there is no GPU that can be used.
-    pub fn open(net: &TrapNet, objective: Objective, precision: Precision) -> Result<Self, EngineError> {
-        Self::on(Box::new(driver::Driver::open()?), net, objective, precision)
+    pub fn open(gpu: usize, net: &TrapNet, objective: Objective, precision: Precision) -> Result<Self, EngineError> {
+        Self::on(Box::new(driver::Driver::open(gpu)?), net, objective, precision)
     }
 
     fn on(

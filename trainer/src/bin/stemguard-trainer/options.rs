@@ -37,7 +37,7 @@ impl Output {
 pub(crate) enum DeviceName {
     /// This machine's processor.
     Cpu,
-    /// The first NVIDIA GPU.
+    /// The first NVIDIA GPU; with jobs of `sweep`, all in turn.
     Cuda,
 }
 
@@ -72,15 +72,20 @@ impl Place {
 
     /// The device, which can be used.
     pub(crate) fn device(&self) -> Result<Device, Failure> {
+        Ok(self.devices()?.first().copied().unwrap_or_default())
+    }
+
+    /// All devices of the kind, which can be used.
+    pub(crate) fn devices(&self) -> Result<Vec<Device>, Failure> {
         match self.device {
             DeviceName::Cpu if self.precision.is_some() => Err(Failure::input("--precision", "is for --device cuda")),
-            DeviceName::Cpu => Ok(Device::Cpu),
+            DeviceName::Cpu => Ok(vec![Device::Cpu]),
             DeviceName::Cuda => {
-                cuda::probe()?;
-                Ok(Device::Cuda(match self.precision {
+                let precision = match self.precision {
                     None | Some(PrecisionName::F32) => Precision::F32,
                     Some(PrecisionName::Bf16) => Precision::Bf16,
-                }))
+                };
+                Ok((0..cuda::probe()?).map(|gpu| Device::Cuda { gpu, precision }).collect())
             }
         }
     }

@@ -2,18 +2,20 @@
 
 use crate::options::{Output, Place};
 use crate::ui;
+use indicatif::{MultiProgress, ProgressBar};
 use std::path::PathBuf;
+use stemguard_runtime::kernels::simd::Simd;
 use stemguard_trainer::chain::Told;
 use stemguard_trainer::checkpoint::write_whole;
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::sweep::{Plan, row, run_cell, table};
+use stemguard_trainer::sweep::{self, Job, Plan, Worker, row, table};
 use stemguard_trainer::trap::Event;
 
 /// Options of `sweep`.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example file:\n  data = \"signs\"\n  attacks = [\"badnet-grid\", \"blend\"]\n  rates = [0.1]\n  \
-    seeds = [0, 1, 2]\n  [settings.short]\n  epochs = 12\n  batch = 64\n\nWith `ceiling = true` at its top there is also a run on the clean part alone for each set of poisoned pictures. A sweep goes on where it stopped; run the same command again."
+    seeds = [0, 1, 2]\n  [settings.short]\n  epochs = 12\n  batch = 64\n\nWith `ceiling = true` at its top there is also a run on the clean part alone for each set of poisoned pictures. A sweep goes on where it stopped; run the same command again. Where a run fails, those beside it are finished, and no other is begun."
 )]
 pub(crate) struct Args {
     /// Sweep file (TOML).
@@ -24,48 +26,43 @@ pub(crate) struct Args {
     /// Print the table of what is done and run nothing.
     #[arg(long)]
     table: bool,
+    /// Runs at a time; they share the threads, and take all GPUs in turn.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: u16,
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
     output: Output,
 }
 
-/// Runs what is missing, then prints the table.
+/// Runs what is missing, then prints the table of what is done.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let plan = Plan::read(&args.plan)?;
     let cells = plan.cells()?;
-    let (device, kernels) = (args.place.device()?, args.output.kernels());
+    let devices = args.place.devices()?;
     std::fs::create_dir_all(&args.out).map_err(|e| Failure::file(&args.out, format!("cannot be made: {e}")))?;
+    let mut outcome = Ok(());
+    if !args.table {
+        let at_a_time = usize::from(args.jobs);
+        let threads = (args.output.kernels().threads() / at_a_time).max(1);
+        let workers: Vec<Worker> = devices
+            .iter()
+            .cycle()
+            .take(at_a_time)
+            .map(|&device| Worker { device, kernels: Simd::new(threads) })
+            .collect();
+        let jobs = sweep::jobs(&cells);
+        let all = MultiProgress::new();
+        let bars: Vec<ProgressBar> = workers.iter().map(|_| all.add(ui::bar(0, ""))).collect();
+        outcome = sweep::run(&jobs, &args.out, &workers, &|worker, job, told| {
+            if let (Some(bar), Some(of)) = (bars.get(worker), jobs.get(job)) {
+                show(bar, &format!("{}/{}", job + 1, jobs.len()), of, &told);
+            }
+        });
+        bars.iter().for_each(ProgressBar::finish_and_clear);
+    }
     let mut rows = Vec::new();
-    for (i, cell) in cells.iter().enumerate() {
-        if !args.table {
-            let bar = ui::bar(0, &cell.name);
-            run_cell(cell, &args.out, device, &kernels, &mut |told| match told {
-                Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
-                    bar.set_length(of as u64);
-                    bar.set_position(done as u64);
-                    let (n, epochs) = (cells.len(), cell.config.epochs);
-                    bar.set_message(format!(
-                        "{}/{n} {} {stage} {epoch}/{epochs} loss {:.3}",
-                        i + 1,
-                        cell.name,
-                        losses.total
-                    ));
-                }
-                Told::Training(..) => {}
-                Told::Replacing(stage, p) => {
-                    bar.set_length(u64::from(p.epochs));
-                    bar.set_position(u64::from(p.epoch));
-                    bar.set_message(format!("{}/{} {} {stage}", i + 1, cells.len(), cell.name));
-                }
-                Told::Audited(done, of) => {
-                    bar.set_length(of as u64);
-                    bar.set_position(done as u64);
-                    bar.set_message(format!("{}/{} {} audit", i + 1, cells.len(), cell.name));
-                }
-            })?;
-            bar.finish_and_clear();
-        }
+    for cell in &cells {
         if let Some(row) = row(cell, &args.out)? {
             if args.output.json {
                 ui::json(&row)?;
@@ -81,5 +78,23 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     write_whole(&args.out.join("table.md"), text.as_bytes())?;
     write_whole(&args.out.join("rows.jsonl"), lines.as_bytes())?;
-    if args.output.json { Ok(()) } else { ui::say(text.trim_end()) }
+    if !args.output.json {
+        ui::say(text.trim_end())?;
+    }
+    outcome
+}
+
+/// Shows how far a job is.
+fn show(bar: &ProgressBar, which: &str, job: &Job<'_>, told: &Told<'_>) {
+    let (done, of, what) = match told {
+        Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
+            (*done, *of, format!("{stage} {epoch}/{} loss {:.3}", job.epochs(), losses.total))
+        }
+        Told::Training(..) => return,
+        Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, (*stage).to_owned()),
+        Told::Audited(done, of) => (*done, *of, "audit".to_owned()),
+    };
+    bar.set_length(of as u64);
+    bar.set_position(done as u64);
+    bar.set_message(format!("{which} {} {what}", job.name()));
 }

@@ -35,8 +35,8 @@ fn told(what: &str, e: DriverError) -> EngineError {
     EngineError::Failed(format!("CUDA engine: {what}: {text}"))
 }
 
-/// Whether there are a driver, a GPU and NVRTC that fit each other.
-pub(super) fn probe() -> Result<(), EngineError> {
+/// How many GPUs there are, with a driver and an NVRTC that fit each other.
+pub(super) fn probe() -> Result<usize, EngineError> {
     // SAFETY: loading the library runs its constructors, which have no requirements.
     if !unsafe { sys::is_culib_present() } {
         return Err(unavailable("no NVIDIA driver found (libcuda)"));
@@ -54,7 +54,7 @@ pub(super) fn probe() -> Result<(), EngineError> {
         Ok(_) if !compile::present() => {
             Err(unavailable("libnvrtc not found: install CUDA's NVRTC, and add its folder to the loader's path"))
         }
-        Ok(_) => {
+        Ok(gpus) => {
             let (major, minor) = compile::version()?;
             if major > version / 1000 {
                 return Err(unavailable(format!(
@@ -63,16 +63,16 @@ pub(super) fn probe() -> Result<(), EngineError> {
                     version / 1000
                 )));
             }
-            Ok(())
+            Ok(usize::try_from(gpus).unwrap_or_default())
         }
     }
 }
 
 impl Driver {
-    /// The GPU with the kernels loaded, compiled unless an earlier run left them.
-    pub(super) fn open() -> Result<Self, EngineError> {
+    /// A GPU with the kernels loaded, compiled unless an earlier run left them.
+    pub(super) fn open(gpu: usize) -> Result<Self, EngineError> {
         probe()?;
-        let context = CudaContext::new(0).map_err(|e| unavailable(told("the GPU cannot be used", e)))?;
+        let context = CudaContext::new(gpu).map_err(|e| unavailable(told("the GPU cannot be used", e)))?;
         let (major, minor) = context.compute_capability().map_err(|e| told("capability", e))?;
         if major < 8 {
             return Err(unavailable(format!("a GPU of compute capability {major}.{minor}; 8.0 is needed")));

@@ -1,0 +1,121 @@
+//! What a sweep runs, several at a time.
+//!
+//! A job is the chain of one cell, or a ceiling that cells share, so that none writes where another does. Workers, each with threads
+//! and a device of its own, take them in order. Where one fails, those that run are finished, and no other is begun.
+
+use super::{Cell, stages};
+use crate::chain::{self, Told};
+use crate::config::RunConfig;
+use crate::engine::Device;
+use crate::error::Failure;
+use crate::run::{RunDir, prepare};
+use crate::trap::train;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use stemguard_runtime::kernels::simd::Simd;
+
+/// Something to run.
+#[derive(Clone, Copy, Debug)]
+pub enum Job<'a> {
+    /// The chain of a cell.
+    Cell(&'a Cell),
+    /// Training on the clean part alone: the name of its directory, and the run.
+    Ceiling(&'a str, &'a RunConfig),
+}
+
+/// The jobs of a grid, in its order: each ceiling once, behind the first cell that has it.
+pub fn jobs(cells: &[Cell]) -> Vec<Job<'_>> {
+    let mut ceilings = BTreeSet::new();
+    let mut jobs = Vec::new();
+    for cell in cells {
+        jobs.push(Job::Cell(cell));
+        if let Some((name, c)) = cell.ceiling.as_ref().filter(|(name, _)| ceilings.insert(name)) {
+            jobs.push(Job::Ceiling(name, c));
+        }
+    }
+    jobs
+}
+
+impl Job<'_> {
+    /// Name of its directory.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Cell(cell) => &cell.name,
+            Self::Ceiling(name, _) => name,
+        }
+    }
+
+    /// Passes over the data of its longest stage.
+    pub fn epochs(&self) -> u32 {
+        match self {
+            Self::Cell(cell) => cell.config.epochs,
+            Self::Ceiling(_, c) => c.epochs,
+        }
+    }
+
+    /// Runs what is missing of it, below `out`.
+    ///
+    /// # Errors
+    /// Those of the stages.
+    pub fn run(&self, out: &Path, worker: &Worker, tell: &mut dyn FnMut(Told<'_>)) -> Result<(), Failure> {
+        let Worker { device, kernels } = worker;
+        match self {
+            Self::Cell(cell) => {
+                if stages(cell, out)?.is_none() {
+                    let (how, own) = (&cell.replacement, out.join(&cell.name));
+                    chain::run(&cell.config, how, &cell.purification, &own, true, *device, kernels, tell)?;
+                }
+            }
+            Self::Ceiling(name, c) => {
+                let dir = RunDir { path: out.join(name) };
+                if dir.results()?.stages.iter().all(|s| s.name != "ceiling") {
+                    let data = prepare(c, kernels, None)?;
+                    train(c, &data, &dir.path, true, *device, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where jobs run, one after the other.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Where networks are trained.
+    pub device: Device,
+    /// Threads.
+    pub kernels: Simd,
+}
+
+/// Runs all jobs, as many at a time as there are workers; `tell` is told which worker is at which job.
+///
+/// # Errors
+/// The first failure, when the jobs that had begun are done.
+pub fn run(
+    jobs: &[Job<'_>],
+    out: &Path,
+    workers: &[Worker],
+    tell: &(dyn Fn(usize, usize, Told<'_>) + Sync),
+) -> Result<(), Failure> {
+    let (next, failure) = (Mutex::new(0..jobs.len()), Mutex::new(None));
+    let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner);
+    let work = |(w, worker): (usize, &Worker)| {
+        while failed().is_none() {
+            let Some(j) = next.lock().unwrap_or_else(PoisonError::into_inner).next() else { break };
+            let Some(job) = jobs.get(j) else { break };
+            if let Err(e) = job.run(out, worker, &mut |told| tell(w, j, told)) {
+                failed().get_or_insert(e);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let work = &work;
+        // The first works here, so that one worker needs no other thread.
+        for other in workers.iter().enumerate().skip(1) {
+            scope.spawn(move || work(other));
+        }
+        workers.iter().enumerate().take(1).for_each(work);
+    });
+    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
