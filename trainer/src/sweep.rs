@@ -44,7 +44,10 @@ pub struct Plan {
     /// Whether to train on the clean part alone too: the ceiling of what a defence reaches.
     #[serde(default)]
     pub ceiling: bool,
-    /// Settings, by name, each a table of what differs from the published recipe; none: the recipe itself.
+    /// What every setting changes in the published recipe, unless it says otherwise itself.
+    #[serde(default)]
+    pub base: Changes,
+    /// Settings, by name, each a table of what differs from the base; none: the base itself.
     #[serde(default)]
     pub settings: std::collections::BTreeMap<String, Changes>,
 }
@@ -58,7 +61,7 @@ fn zero() -> Vec<u64> {
 }
 
 /// What a setting changes.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Changes {
     /// Passes over the data.
@@ -94,6 +97,14 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// These, and those of `base` that these leave open.
+    fn over(&self, base: &Self) -> Result<Self, String> {
+        let table = |c: &Self| toml::Table::try_from(c).map_err(|e| e.to_string());
+        let mut all = table(base)?;
+        all.extend(table(self)?);
+        all.try_into().map_err(|e: toml::de::Error| e.to_string())
+    }
+
     /// How the head of a run is replaced under this setting.
     fn replacement(&self, c: &RunConfig) -> Result<Replacement, String> {
         if self.views.is_some_and(|views| !(1..=1024).contains(&views)) {
@@ -170,8 +181,11 @@ impl Plan {
     /// [`Failure::Input`] naming the file and what is wrong in it.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, format!("cannot be read: {e}")))?;
-        let plan: Self = toml::from_str(&text)
+        let mut plan: Self = toml::from_str(&text)
             .map_err(|e| Failure::file(path, e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
+        for changes in plan.settings.values_mut() {
+            *changes = changes.over(&plan.base).map_err(|e| Failure::file(path, e))?;
+        }
         for (what, empty) in
             [("attacks", plan.attacks.is_empty()), ("rates", plan.rates.is_empty()), ("seeds", plan.seeds.is_empty())]
         {
@@ -190,7 +204,8 @@ impl Plan {
     /// # Errors
     /// [`Failure::Input`] where a combination is out of range.
     pub fn cells(&self) -> Result<Vec<Cell>, Failure> {
-        let none = std::collections::BTreeMap::from([("published".to_owned(), Changes::default())]);
+        let alone = if self.base == Changes::default() { "published" } else { "base" };
+        let none = std::collections::BTreeMap::from([(alone.to_owned(), self.base.clone())]);
         let settings = if self.settings.is_empty() { &none } else { &self.settings };
         let mut cells = Vec::new();
         for &kind in &self.attacks {
@@ -406,6 +421,19 @@ mod tests {
     }
 
     #[test]
+    fn settings_change_what_the_base_says() {
+        let base = "data = 'signs:100'\nattacks = ['blend']\n[base]\nepochs = 3\nbatch = 8\nviews = 2\n";
+        let cells = |settings: &str| plan(&format!("{base}{settings}")).and_then(|p| p.cells()).expect("cells");
+        let alone = &cells("")[0];
+        assert_eq!((alone.setting.as_str(), alone.config.epochs, alone.config.batch), ("base", 3, 8));
+        let both = cells("[settings.a]\n[settings.b]\nepochs = 5\narchitecture = { depth = 16, width = 1, split = 4 }");
+        let found: Vec<_> = both.iter().map(|c| (c.config.epochs, c.config.batch, c.replacement.space)).collect();
+        let space = Space::Features { views: 2 };
+        assert_eq!(found, [(3, 8, space), (5, 8, space)]);
+        assert_eq!(both[1].config.architecture.split, 4);
+    }
+
+    #[test]
     fn cells_that_poison_the_same_pictures_share_their_ceiling() {
         let plan = plan(
             "data = 'signs:100'\nattacks = ['none', 'blend', 'badnet-sq', 'cl', 'sig']\nrates = [0.01, 0.1]\nceiling = true\n\
@@ -426,6 +454,17 @@ mod tests {
             cells.iter().filter_map(|c| c.ceiling.as_ref()).map(|(name, _)| name.as_str()).collect();
         assert_eq!(names.len(), 4, "{names:?}");
         assert!(cells.iter().filter_map(|c| c.ceiling.as_ref()).all(|(_, c)| c.oracle && !c.trap && c.check().is_ok()));
+    }
+
+    #[test]
+    fn published_plans_can_be_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/sweeps");
+        let plans: Vec<_> = std::fs::read_dir(folder).expect("plans").map(|f| f.expect("a file").path()).collect();
+        assert!(plans.len() >= 4, "{plans:?}");
+        for plan in plans {
+            let cells = Plan::read(&plan).and_then(|p| p.cells()).expect("cells");
+            assert!(cells.len() > 1, "{}", plan.display());
+        }
     }
 
     #[test]
