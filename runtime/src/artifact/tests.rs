@@ -278,7 +278,8 @@ fn mutate(bytes: &mut Vec<u8>, at: usize, kind: u8, number: u8) {
             let len = (new.len() - HEADER_LEN) as u32;
             new[8..12].copy_from_slice(&len.to_le_bytes());
             new.resize(new.len().next_multiple_of(ALIGN), 0);
-            new.extend_from_slice(&bytes[layout.weights_at() as usize..]);
+            // Earlier changes may have moved the weights behind the end.
+            new.extend_from_slice(bytes.get(layout.weights_at() as usize..).unwrap_or_default());
             *bytes = new;
         }
     }
