@@ -276,7 +276,7 @@ pub fn check_holdout(labels: &[u32], classes: usize, batch: usize) -> Result<()>
 /// # Errors
 /// [`Error::BadSetting`], [`Error::WrongLength`], those of [`check_holdout`], and [`Error::NotFinite`] if training diverged.
 #[allow(clippy::too_many_arguments)]
-pub fn fit<H: HeadModel, S: Source, K: Kernels + ?Sized>(
+pub fn fit<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized>(
     k: &K,
     head: &H,
     classes: usize,

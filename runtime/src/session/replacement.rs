@@ -108,16 +108,8 @@ enum Features<'s, 'a> {
     Pictures(PictureSource<'s, 'a>),
 }
 
-impl<'s, 'a> Features<'s, 'a> {
-    fn source(&self) -> &dyn Source {
-        match self {
-            Self::Bank(s) => s,
-            Self::Repeated(s) => s,
-            Self::Pictures(s) => s,
-        }
-    }
-
-    fn source_mut(&mut self) -> &mut dyn Source {
+impl Features<'_, '_> {
+    fn source(&mut self) -> &mut dyn Source {
         match self {
             Self::Bank(s) => s,
             Self::Repeated(s) => s,
@@ -131,24 +123,6 @@ impl<'s, 'a> Features<'s, 'a> {
             Self::Bank(_) => None,
             Self::Repeated(Repeated { pictures: s, .. }) | Self::Pictures(s) => s.failed,
         }
-    }
-}
-
-impl Source for Features<'_, '_> {
-    fn shape(&self) -> Shape {
-        self.source().shape()
-    }
-    fn labels(&self) -> &[u32] {
-        self.source().labels()
-    }
-    fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
-        self.source_mut().plain(first, n, x);
-    }
-    fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
-        self.source_mut().batch(batch, mix, rng, x)
-    }
-    fn passes(&self) -> u32 {
-        self.source().passes()
     }
 }
 
@@ -204,8 +178,8 @@ pub fn replace_head(
         }
     };
     let params = match kind {
-        HeadKind::Linear => train::<Linear>(stem, shape, classes, settings, &mut source, progress)?,
-        HeadKind::Residual => train::<Residual>(stem, shape, classes, settings, &mut source, progress)?,
+        HeadKind::Linear => train::<Linear>(stem, shape, classes, settings, source.source(), progress)?,
+        HeadKind::Residual => train::<Residual>(stem, shape, classes, settings, source.source(), progress)?,
     };
     if let Some(e) = source.failed() {
         return Err(e);
@@ -219,7 +193,7 @@ fn train<H: HeadModel>(
     shape: Shape,
     classes: usize,
     settings: &Settings,
-    source: &mut Features<'_, '_>,
+    source: &mut dyn Source,
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Vec<f32>> {
     let head = H::new(shape, classes)?;
