@@ -62,6 +62,11 @@ impl Settings {
             _ => Ok(()),
         }
     }
+
+    /// Seed of the dropout's masks; each step has a stream of its own, from 0.
+    pub fn dropout_seed(&self) -> u64 {
+        self.seed ^ STREAM_DROPOUT
+    }
 }
 
 /// Where a head's training features come from.
@@ -75,7 +80,7 @@ pub trait Source {
     /// Augmented features of the pictures in `batch`; with `mix`, CutMix with the partner pictures `mix` names, in a random
     /// box. Returns the share each picture keeps of itself (1 without mixing).
     fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32;
-    /// Passes over the pictures after which they come in the same order, with the same partners, again.
+    /// Passes over the pictures after which they come in the same order, with the same partners, again; at least 1.
     fn passes(&self) -> u32 {
         u32::MAX
     }
@@ -90,6 +95,11 @@ pub fn cutmix_box(h: usize, w: usize, rng: &mut Rng) -> ([usize; 4], f32) {
     let (bottom, right) = ((y + bh / 2).min(h), (x + bw / 2).min(w));
     let keep = 1.0 - ((bottom - top) * (right - left)) as f32 / (h * w) as f32;
     ([top, left, bottom, right], keep)
+}
+
+/// What is drawn for a batch: the CutMix box where there are partners, and the share that stays.
+pub fn draw_box(s: Shape, mixed: bool, rng: &mut Rng) -> ([usize; 4], f32) {
+    if mixed { cutmix_box(s.h as usize, s.w as usize, rng) } else { ([0; 4], 1.0) }
 }
 
 /// Copies a box of rows and columns from one map to another.
@@ -180,14 +190,6 @@ impl<'a, T: Stored> FeatureBank<'a, T> {
         piece(self.features, (view * self.labels.len() + picture) * len, len)
     }
 
-    /// What is drawn for a batch: the CutMix box where there are partners, and the share that stays.
-    pub(crate) fn draw_box(&self, mixed: bool, rng: &mut Rng) -> ([usize; 4], f32) {
-        match mixed {
-            true => cutmix_box(self.shape.h as usize, self.shape.w as usize, rng),
-            false => ([0; 4], 1.0),
-        }
-    }
-
     /// What is drawn for a picture: a view of it, and of its partner where it has one.
     pub(crate) fn draw(&self, picture: u32, partner: Option<u32>, rng: &mut Rng) -> Drawn<'a, T> {
         let own = self.view(rng.below(self.views), picture as usize);
@@ -227,7 +229,7 @@ impl<T: Stored> Source for FeatureBank<'_, T> {
     }
 
     fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
-        let (area, keep) = self.draw_box(mix.is_some(), rng);
+        let (area, keep) = draw_box(self.shape, mix.is_some(), rng);
         for (i, (x, &picture)) in rows_mut(x, self.shape.len()).zip(batch).enumerate() {
             self.draw(picture, mix.and_then(|m| m.get(i)).copied(), rng).load(self.shape, area, x);
         }
@@ -268,6 +270,71 @@ pub fn check_holdout(labels: &[u32], classes: usize, batch: usize) -> Result<()>
     Ok(())
 }
 
+/// What learns: a head, and features for it, wherever they are.
+pub trait Learner {
+    /// Why a step fails.
+    type Error;
+
+    /// A step on the pictures `batch`, mixed with `partners` where there are any; what else is random comes from `rng`.
+    ///
+    /// # Errors
+    /// Those of the learner.
+    fn step(&mut self, batch: &[u32], partners: Option<&[u32]>, rng: &mut Rng, rate: f32) -> Result<(), Self::Error>;
+
+    /// Mean loss of the steps of an epoch, which is over.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] where training diverged, and those of the learner.
+    fn loss(&mut self) -> Result<f32, Self::Error>;
+}
+
+/// Takes a learner through a whole training on `pictures` pictures: who is in which batch, who is mixed with whom, which step size.
+/// After `passes` passes the same pictures come in the same order, with the same partners, again.
+///
+/// `order` (twice the number of pictures) is scratch. `progress` returning false stops early.
+///
+/// # Errors
+/// Those of the learner.
+pub fn teach<L: Learner + ?Sized>(
+    settings: &Settings,
+    passes: u32,
+    order: &mut [u32],
+    learner: &mut L,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<(), L::Error> {
+    let pictures = order.len() / 2;
+    let (order, partners) = split_mut(order, pictures);
+    for epoch in 0..settings.epochs {
+        let mut rng = Rng::new(settings.seed, STREAM_EPOCH + u64::from(epoch % passes.max(1)));
+        for (i, o) in order.iter_mut().enumerate() {
+            *o = i as u32;
+        }
+        rng.shuffle(order);
+        let share = epoch as f32 / settings.epochs as f32;
+        let rate = settings.rate * 0.5 * (1.0 + libm::cosf(core::f32::consts::PI * share));
+        for chosen in rows(order, settings.batch) {
+            let partners = start_mut(partners, settings.batch);
+            copy(chosen, partners);
+            rng.shuffle(partners);
+            learner.step(chosen, settings.cutmix.then_some(&*partners), &mut rng, rate)?;
+        }
+        let loss = learner.loss()?;
+        if !progress(Progress { epoch: epoch + 1, epochs: settings.epochs, loss }) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Checks settings, and a holdout against them.
+///
+/// # Errors
+/// [`Error::BadSetting`], and those of [`check_holdout`].
+pub fn check(settings: &Settings, labels: &[u32], classes: usize) -> Result<()> {
+    settings.check()?;
+    check_holdout(labels, classes, settings.batch)
+}
+
 /// Trains a new head from scratch.
 ///
 /// `params` ([`HeadModel::params`]) is the result; `memory` ([`memory_len`]), `sums` ([`HeadModel::training_sums`]) and `order`
@@ -288,9 +355,8 @@ pub fn fit<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized>(
     order: &mut [u32],
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<()> {
-    settings.check()?;
+    check(settings, source.labels(), classes)?;
     let (n, batch, trained, len) = (source.labels().len(), settings.batch, head.trained(), source.shape().len());
-    check_holdout(source.labels(), classes, batch)?;
     let exact = |needed: usize, given: usize| {
         if needed == given { Ok(()) } else { Err(Error::WrongLength { needed, given }) }
     };
@@ -302,9 +368,8 @@ pub fn fit<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized>(
     let rest = &mut &mut memory[..];
     let (grads, first, second) = (cut(rest, trained), cut(rest, trained), cut(rest, trained));
     let (x, targets, scratch) = (cut(rest, batch * len), cut(rest, batch * classes), core::mem::take(rest));
-    let (order, partners) = split_mut(order, n);
 
-    head.initialise(&mut Rng::new(settings.seed, STREAM_INIT), params);
+    initialise(head, settings, params);
     let mut seen = 0;
     while seen < n {
         let now = batch.min(n - seen);
@@ -314,46 +379,82 @@ pub fn fit<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized>(
     }
     first.fill(0.0);
     second.fill(0.0);
-    let mut adam = Adam { step: 0, decay: settings.decay };
-    let passes = source.passes().max(1);
-    for epoch in 0..settings.epochs {
-        let mut rng = Rng::new(settings.seed, STREAM_EPOCH + u64::from(epoch % passes));
-        for (i, o) in order.iter_mut().enumerate() {
-            *o = i as u32;
-        }
-        rng.shuffle(order);
-        let share = epoch as f32 / settings.epochs as f32;
-        let rate = settings.rate * 0.5 * (1.0 + libm::cosf(core::f32::consts::PI * share));
-        let (mut loss, mut steps) = (0.0, 0);
-        for chosen in rows(order, batch) {
-            let partners = start_mut(partners, batch);
-            copy(chosen, partners);
-            rng.shuffle(partners);
-            let keep = source.batch(chosen, settings.cutmix.then_some(&*partners), &mut rng, x);
-            let labels = source.labels();
-            for ((row, &i), &j) in rows_mut(targets, classes).zip(chosen).zip(&*partners) {
-                row.fill(settings.smoothing / classes as f32);
-                for (picture, share) in [(i, keep), (j, 1.0 - keep)] {
-                    if let Some(target) = row.get_mut(at(labels, picture as usize) as usize) {
-                        *target += (1.0 - settings.smoothing) * share;
-                    }
+    let passes = source.passes();
+    let adam = Adam { step: 0, decay: settings.decay };
+    let mut pupil = Pupil {
+        k,
+        head,
+        classes,
+        settings,
+        source,
+        params,
+        x,
+        targets,
+        grads,
+        first,
+        second,
+        scratch,
+        sums,
+        adam,
+        loss: 0.0,
+        steps: 0,
+    };
+    teach(settings, passes, order, &mut pupil, progress)
+}
+
+/// A new head's first parameters ([`HeadModel::params`] values).
+pub fn initialise<H: HeadModel>(head: &H, settings: &Settings, params: &mut [f32]) {
+    head.initialise(&mut Rng::new(settings.seed, STREAM_INIT), params);
+}
+
+/// A head that learns here, and the memory it works in.
+struct Pupil<'a, H, S: ?Sized, K: ?Sized> {
+    k: &'a K,
+    head: &'a H,
+    classes: usize,
+    settings: &'a Settings,
+    source: &'a mut S,
+    params: &'a mut [f32],
+    x: &'a mut [f32],
+    targets: &'a mut [f32],
+    grads: &'a mut [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+    scratch: &'a mut [f32],
+    sums: &'a mut [f64],
+    adam: Adam,
+    loss: f32,
+    steps: u32,
+}
+
+impl<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized> Learner for Pupil<'_, H, S, K> {
+    type Error = Error;
+
+    fn step(&mut self, batch: &[u32], partners: Option<&[u32]>, rng: &mut Rng, rate: f32) -> Result<()> {
+        let Self { settings, x, targets, grads, .. } = self;
+        let keep = self.source.batch(batch, partners, rng, x);
+        let labels = self.source.labels();
+        for (i, (row, &own)) in rows_mut(targets, self.classes).zip(batch).enumerate() {
+            row.fill(settings.smoothing / self.classes as f32);
+            for (picture, share) in [(own, keep), (partners.map_or(own, |p| at(p, i)), 1.0 - keep)] {
+                if let Some(target) = row.get_mut(at(labels, picture as usize) as usize) {
+                    *target += (1.0 - settings.smoothing) * share;
                 }
             }
-            let dropout =
-                Dropout { rate: settings.dropout, seed: settings.seed ^ STREAM_DROPOUT, stream: u64::from(adam.step) };
-            loss += head.gradient(k, batch, params, x, targets, dropout, grads, scratch, sums);
-            steps += 1;
-            adam.update(rate, start_mut(params, trained), grads, first, second);
         }
-        let loss = loss / steps as f32;
-        if !loss.is_finite() {
-            return Err(Error::NotFinite);
-        }
-        if !progress(Progress { epoch: epoch + 1, epochs: settings.epochs, loss }) {
-            break;
-        }
+        let (seed, stream) = (settings.dropout_seed(), u64::from(self.adam.step));
+        let dropout = Dropout { rate: settings.dropout, seed, stream };
+        let n = settings.batch;
+        self.loss += self.head.gradient(self.k, n, self.params, x, targets, dropout, grads, self.scratch, self.sums);
+        self.steps += 1;
+        self.adam.update(rate, start_mut(self.params, self.head.trained()), grads, self.first, self.second);
+        Ok(())
     }
-    Ok(())
+
+    fn loss(&mut self) -> Result<f32> {
+        let loss = core::mem::take(&mut self.loss) / core::mem::take(&mut self.steps) as f32;
+        if loss.is_finite() { Ok(loss) } else { Err(Error::NotFinite) }
+    }
 }
 
 /// Streams of the seed: initial weights, epochs, dropout.

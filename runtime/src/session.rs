@@ -7,8 +7,6 @@ use crate::head;
 use crate::kernels::simd::Simd;
 use crate::kernels::team::Lead;
 use crate::net::{Net, Span};
-use crate::replace::{Source, cutmix_box, paste};
-use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::stem::Stem;
 use crate::tripwire;
@@ -17,11 +15,13 @@ use std::prelude::v1::*;
 use std::vec;
 
 mod engine;
+mod pictures;
 mod replacement;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use engine::Prepared;
+pub use pictures::{Augment, PictureSource, Varied};
 pub use replacement::replace_head;
 
 /// Bytes of pictures as 0..=1; as many as both slices hold.
@@ -198,122 +198,6 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// How pictures are varied while a head is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Augment {
-    /// Shift by up to this many pixels, zeros coming in (random crop of a padded picture).
-    pub shift: usize,
-    /// Whether to mirror half of the pictures.
-    pub flip: bool,
-}
-
-impl Augment {
-    /// Shifts by up to 4 pixels and mirrors: the published choice for CIFAR-10.
-    pub const PUBLISHED: Self = Self { shift: 4, flip: true };
-
-    /// One varied copy of a picture (`[h][w][c]`).
-    pub fn apply(&self, s: Shape, x: &[f32], rng: &mut Rng, to: &mut [f32]) {
-        let (h, w, c) = (s.h as usize, s.w as usize, s.c as usize);
-        let span = 2 * self.shift + 1;
-        let (dy, dx) = (rng.below(span), rng.below(span));
-        let mirrored = self.flip && rng.bits() & 1 == 1;
-        for y in 0..h {
-            let row = &mut to[y * w * c..][..w * c];
-            let from = (y + dy).wrapping_sub(self.shift);
-            if from >= h {
-                row.fill(0.0);
-                continue;
-            }
-            for (i, pixel) in row.chunks_exact_mut(c).enumerate() {
-                let i = if mirrored { w - 1 - i } else { i };
-                let at = (i + dx).wrapping_sub(self.shift);
-                if at < w {
-                    pixel.copy_from_slice(&x[(from * w + at) * c..][..c]);
-                } else {
-                    pixel.fill(0.0);
-                }
-            }
-        }
-    }
-}
-
-/// Features from a frozen stem on freshly augmented pictures: augmentation and CutMix in picture space, as published.
-pub struct PictureSource<'s, 'a> {
-    stem: &'s Session<'a>,
-    pictures: &'s [f32],
-    labels: &'s [u32],
-    augment: Augment,
-    varied: Vec<f32>,
-    failed: Option<Error>,
-}
-
-impl<'s, 'a> PictureSource<'s, 'a> {
-    /// Over `labels.len()` pictures (`[n][input]`, NHWC, f32).
-    ///
-    /// # Errors
-    /// [`Error::WrongLength`], [`Error::NotFinite`].
-    pub fn new(stem: &'s Session<'a>, pictures: &'s [f32], labels: &'s [u32], augment: Augment) -> Result<Self> {
-        let needed = labels.len() * stem.input().len();
-        if pictures.len() != needed {
-            return Err(Error::WrongLength { needed, given: pictures.len() });
-        }
-        if !pictures.iter().all(|v| v.is_finite()) {
-            return Err(Error::NotFinite);
-        }
-        Ok(Self { stem, pictures, labels, augment, varied: Vec::new(), failed: None })
-    }
-
-    fn picture(&self, i: usize) -> &'s [f32] {
-        let len = self.stem.input().len();
-        &self.pictures[i * len..][..len]
-    }
-
-    fn run(&mut self, x: &mut [f32]) {
-        if let Err(e) = self.stem.features(&self.varied, x) {
-            self.failed = Some(e);
-        }
-    }
-}
-
-impl Source for PictureSource<'_, '_> {
-    fn shape(&self) -> Shape {
-        self.stem.features_shape()
-    }
-
-    fn labels(&self) -> &[u32] {
-        self.labels
-    }
-
-    fn plain(&mut self, first: usize, n: usize, x: &mut [f32]) {
-        let len = self.stem.input().len();
-        let out = n * self.stem.features_shape().len();
-        if let Err(e) = self.stem.features(&self.pictures[first * len..(first + n) * len], &mut x[..out]) {
-            self.failed = Some(e);
-        }
-    }
-
-    fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
-        let s = self.stem.input();
-        let (area, keep) = match mix {
-            Some(_) => cutmix_box(s.h as usize, s.w as usize, rng),
-            None => ([0; 4], 1.0),
-        };
-        let mut varied = std::mem::take(&mut self.varied);
-        varied.resize(batch.len() * s.len(), 0.0);
-        let mut other = vec![0.0; s.len()];
-        for (i, (to, &picture)) in varied.chunks_exact_mut(s.len()).zip(batch).enumerate() {
-            self.augment.apply(s, self.picture(picture as usize), rng, to);
-            if let Some(&partner) = mix.and_then(|m| m.get(i)) {
-                self.augment.apply(s, self.picture(partner as usize), rng, &mut other);
-                paste(s, area, &other, to);
-            }
-        }
-        self.varied = varied;
-        self.run(x);
-        keep
     }
 }
 

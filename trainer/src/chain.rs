@@ -2,7 +2,7 @@
 
 use crate::audit::{self, witness};
 use crate::config::RunConfig;
-use crate::defend::{Replacement, packed_stem, replace, write};
+use crate::defend::{Frozen, Replacement, packed_stem, replace, write};
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
@@ -97,28 +97,31 @@ pub fn finish(
     how: &Replacement,
     p: &Purification,
     resume: bool,
+    device: Device,
     kernels: &Simd,
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Outcome, Failure> {
     let holdout = data.holdout.pictures();
-    let mut new = replace(packed_stem(dir)?, holdout, &data.test, how, kernels, &mut |p| {
+    let stem = Frozen { packed: packed_stem(dir)?, device, net: &trapped.net };
+    let mut new = replace(stem, holdout, &data.test, how, kernels, &mut |p| {
         tell(Told::Replacing("replace", p));
         true
     })?;
     new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
     let found = witness(dir, c, data, trapped, &new.head, kernels, &mut |done, of| tell(Told::Audited(done, of)))?;
-    let purified = purify(dir, c, data, &trapped.state()?, &found, how, p, resume, kernels, &mut |told| match told {
-        purify::Told::Training(_, e) => tell(Told::Training("purify", e)),
-        purify::Told::Replacing(p) => tell(Told::Replacing("witness", p)),
-    })?;
+    let purified =
+        purify(dir, c, data, &trapped.state()?, &found, how, p, resume, device, kernels, &mut |told| match told {
+            purify::Told::Training(_, e) => tell(Told::Training("purify", e)),
+            purify::Told::Replacing(p) => tell(Told::Replacing("witness", p)),
+        })?;
     // The list of pictures stays in audit.json.
     let audit = audit::Summary { accused_pictures: Vec::new(), ..found.summary(Some(&data.truth)) };
     let tripwire = new.tripwire.map(|t| t.alarms);
     Ok(Outcome { replaced: new.evaluation, tripwire, audit, purified: purified.evaluation })
 }
 
-/// Runs the chain into `out/baseline` and `out/trap`; these two train on `device`, the rest on the CPU.
+/// Runs the chain into `out/baseline` and `out/trap`; networks and heads train on `device`, audit and figures run on the CPU.
 ///
 /// # Errors
 /// Those of the stages.
@@ -139,7 +142,7 @@ pub fn run(
     let baseline = train(&plain, &data, &out.join("baseline"), resume, device, kernels, &mut |e| {
         tell(Told::Training("baseline", e))
     })?;
-    let stem = packed_stem(&baseline.dir)?;
+    let stem = Frozen { packed: packed_stem(&baseline.dir)?, device, net: &baseline.engine.net };
     let control = replace(stem, data.holdout.pictures(), &data.test, how, kernels, &mut |p| {
         tell(Told::Replacing("control", p));
         true
@@ -148,7 +151,7 @@ pub fn run(
     let c = RunConfig { trap: true, ..c.clone() };
     let mut trapped =
         train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;
-    let end = finish(&trapped.dir, &c, &data, &mut trapped.engine, how, p, resume, kernels, tell)?;
+    let end = finish(&trapped.dir, &c, &data, &mut trapped.engine, how, p, resume, device, kernels, tell)?;
     let before = &baseline.evaluation;
     let figures = |e: &Evaluation| Figures { acc: e.acc, asr: e.asr };
     let defended = |e: &Evaluation| DefendedFigures {

@@ -6,7 +6,10 @@
 //! The defended model keeps the trapped head as a tripwire: both heads read the stem they were trained on. A purified model has
 //! another stem, on whose features the trapped head's answers mean nothing, and no head that has learnt the backdoor: it gets none.
 
+mod device;
+
 use crate::checkpoint::write_whole;
+use crate::engine::Device;
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation, Logits, TestSet, answers, evaluate};
 use crate::export;
@@ -108,12 +111,22 @@ pub fn to_f32(pictures: &Pictures) -> Vec<f32> {
     x
 }
 
-/// Replaces the head on a packed stem and evaluates the result.
+/// A frozen stem: as it is packed, and the network it was packed from, which is what a GPU runs.
+pub struct Frozen<'a> {
+    /// Packed; what is evaluated and shipped.
+    pub packed: OwnedNet,
+    /// Where heads are trained.
+    pub device: Device,
+    /// The network.
+    pub net: &'a TrapNet,
+}
+
+/// Replaces the head on a frozen stem and evaluates the result, which runs on the CPU.
 ///
 /// # Errors
-/// [`Failure::Input`] where the holdout does not do.
+/// [`Failure::Input`] where the holdout does not do, or a device is not there.
 pub fn replace(
-    stem: OwnedNet,
+    stem: Frozen<'_>,
     holdout: &Pictures,
     test: &TestSet,
     how: &Replacement,
@@ -121,20 +134,17 @@ pub fn replace(
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Defended, Failure> {
     let started = Instant::now();
-    let session = Session::of_net(stem.as_net(), kernels.clone());
-    let classes = holdout.classes.len();
-    let head = replace_head(
-        &session,
-        how.kind,
-        classes,
-        &to_f32(holdout),
-        &holdout.labels,
-        how.space,
-        how.augment,
-        &how.settings,
-        progress,
-    )
-    .map_err(|e| Failure::input("holdout", e))?;
+    let Frozen { packed: stem, device, net } = stem;
+    let (pictures, labels, classes) = (to_f32(holdout), &holdout.labels, holdout.classes.len());
+    let head = match device {
+        Device::Cpu => {
+            let session = Session::of_net(stem.as_net(), kernels.clone());
+            let (kind, space, augment, settings) = (how.kind, how.space, how.augment, &how.settings);
+            replace_head(&session, kind, classes, &pictures, labels, space, augment, settings, progress)
+                .map_err(|e| Failure::input("holdout", e))?
+        }
+        Device::Cuda { gpu, precision } => device::replace_head(gpu, precision, net, &pictures, labels, how, progress)?,
+    };
     let seconds = started.elapsed().as_secs_f64();
     let mut defended = Defended { stem, head, evaluation: Evaluation::default(), tripwire: None, seconds };
     defended.evaluation = defended.with_logits(kernels, |logits| evaluate(test, logits))?;

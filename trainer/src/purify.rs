@@ -18,13 +18,13 @@ use crate::audit::Audit;
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
-use crate::defend::{Replacement, packed_onnx, packed_stem, replace, write_models};
-use crate::engine::{CpuEngine, Engine, State};
+use crate::defend::{Frozen, Replacement, packed_onnx, packed_stem, replace, write_models};
+use crate::engine::{CpuEngine, Device, Engine, State};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, evaluate_engine};
 use crate::export;
 use crate::run::{Prepared, RunDir, StageResult};
-use crate::trap::{engine, fingerprint};
+use crate::trap::{Site, engine, fingerprint};
 use material::{DOUBT, Opinion, material};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -164,6 +164,7 @@ pub fn purify(
     how: &Replacement,
     p: &Purification,
     resume: bool,
+    device: Device,
     kernels: &Simd,
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Purified, Failure> {
@@ -194,7 +195,9 @@ pub fn purify(
             Course { config: &config, pictures: &m.pictures, forget: &m.forget, dir: &round, fingerprint: &mark };
         let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
         let done = course.resume(&mut engine)?;
-        let evaluation = match course.run(&mut engine, done, &data.test, &mut |e| tell(Told::Training(number, e)))? {
+        let mut site = Site::open(device, &config, &engine)?;
+        let told = &mut |e: Event<'_>| tell(Told::Training(number, e));
+        let evaluation = match site.run(&course, &mut engine, done, &data.test, told)? {
             Some(e) => e,
             None => evaluate_engine(&data.test, &mut engine)?,
         };
@@ -209,7 +212,8 @@ pub fn purify(
         };
         if number < p.rounds {
             write_whole(&round.file("stem.onnx"), &export::stem(&engine.net)?)?;
-            let new = replace(packed_stem(&round)?, holdout, &data.test, how, kernels, &mut |e| {
+            let stem = Frozen { packed: packed_stem(&round)?, device, net: &engine.net };
+            let new = replace(stem, holdout, &data.test, how, kernels, &mut |e| {
                 tell(Told::Replacing(e));
                 true
             })?;

@@ -9,7 +9,7 @@ use crate::course::{self, Course};
 use crate::engine::cuda::CudaEngine;
 use crate::engine::{CpuEngine, Device, Engine, Precision};
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, evaluate_engine};
+use crate::evaluate::{Evaluation, TestSet, evaluate_engine};
 use crate::export;
 use crate::model::TrapNet;
 use crate::run::{CUDA, Prepared, Record, RunDir, StageResult};
@@ -66,6 +66,44 @@ pub fn restore(dir: &RunDir, record: &Record, data: &Prepared, kernels: &Simd) -
     Ok((engine, epochs))
 }
 
+/// Where a course runs: on the CPU's engine, or on a GPU that takes its state and gives it back.
+pub(crate) struct Site {
+    gpu: Option<CudaEngine>,
+}
+
+impl Site {
+    /// For courses of such a configuration on `engine`'s network.
+    ///
+    /// # Errors
+    /// Where the device cannot be used.
+    pub(crate) fn open(device: Device, c: &RunConfig, engine: &CpuEngine) -> Result<Self, Failure> {
+        let gpu = match device {
+            Device::Cpu => None,
+            Device::Cuda { gpu, precision } => Some(CudaEngine::open(gpu, &engine.net, c.objective(), precision)?),
+        };
+        Ok(Self { gpu })
+    }
+
+    /// Runs a course that has done so many epochs, as [`Course::run`] does; `engine` has its state afterwards.
+    ///
+    /// # Errors
+    /// Those of [`Course::run`].
+    pub(crate) fn run(
+        &mut self,
+        course: &Course<'_>,
+        engine: &mut CpuEngine,
+        done: u32,
+        test: &TestSet,
+        tell: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Option<Evaluation>, Failure> {
+        let Some(gpu) = &mut self.gpu else { return course.run(engine, done, test, tell) };
+        gpu.restore(&engine.state()?)?;
+        let last = course.run(gpu, done, test, tell)?;
+        engine.restore(&gpu.state()?)?;
+        Ok(last)
+    }
+}
+
 /// Trains a run from its start or its last checkpoint to its last epoch. Whichever device trains, the engine returned is the
 /// CPU's: it owns what is exported, audited and defended.
 ///
@@ -95,10 +133,7 @@ pub fn train(
         },
     };
     let mut engine = engine(c, data, kernels)?;
-    let mut gpu = match device {
-        Device::Cpu => None,
-        Device::Cuda { gpu, precision } => Some(CudaEngine::open(gpu, &engine.net, c.objective(), precision)?),
-    };
+    let mut site = Site::open(device, c, &engine)?;
     let dir = RunDir::create(out, &record, resume)?;
     let fingerprint = fingerprint(&(&record.config, record.counts));
     let course = Course { config: c, pictures, forget: &[], dir: &dir, fingerprint: &fingerprint };
@@ -109,15 +144,7 @@ pub fn train(
         stemguard_runtime::data::write_npz(&dir.file("holdout.npz"), data.holdout.pictures())?;
     }
     let started = Instant::now();
-    let last = match &mut gpu {
-        Some(gpu) => {
-            gpu.restore(&engine.state()?)?;
-            let last = course.run(gpu, done, &data.test, tell)?;
-            engine.restore(&gpu.state()?)?;
-            last
-        }
-        None => course.run(&mut engine, done, &data.test, tell)?,
-    };
+    let last = site.run(&course, &mut engine, done, &data.test, tell)?;
     write_whole(&dir.file("stem.onnx"), &export::stem(&engine.net)?)?;
     write_whole(&dir.file(if c.trap { "trapped.onnx" } else { "trained.onnx" }), &export::classifier(&engine.net)?)?;
     let evaluation = match last {

@@ -50,7 +50,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         ),
         (&["sweep", "/no/plan.toml", "--device", "tpu", "--out", out], "--device"),
         (&["train", "--data", "signs:200", "--batch", "16", "--precision", "bf16", "--out", out], "--precision"),
-        (&["replace", full, "--device", "cuda"], "replace runs on the CPU only"),
+        (&["replace", full, "--device", "cuda"], "--device cuda: no NVIDIA"),
         (&["replace", full], "run.json"),
         (&["replace", full, "--alarm-fpr", "often"], "--alarm-fpr"),
         (&["audit", full], "run.json"),

@@ -1,13 +1,13 @@
 //! A new head over a frozen stem: where its features come from on a host, and the memory that [`replace::fit`] asks for.
 
-use super::{Augment, HEAD_BATCH, NewHead, PictureSource, Session, Space};
+use super::{Augment, HEAD_BATCH, NewHead, PictureSource, Session, Space, Varied};
 use crate::artifact::HeadKind;
 use crate::error::{Error, Result};
 use crate::head::HeadModel;
 use crate::head::linear::Linear;
 use crate::head::residual::Residual;
 use crate::kernels::simd::Simd;
-use crate::replace::{self, Bf16, FeatureBank, Progress, Settings, Source, Stored};
+use crate::replace::{self, Bf16, FeatureBank, Progress, Settings, Source, Stored, draw_box};
 use crate::rng::Rng;
 use crate::shape::Shape;
 use std::prelude::v1::*;
@@ -31,7 +31,7 @@ impl Source for SharedBank<'_> {
     }
     fn batch(&mut self, batch: &[u32], mix: Option<&[u32]>, rng: &mut Rng, x: &mut [f32]) -> f32 {
         let shape = self.bank.shape();
-        let (area, keep) = self.bank.draw_box(mix.is_some(), rng);
+        let (area, keep) = draw_box(shape, mix.is_some(), rng);
         let drawn: Vec<_> = batch
             .iter()
             .enumerate()
@@ -152,27 +152,19 @@ pub fn replace_head(
             Features::Repeated(Repeated::new(pictures, views.max(1), settings.batch))
         }
         Space::Features { views } => {
-            let mut pictures = PictureSource::new(stem, pictures, labels, augment)?;
+            let varied = Varied::new(stem.input(), pictures, labels, augment)?;
             // 2,500 pictures of a WideResNet in 8 views are 160 MB.
             bank = vec![Bf16::default(); views * labels.len() * shape.len()];
             let mut features = vec![0.0; HEAD_BATCH * shape.len()];
-            let all: Vec<u32> = (0..labels.len() as u32).collect();
             for (view, bank) in bank.chunks_exact_mut(labels.len() * shape.len()).enumerate() {
-                for (part, bank) in bank.chunks_mut(HEAD_BATCH * shape.len()).enumerate() {
-                    let first = part * HEAD_BATCH;
-                    let n = bank.len() / shape.len();
-                    let x = &mut features[..bank.len()];
-                    if view == 0 {
-                        pictures.plain(first, n, x);
-                    } else {
-                        let mut rng = Rng::new(settings.seed, (view * labels.len() + first) as u64);
-                        pictures.batch(&all[first..first + n], None, &mut rng, x);
-                    }
+                varied.view(view, settings.seed, |first, pictures| {
+                    let n = pictures.len() / stem.input().len();
+                    let x = &mut features[..n * shape.len()];
+                    stem.features(pictures, x)?;
+                    let bank = &mut bank[first * shape.len()..][..x.len()];
                     bank.iter_mut().zip(x).for_each(|(to, &mut x)| *to = x.into());
-                }
-            }
-            if let Some(e) = pictures.failed {
-                return Err(e);
+                    Ok::<(), Error>(())
+                })?;
             }
             Features::Bank(SharedBank { bank: FeatureBank::new(&bank, labels, shape, views)?, kernels: &stem.kernels })
         }

@@ -4,7 +4,8 @@ use super::replacement::{Repeated, SharedBank};
 use super::*;
 use crate::artifact::head_params;
 use crate::net::{Activation, NetBuilder, OwnedNet, Window};
-use crate::replace::{Bf16, FeatureBank};
+use crate::replace::{Bf16, FeatureBank, Source as _};
+use crate::rng::Rng;
 use crate::tripwire::Alarm;
 
 /// More pictures than go through a head together.

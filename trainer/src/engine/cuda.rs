@@ -21,6 +21,7 @@ mod backend;
 mod builder;
 mod compile;
 mod driver;
+mod head;
 mod layout;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod mirror;
@@ -28,6 +29,8 @@ mod network;
 mod plan;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests;
+
+pub use head::{CudaHead, Drawn, Sizes};
 
 use super::{Engine, EngineError, Losses, Objective, Pass, Precision, State, StepReport};
 use crate::config::{Crop, RunConfig};

@@ -1,12 +1,12 @@
 //! `audit`: which classes are targets, which pictures are poisoned.
 
-use crate::options::{Output, ReplaceOptions};
+use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_trainer::audit::{Audit, witness};
-use stemguard_trainer::defend::{Replacement, packed_stem, replace, write};
-use stemguard_trainer::engine::CpuEngine;
+use stemguard_trainer::defend::{Frozen, Replacement, packed_stem, replace, write};
+use stemguard_trainer::engine::{CpuEngine, Device};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::run::{Prepared, Record, RunDir, prepare};
 use stemguard_trainer::trap::restore;
@@ -18,6 +18,8 @@ pub(crate) struct Args {
     run: PathBuf,
     #[command(flatten)]
     how: ReplaceOptions,
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     output: Output,
 }
@@ -34,7 +36,7 @@ pub(crate) struct Examined {
 }
 
 /// Restores a run, replaces its head (as `replace` does), and audits with both heads.
-pub(crate) fn examine(run: &Path, how: &ReplaceOptions, output: &Output) -> Result<Examined, Failure> {
+pub(crate) fn examine(run: &Path, how: &ReplaceOptions, device: Device, output: &Output) -> Result<Examined, Failure> {
     let (dir, record) = RunDir::open(run)?;
     let kernels = output.kernels();
     let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
@@ -47,7 +49,8 @@ pub(crate) fn examine(run: &Path, how: &ReplaceOptions, output: &Output) -> Resu
     }
     let how = how.replacement(record.config.flip, record.config.seed)?;
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
-    let mut new = replace(packed_stem(&dir)?, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
+    let stem = Frozen { packed: packed_stem(&dir)?, device, net: &engine.net };
+    let mut new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
         bar.set_position(u64::from(p.epoch));
         true
     })?;
@@ -67,7 +70,7 @@ pub(crate) fn examine(run: &Path, how: &ReplaceOptions, output: &Output) -> Resu
 
 /// Audits and tells.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let e = examine(&args.run, &args.how, &args.output)?;
+    let e = examine(&args.run, &args.how, args.place.device()?, &args.output)?;
     let summary = e.found.summary(Some(&e.data.truth));
     if args.output.json {
         return ui::json(&summary);

@@ -53,7 +53,7 @@ pub(crate) enum PrecisionName {
 /// Where training runs.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Place {
-    /// Where networks are trained. cuda: WideResNets; needs an NVIDIA driver and NVRTC at run time.
+    /// Where networks and heads are trained. cuda: WideResNets; needs an NVIDIA driver and NVRTC at run time.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
     /// How convolutions multiply on a GPU [default: f32].
@@ -62,14 +62,6 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// For commands that train nowhere else.
-    pub(crate) fn only_cpu(&self, command: &str) -> Result<(), Failure> {
-        match self.device {
-            DeviceName::Cpu => self.device().map(|_| ()),
-            DeviceName::Cuda => Err(Failure::input("--device cuda", format!("{command} runs on the CPU only"))),
-        }
-    }
-
     /// The device, which can be used.
     pub(crate) fn device(&self) -> Result<Device, Failure> {
         Ok(self.devices()?.first().copied().unwrap_or_default())

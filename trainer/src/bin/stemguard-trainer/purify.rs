@@ -1,7 +1,7 @@
 //! `purify`: audit, then unlearn, drop or relabel the accused.
 
 use crate::audit::examine;
-use crate::options::{Output, PurifyOptions, ReplaceOptions};
+use crate::options::{Output, Place, PurifyOptions, ReplaceOptions};
 use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::engine::Engine;
@@ -22,13 +22,16 @@ pub(crate) struct Args {
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
     output: Output,
 }
 
 /// Audits and purifies.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let how = args.purify.purification()?;
-    let mut e = examine(&args.run, &args.how, &args.output)?;
+    let device = args.place.device()?;
+    let mut e = examine(&args.run, &args.how, device, &args.output)?;
     let state = e.engine.state()?;
     let bar = ui::bar(0, "purify");
     let purified = purify(
@@ -40,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         &e.how,
         &how,
         args.resume,
+        device,
         &e.kernels,
         &mut |told| match told {
             Told::Training(round, Event::Step { epoch, done, of, losses }) => {

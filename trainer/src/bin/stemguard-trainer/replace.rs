@@ -3,7 +3,7 @@
 use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::PathBuf;
-use stemguard_trainer::defend::{packed_stem, replace, write};
+use stemguard_trainer::defend::{Frozen, packed_stem, replace, write};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::run::{RunDir, prepare};
 use stemguard_trainer::trap::restore;
@@ -23,13 +23,13 @@ pub(crate) struct Args {
 
 /// Replaces, evaluates, writes `defended.sgm` and `defended.onnx`; on a trap run the trapped head stays in them as a tripwire.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    args.place.only_cpu("replace")?;
+    let device = args.place.device()?;
     let (dir, record) = RunDir::open(&args.run)?;
-    let stem = packed_stem(&dir)?;
     let kernels = args.output.kernels();
     let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
     let how = args.how.replacement(record.config.flip, record.config.seed)?;
-    let trapped = if record.config.trap { Some(restore(&dir, &record, &data, &kernels)?.0) } else { None };
+    let (trained, _) = restore(&dir, &record, &data, &kernels)?;
+    let stem = Frozen { packed: packed_stem(&dir)?, device, net: &trained.net };
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
     let mut new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
         bar.set_position(u64::from(p.epoch));
@@ -37,8 +37,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         true
     })?;
     bar.finish_and_clear();
-    if let Some(trapped) = trapped {
-        new.keep_trapped(&trapped.net, data.holdout.pictures(), &data.test, how.alarm_fpr, &kernels)?;
+    if record.config.trap {
+        new.keep_trapped(&trained.net, data.holdout.pictures(), &data.test, how.alarm_fpr, &kernels)?;
     }
     let c = &record.config;
     write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;

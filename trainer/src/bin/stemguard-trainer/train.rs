@@ -116,7 +116,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
         bar.set_position(done as u64);
         bar.set_message(text);
     };
-    let end = finish(dir, &config, &data, engine, &how, &purification, args.resume, &kernels, tell)?;
+    let end = finish(dir, &config, &data, engine, &how, &purification, args.resume, device, &kernels, tell)?;
     bar.finish_and_clear();
     if args.output.json {
         return ui::json(

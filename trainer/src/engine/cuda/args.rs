@@ -53,9 +53,9 @@ arguments! {
     }
     JoinArgs { dz: u64, x: u64, k: u64, add: u64, dx: u64, quads: Divisor, len: i32, _end: u32 }
     TailArgs {
-        x: u64, norm: u64, k: u64, weight: u64, bias: u64, labels: u64, forget: u64, order: u64, control: u64,
-        pooled: u64, logits: u64, dlogits: u64, dpooled: u64, ce: u64, fit: u64, answers: u64, dweight: u64, dbias: u64,
-        sums: u64, dx: u64, n: i32, pixels: i32, c: i32, classes: i32,
+        x: u64, norm: u64, k: u64, weight: u64, bias: u64, labels: u64, forget: u64, order: u64, mates: u64, keep: u64,
+        control: u64, pooled: u64, logits: u64, dlogits: u64, dpooled: u64, ce: u64, fit: u64, answers: u64, dweight: u64, dbias: u64,
+        sums: u64, dx: u64, n: i32, pixels: i32, c: i32, classes: i32, smoothing: f32, _end: u32,
     }
     LossArgs {
         r: u64, x: u64, d: u64, partial: u64, channels: Divisor, columns: Divisor, rows: Divisor,
@@ -64,6 +64,13 @@ arguments! {
     MetricArgs {
         ce: u64, partial: u64, control: u64, losses: u64, n: i32, len: i32, blocks: i32, mse: f32, tv: f32, _end: u32,
     }
+    StoreArgs { x: u64, bank: u64, place: u64, len: i32, round: i32 }
+    GatherArgs {
+        bank: u64, own: u64, mates: u64, boxes: u64, control: u64, x: u64, quads: Divisor, columns: Divisor,
+        n: i32, len: i32,
+    }
+    DropoutArgs { x: u64, control: u64, quads: i32, cut: i32, keep: f32, _end: u32 }
+    SumArgs { x: u64, sums: u64, pixels: i32, c: i32, stretch: i32, blocks: i32 }
     UpdateArgs {
         p: u64, g: u64, first: u64, second: u64, control: u64, len: i32, sgd: i32, decay: f32, _end: u32,
     }

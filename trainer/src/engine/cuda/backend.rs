@@ -102,6 +102,7 @@ kernels! {
     TailForward "tail_forward" 256, TailWeights "tail_weights" 128, TailSums "tail_sums" 256,
     TailGradient "tail_gradient" 256,
     Reconstruction "reconstruction" 256, Metrics "metrics" 256, Update "update" 256,
+    Store "store" 256, Gather "gather" 256, Dropout "dropout" 256, ChannelSums "channel_sums" 128,
 }
 
 /// A device. Work happens in the order it is asked for; reads wait for it.

@@ -341,6 +341,25 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    /// Takes the sums over a map that no convolution left.
+    pub(super) fn summed(&mut self, x: &mut Map) -> Result<(), EngineError> {
+        let (c, all) = (x.shape.c as usize, self.n * pixels(x.shape));
+        let stretch = all.div_ceil(COLUMN_BLOCKS);
+        let blocks = all.div_ceil(stretch);
+        let sums = Sums { region: self.take(2 * c * blocks)?, blocks };
+        let args = SumArgs {
+            x: x.at(),
+            sums: sums.region.address,
+            pixels: all as i32,
+            c: c as i32,
+            stretch: stretch as i32,
+            blocks: blocks as i32,
+        };
+        self.launch(Kernel::ChannelSums, [blocks, 1, 1], &args);
+        self.give_sums(x.sums.replace(sums));
+        Ok(())
+    }
+
     fn norm_args(&self, name: &str, state: NormState) -> Result<NormArgs, EngineError> {
         let statistic = |what: &str| -> Result<u64, EngineError> {
             Ok(self.homes.statistics.address + 4 * self.layout.statistic(&format!("{name}.{what}"))?.first as u64)

@@ -16,6 +16,7 @@ pub(super) const SOURCE: &str = concat!(
     include_str!("kernels/norm.cu"),
     include_str!("kernels/tail.cu"),
     include_str!("kernels/loss.cu"),
+    include_str!("kernels/feature.cu"),
 );
 
 /// Whether NVRTC can be loaded.

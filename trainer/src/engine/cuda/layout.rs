@@ -24,13 +24,10 @@ pub(super) struct Layout {
 
 impl Visit for Layout {
     fn param(&mut self, name: &str, p: &mut Param) {
-        let len = p.shape().0;
-        self.params.insert(name.to_owned(), Span { first: self.params_len, len });
-        self.params_len += len;
+        self.add_param(name, p.shape().0);
     }
     fn state(&mut self, name: &str, values: &mut Vec<f32>) {
-        self.statistics.insert(name.to_owned(), Span { first: self.statistics_len, len: values.len() });
-        self.statistics_len += values.len();
+        self.add_statistic(name, values.len());
     }
 }
 
@@ -49,6 +46,18 @@ impl Layout {
         let mut layout = Self::default();
         net.visit(&mut layout);
         layout
+    }
+
+    /// Gives a parameter the next place.
+    pub(super) fn add_param(&mut self, name: &str, len: usize) {
+        self.params.insert(name.to_owned(), Span { first: self.params_len, len });
+        self.params_len += len;
+    }
+
+    /// Gives a running statistic the next place.
+    pub(super) fn add_statistic(&mut self, name: &str, len: usize) {
+        self.statistics.insert(name.to_owned(), Span { first: self.statistics_len, len });
+        self.statistics_len += len;
     }
 
     /// Values of all parameters, and of all running statistics.

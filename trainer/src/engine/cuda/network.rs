@@ -22,12 +22,14 @@ pub(super) enum Left {
 }
 
 /// What the tail reads and writes outside the network.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Ends {
-    /// Labels, flags and order of the pass; labels are null in inference.
+    /// Labels, flags and order of the pass; labels are null in inference, the others where there are none.
     pub(super) labels: u64,
     pub(super) forget: u64,
     pub(super) order: u64,
+    /// Mixed labels: those of the mates, the share that stays, smoothing.
+    pub(super) soft: Option<(u64, u64, f32)>,
     pub(super) control: u64,
     /// Cross-entropy of the batch.
     pub(super) ce: u64,
@@ -87,7 +89,14 @@ pub(super) fn forward(
     Ok((x, left))
 }
 
-fn unit(b: &mut Builder<'_>, name: String, s: &UnitShape, x: Map, training: bool) -> Result<(Map, Left), EngineError> {
+/// The forward pass of a residual unit; in training the sums over `x` are given back.
+pub(super) fn unit(
+    b: &mut Builder<'_>,
+    name: String,
+    s: &UnitShape,
+    x: Map,
+    training: bool,
+) -> Result<(Map, Left), EngineError> {
     let first = if s.preact { Some(b.norm(&format!("{name}.bn1"), &x)?) } else { None };
     if !s.preact {
         b.give_sums(x.sums);
@@ -116,7 +125,8 @@ fn unit(b: &mut Builder<'_>, name: String, s: &UnitShape, x: Map, training: bool
     Ok((y, Left::Unit { name, x, h, first, second }))
 }
 
-fn tail(
+/// The forward pass of the classifier's end.
+pub(super) fn tail(
     b: &mut Builder<'_>,
     name: String,
     s: Shape,
@@ -132,6 +142,7 @@ fn tail(
     let state = b.norm(&format!("{name}.bn"), &x)?;
     let [weight, bias] = b.conv_spans(&format!("{name}.fc"))?;
     let logits = b.map(Shape::new(1, 1, classes as u32))?;
+    let (mates, keep, smoothing) = ends.soft.unwrap_or_default();
     let mut args = TailArgs {
         x: x.at(),
         norm: state.affine(),
@@ -140,6 +151,8 @@ fn tail(
         labels: if training { ends.labels } else { 0 },
         forget: ends.forget,
         order: ends.order,
+        mates,
+        keep,
         control: ends.control,
         pooled: b.take(n * c)?.address,
         logits: logits.at(),
@@ -150,6 +163,7 @@ fn tail(
         pixels: (s.h * s.w) as i32,
         c: c as i32,
         classes: classes as i32,
+        smoothing,
         ..TailArgs::zeroed()
     };
     if training {
@@ -194,7 +208,8 @@ pub(super) fn backward(
     Ok(dy)
 }
 
-fn tail_backward(
+/// The backward pass of the tail.
+pub(super) fn tail_backward(
     b: &mut Builder<'_>,
     name: &str,
     x: Map,
@@ -214,7 +229,8 @@ fn tail_backward(
     Ok(dx)
 }
 
-fn unit_backward(
+/// The backward pass of a residual unit; the gradient with respect to its input.
+pub(super) fn unit_backward(
     b: &mut Builder<'_>,
     name: &str,
     s: &UnitShape,

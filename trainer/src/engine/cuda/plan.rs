@@ -88,7 +88,7 @@ pub(super) fn step(
         control,
         ce: ce.address,
         fit: books.fit.address,
-        answers: 0,
+        ..Ends::default()
     };
     let (features, stem) = network::forward(b, "stem", &net.stem, x, true, &ends)?;
     let (_, head) = network::forward(b, "head", &net.head, features, true, &ends)?;
@@ -175,7 +175,7 @@ pub(super) fn answers(
     let b = &mut Builder::new(device, layout, homes, precision, n);
     let x = bring(b, source, net.input)?;
     let control = source.control.address;
-    let ends = Ends { labels: 0, forget: 0, order: 0, control, ce: 0, fit: 0, answers: answers.address };
+    let ends = Ends { control, answers: answers.address, ..Ends::default() };
     let (features, _) = network::forward(b, "stem", &net.stem, x, false, &ends)?;
     network::forward(b, "head", &net.head, features, false, &ends)?;
     let launches = std::mem::take(&mut b.launches);

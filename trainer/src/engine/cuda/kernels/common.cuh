@@ -58,6 +58,16 @@ __device__ inline float leaky(float z) { return z > 0.0f ? z : z * SLOPE; }
 
 __device__ inline float leaky_slope(float z) { return z > 0.0f ? 1.0f : SLOPE; }
 
+// The nearest bf16, ties to even, as the runtime's `Bf16`.
+__device__ inline float bf16_value(float v) {
+    union {
+        float f;
+        u32 bits;
+    } b = {v};
+    b.bits = v != v ? (b.bits | 0x400000u) & 0xffff0000u : (b.bits + 0x7fff + (b.bits >> 16 & 1)) & 0xffff0000u;
+    return b.f;
+}
+
 // Sums one value a thread over a block of `threads`, a power of two; `room` holds as many. Every thread gets the sum.
 template <int threads> __device__ inline double block_sum(double v, double* room) {
     const int t = threadIdx.x;

@@ -41,6 +41,20 @@ __device__ inline Pcg stream(u64 seed, u64 number) {
     return p;
 }
 
+// Goes on by so many draws at once (Brown, Random number generation with arbitrary strides, 1994).
+__device__ inline void advance(Pcg& p, u64 draws) {
+    u64 factor = 6364136223846793005ull, term = p.increment, by = 1, plus = 0;
+    for (; draws > 0; draws >>= 1) {
+        if (draws & 1) {
+            by *= factor;
+            plus = plus * factor + term;
+        }
+        term *= factor + 1;
+        factor *= factor;
+    }
+    p.state = by * p.state + plus;
+}
+
 __device__ inline int below(Pcg& p, int n) { return (int)(((u64)bits(p) * (u64)n) >> 32); }
 
 struct PictureArgs {

@@ -7,27 +7,39 @@ struct TailArgs {
     const float* weight;    // [c][classes]
     const float* bias;      // [classes]
     const u32* labels;      // [pictures of the pass]; null in inference
-    const u8* forget;       // as labels
-    const u32* order;       // as labels
+    const u8* forget;       // as labels, or null
+    const u32* order;       // as labels, or null: labels are by place
+    const u32* mates;       // labels of who is mixed in, as labels; null: labels are hard
+    const float* keep;      // [steps of the pass]: share that a picture keeps of itself; with mates
     const Control* control;
     float* pooled;          // [n][c]
     float* logits;          // [n][classes]
     float* dlogits;         // [n][classes]
     float* dpooled;         // [n][c], over the pixels
     float* ce;              // [n]
-    float* fit;             // [pictures of the pass], by place in the order
+    float* fit;             // [pictures of the pass], by place in the order, or null
     u32* answers;           // [pictures of the pass]
     float* dweight;         // [c][classes]
     float* dbias;           // [classes]
     float* sums;            // [2][c][n]
     float* dx;              // as x
     int n, pixels, c, classes;
+    float smoothing;        // with mates
 };
 
 // At most so many channels and classes.
 #define TAIL_MOST 1024
 // Kept away from 0 in the logarithm of what is unlearned.
 #define FLOOR 1e-4f
+
+// What class j is to be given: 1 for the label, or what smoothing and two mixed labels leave.
+__device__ inline float target(const TailArgs& a, int j, int label, int mate, float keep) {
+    if (!a.mates) return j == label ? 1.0f : 0.0f;
+    float t = a.smoothing / a.classes;
+    if (j == label) t += (1.0f - a.smoothing) * keep;
+    if (j == mate) t += (1.0f - a.smoothing) * (1.0f - keep);
+    return t;
+}
 
 // Logits of a picture a block; in training its loss, fit, and the gradients of its logits and pooled features.
 KERNEL(tail_forward, TailArgs, 256) {
@@ -53,8 +65,9 @@ KERNEL(tail_forward, TailArgs, 256) {
         a.logits[picture * a.classes + j] = sum;
     }
     __syncthreads();
-    const u32 chosen = a.labels && inside ? a.order[place] : 0;
-    const int label = a.labels ? (int)a.labels[chosen] : 0;
+    const u32 chosen = a.labels && inside ? a.order ? a.order[place] : place : 0;
+    const int label = a.labels ? (int)a.labels[chosen] : 0, mate = a.mates ? (int)a.mates[chosen] : label;
+    const float keep = a.mates ? a.keep[a.control->step] : 1.0f;
     if (t == 0 && !a.labels && inside) {
         int best = 0;
         for (int j = 0; j < a.classes; ++j)
@@ -73,22 +86,25 @@ KERNEL(tail_forward, TailArgs, 256) {
             if (j != label) others += expf(z[j] - top_other);
         }
         const float log_p = z[label] - top - logf(total), p = expf(log_p);
-        // dL/dz_j = scale * (p_j - [j is the label])
+        // dL/dz_j = scale * (p_j - target_j)
         float loss = -log_p, scale = 1.0f;
-        if (a.forget[chosen]) {
+        if (a.mates) {
+            loss = 0.0f;
+            for (int j = 0; j < a.classes; ++j) loss += target(a, j, label, mate, keep) * (top + logf(total) - z[j]);
+        } else if (a.forget && a.forget[chosen]) {
             const float rest = 1.0f - p + FLOOR;
             loss = -logf(rest);
             scale = -p / rest;
         }
         a.ce[picture] = loss;
-        a.fit[place] = z[label] - top_other - logf(others);
+        if (a.fit) a.fit[place] = z[label] - top_other - logf(others);
         shared[0] = top;
         shared[1] = scale / total / a.n;
         shared[2] = scale / a.n;
     }
     __syncthreads();
     for (int j = t; j < a.classes; j += 256) {
-        const float d = shared[1] * expf(z[j] - shared[0]) - (j == label ? shared[2] : 0.0f);
+        const float d = shared[1] * expf(z[j] - shared[0]) - shared[2] * target(a, j, label, mate, keep);
         a.dlogits[picture * a.classes + j] = d;
         z[j] = d;
     }
