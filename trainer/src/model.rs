@@ -236,6 +236,29 @@ fn resnet(init: &mut Init<'_>, a: Architecture, input: Shape, classes: usize) ->
     Ok([stem, head])
 }
 
+#[cfg(test)]
+impl TrapNet {
+    /// A ResNet small enough for tests of other engines: front and two blocks, the second strided, in the stem, one in the head.
+    pub(crate) fn small_resnet(input: Shape, classes: usize, decoder: bool, seed: u64, dev: &Cpu) -> Result<Self> {
+        let init = &mut Init { dev, rng: Rng::new(seed, INIT_STREAM) };
+        let [mut stem, mut head] = <[Parts; 2]>::default();
+        let front = FrontShape::new(input, 8)?;
+        let first = BasicShape::new(front.y(), 8, 1)?;
+        let second = BasicShape::new(first.y(), 12, 2)?;
+        let third = BasicShape::new(second.y(), 12, 1)?;
+        let shape = PoolLinearShape::new(third.y(), classes as u32)?;
+        stem.push("0", Layer::Front(Front { conv: init.conv_norm(&front.conv), shape: front }));
+        stem.push("1", init.basic(first));
+        stem.push("2", init.basic(second));
+        head.push("block0", init.basic(third));
+        let linear = init.linear(third.y().c as usize, classes);
+        head.push("tail", Layer::PoolLinear(PoolLinear { shape, linear }));
+        let (stem, head) = (stem.sequence(false), head.sequence(true));
+        let decoder = if decoder { Some(Self::decoder(init, stem.output(), input)?) } else { None };
+        Ok(Self { stem, head, decoder, input, classes })
+    }
+}
+
 /// Stream of the seed for initial weights.
 const INIT_STREAM: u64 = 0x696e_6974;
 

@@ -53,7 +53,7 @@ pub(crate) enum PrecisionName {
 /// Where training runs.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Place {
-    /// Where networks and heads are trained. cuda: WideResNets; needs an NVIDIA driver and NVRTC at run time.
+    /// Where networks and heads are trained. cuda: needs an NVIDIA driver and NVRTC at run time.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceName,
     /// How convolutions multiply on a GPU [default: f32].

@@ -37,13 +37,13 @@ arguments! {
         x: u64, entry: u64, other: u64, w: u64, bias: u64, gate: u64, gate_norm: u64, add: u64, y: u64, sums: u64,
         channels: Divisor, taps_x: [Divisor; 2], rows: [Divisor; 2], columns: [Divisor; 2],
         n: i32, ih: i32, iw: i32, oh: i32, ow: i32, oc: i32, kh: i32, kw: i32, stride: i32, pad: i32,
-        entry_kind: i32, gate_kind: i32, squash: i32, blocks: i32,
+        entry_kind: i32, gate_kind: i32, squash: i32, blocks: i32, slope: f32, _end: u32,
     }
     WeightArgs {
         x: u64, x_entry: u64, dy: u64, dy_entry: u64, dy_other: u64, partial: u64,
         channels: Divisor, taps_x: Divisor, rows: Divisor, columns: Divisor,
         n: i32, ih: i32, iw: i32, oc: i32, kh: i32, stride: i32, pad: i32,
-        x_kind: i32, dy_kind: i32, bias: i32, stretch: i32, _end: u32,
+        x_kind: i32, dy_kind: i32, bias: i32, stretch: i32, slope: f32,
     }
     ReduceArgs { partial: u64, to: u64, splits: i32, len: i32 }
     ColumnArgs { x: u64, partial: u64, pixels: i32, c: i32, stretch: i32, _end: u32 }
@@ -52,10 +52,18 @@ arguments! {
         c: i32, blocks: i32, count: i32, _end: u32,
     }
     JoinArgs { dz: u64, x: u64, k: u64, add: u64, dx: u64, quads: Divisor, len: i32, _end: u32 }
+    JoinedArgs {
+        h: u64, norm: u64, skip: u64, skip_norm: u64, y: u64, sums: u64, skip_sums: u64, channels: Divisor,
+        pixels: i32, stretch: i32, blocks: i32, len: i32,
+    }
+    PoolArgs {
+        h: u64, norm: u64, y: u64, index: u64, dh: u64, channels: Divisor, rows: Divisor, columns: Divisor,
+        ih: i32, iw: i32, oh: i32, ow: i32, kernel: i32, stride: i32, pad: i32, len: i32,
+    }
     TailArgs {
         x: u64, norm: u64, k: u64, weight: u64, bias: u64, labels: u64, forget: u64, order: u64, mates: u64, keep: u64,
         control: u64, pooled: u64, logits: u64, dlogits: u64, dpooled: u64, ce: u64, fit: u64, answers: u64, dweight: u64, dbias: u64,
-        sums: u64, dx: u64, n: i32, pixels: i32, c: i32, classes: i32, smoothing: f32, _end: u32,
+        sums: u64, dx: u64, n: i32, pixels: i32, c: i32, classes: i32, smoothing: f32, slope: f32,
     }
     LossArgs {
         r: u64, x: u64, d: u64, partial: u64, channels: Divisor, columns: Divisor, rows: Divisor,
@@ -93,8 +101,8 @@ impl Divisor {
 pub(super) enum Entry {
     /// Nothing.
     Plain,
-    /// `leaky(x * scale + shift)`: scale and shift at this address.
-    Norm(u64),
+    /// `leaky(x * scale + shift)`: scale and shift at this address, the slope below 0.
+    Norm(u64, f32),
     /// `k1 * x + k2 * other + k3`: the coefficients and the other map.
     Back(u64, u64),
 }
@@ -104,9 +112,14 @@ impl Entry {
     pub(super) fn parts(self) -> (i32, u64, u64) {
         match self {
             Self::Plain => (0, 0, 0),
-            Self::Norm(at) => (1, at, 0),
+            Self::Norm(at, _) => (1, at, 0),
             Self::Back(k, other) => (2, k, other),
         }
+    }
+
+    /// The slope below 0; none: there is no ReLU.
+    pub(super) fn slope(self) -> Option<f32> {
+        if let Self::Norm(_, slope) = self { Some(slope) } else { None }
     }
 }
 
@@ -115,8 +128,8 @@ impl Entry {
 pub(super) enum Gate {
     /// Nothing.
     Open,
-    /// The slope of the leaky ReLU behind a norm: the norm's input, its scale and shift.
-    Leaky(u64, u64),
+    /// The slope of the leaky ReLU behind a norm: the norm's input, its scale and shift, the slope below 0.
+    Leaky(u64, u64, f32),
     /// 0 where this rectified map is 0.
     Rectified(u64),
 }
@@ -126,9 +139,14 @@ impl Gate {
     pub(super) fn parts(self) -> (i32, u64, u64) {
         match self {
             Self::Open => (0, 0, 0),
-            Self::Leaky(x, norm) => (1, x, norm),
+            Self::Leaky(x, norm, _) => (1, x, norm),
             Self::Rectified(y) => (2, y, 0),
         }
+    }
+
+    /// As [`Entry::slope`].
+    pub(super) fn slope(self) -> Option<f32> {
+        if let Self::Leaky(_, _, slope) = self { Some(slope) } else { None }
     }
 }
 

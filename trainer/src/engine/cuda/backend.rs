@@ -99,6 +99,8 @@ kernels! {
     Reduce "reduce" 128, Columns "columns" 128,
     NormForward "norm_forward" 128, NormRunning "norm_running" 128, NormBackward "norm_backward" 128,
     NormGradient "norm_gradient" 256,
+    JoinedForward "joined_forward" 256, JoinedBackward "joined_backward" 128,
+    PoolForward "pool_forward" 256, PoolBackward "pool_backward" 256,
     TailForward "tail_forward" 256, TailWeights "tail_weights" 128, TailSums "tail_sums" 256,
     TailGradient "tail_gradient" 256,
     Reconstruction "reconstruction" 256, Metrics "metrics" 256, Update "update" 256,

@@ -53,6 +53,8 @@ impl Map {
 pub(super) struct NormState {
     region: Region,
     c: usize,
+    /// Of the ReLU behind it, below 0.
+    slope: f32,
 }
 
 impl NormState {
@@ -62,11 +64,11 @@ impl NormState {
     }
     /// The norm and its leaky ReLU on the way in.
     pub(super) fn entry(&self) -> Entry {
-        Entry::Norm(self.affine())
+        Entry::Norm(self.affine(), self.slope)
     }
     /// The slope of its leaky ReLU at `x`.
     pub(super) fn gate(&self, x: &Map) -> Gate {
-        Gate::Leaky(x.at(), self.affine())
+        Gate::Leaky(x.at(), self.affine(), self.slope)
     }
 }
 
@@ -235,6 +237,8 @@ impl<'a> Builder<'a> {
             gate_kind,
             squash: p.squash,
             blocks: blocks as i32,
+            slope: p.entry.slope().or(p.gate.slope()).unwrap_or_default(),
+            _end: 0,
         };
         let kernel = match (p.gradient, self.precision, side) {
             (false, Precision::F32, 16) => Kernel::Conv16,
@@ -275,6 +279,7 @@ impl<'a> Builder<'a> {
         let stretch = all.div_ceil((WEIGHT_BLOCKS / tiles).max(1)).max(WEIGHT_STRETCH).next_multiple_of(16);
         let splits = all.div_ceil(stretch);
         let partial = self.take(splits * len)?;
+        let slope = x_entry.slope().unwrap_or_default();
         let (x_kind, x_entry, _) = x_entry.parts();
         let (dy_kind, dy_entry, dy_other) = dy_entry.parts();
         let args = WeightArgs {
@@ -299,7 +304,7 @@ impl<'a> Builder<'a> {
             dy_kind,
             bias: i32::from(bias.is_some()),
             stretch: stretch as i32,
-            _end: 0,
+            slope,
         };
         let kernel = match (self.precision, side) {
             (Precision::F32, 16) => Kernel::Weights16,
@@ -383,10 +388,10 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// A norm over `x`: of the batch where sums were taken (which are given back), else of running statistics.
-    pub(super) fn norm(&mut self, name: &str, x: &Map) -> Result<NormState, EngineError> {
+    /// A norm over `x`, and the slope below 0 of the ReLU behind it: of the batch where sums were taken (which are given back), else of running statistics.
+    pub(super) fn norm(&mut self, name: &str, x: &Map, slope: f32) -> Result<NormState, EngineError> {
         let c = x.shape.c as usize;
-        let state = NormState { region: self.take(4 * c)?, c };
+        let state = NormState { region: self.take(4 * c)?, c, slope };
         let mut args = self.norm_args(name, state)?;
         match x.sums {
             Some(sums) => {
@@ -441,5 +446,113 @@ impl<'a> Builder<'a> {
         };
         self.launch(Kernel::NormGradient, [len.div_ceil(256), 1, 1], &args);
         Ok(())
+    }
+
+    /// A map with what two norms make of it, or one and a skip: arguments of both passes.
+    fn joined_args(&self, h: &Map, state: NormState, skip: Option<(&Map, Option<NormState>)>, y: &Map) -> JoinedArgs {
+        let all = self.n * pixels(h.shape);
+        JoinedArgs {
+            h: h.at(),
+            norm: state.affine(),
+            skip: skip.map_or(0, |(s, _)| s.at()),
+            skip_norm: skip.and_then(|(_, s)| s).map_or(0, |s| s.affine()),
+            y: y.at(),
+            sums: 0,
+            skip_sums: 0,
+            channels: Divisor::new(h.shape.c as usize),
+            pixels: all as i32,
+            stretch: all.div_ceil(COLUMN_BLOCKS) as i32,
+            blocks: 0,
+            len: (all * h.shape.c as usize) as i32,
+        }
+    }
+
+    /// `relu(norm(h) + skip)`; the skip as it is or behind a norm of its own, or none.
+    pub(super) fn joined(
+        &mut self,
+        h: &Map,
+        state: NormState,
+        skip: Option<(&Map, Option<NormState>)>,
+    ) -> Result<Map, EngineError> {
+        let y = self.map(h.shape)?;
+        let args = self.joined_args(h, state, skip, &y);
+        self.launch(Kernel::JoinedForward, [(args.len as usize).div_ceil(256), 1, 1], &args);
+        Ok(y)
+    }
+
+    /// Its backward pass: the gradient `dz` is brought in front of the ReLU in place; the sums that the norm needs, and those of the
+    /// skip's norm where it has one.
+    pub(super) fn joined_backward(
+        &mut self,
+        h: &Map,
+        state: NormState,
+        skip: Option<(&Map, Option<NormState>)>,
+        dz: &Map,
+    ) -> Result<(Sums, Option<Sums>), EngineError> {
+        let mut args = self.joined_args(h, state, skip, dz);
+        let blocks = (args.pixels as usize).div_ceil(args.stretch as usize);
+        let len = 2 * h.shape.c as usize * blocks;
+        let sums = Sums { region: self.take(len)?, blocks };
+        let of_skip = match skip {
+            Some((_, Some(_))) => Some(Sums { region: self.take(len)?, blocks }),
+            _ => None,
+        };
+        args.sums = sums.region.address;
+        args.skip_sums = of_skip.map_or(0, |s| s.region.address);
+        args.blocks = blocks as i32;
+        self.launch(Kernel::JoinedBackward, [blocks, 1, 1], &args);
+        Ok((sums, of_skip))
+    }
+
+    /// A max pool over `relu(norm(h))`: its output, and where each value stood.
+    pub(super) fn pool(&mut self, g: &ConvShape, h: &Map, state: NormState) -> Result<(Map, Region), EngineError> {
+        let y = self.map(g.y)?;
+        let index = self.take(self.n * g.y.len())?;
+        let args = self.pool_args(g, h, state, &y, index, g.y);
+        self.launch(Kernel::PoolForward, [(args.len as usize).div_ceil(256), 1, 1], &args);
+        Ok((y, index))
+    }
+
+    /// Its backward pass: the gradient with respect to what the pool saw.
+    pub(super) fn pool_backward(
+        &mut self,
+        g: &ConvShape,
+        h: &Map,
+        state: NormState,
+        index: Region,
+        dy: &Map,
+    ) -> Result<Map, EngineError> {
+        let dh = self.map(g.x)?;
+        let args = PoolArgs { dh: dh.at(), ..self.pool_args(g, h, state, dy, index, g.x) };
+        self.launch(Kernel::PoolBackward, [(args.len as usize).div_ceil(256), 1, 1], &args);
+        Ok(dh)
+    }
+
+    fn pool_args(&self, g: &ConvShape, h: &Map, state: NormState, y: &Map, index: Region, over: Shape) -> PoolArgs {
+        PoolArgs {
+            h: h.at(),
+            norm: state.affine(),
+            y: y.at(),
+            index: index.address,
+            dh: 0,
+            channels: Divisor::new(g.x.c as usize),
+            rows: Divisor::new(over.h as usize),
+            columns: Divisor::new(over.w as usize),
+            ih: g.x.h as i32,
+            iw: g.x.w as i32,
+            oh: g.y.h as i32,
+            ow: g.y.w as i32,
+            kernel: g.window.kernel[0] as i32,
+            stride: g.window.stride[0] as i32,
+            pad: g.window.pad[0] as i32,
+            len: (self.n * over.len()) as i32,
+        }
+    }
+
+    /// Values that stay as they are.
+    pub(super) fn constant(&mut self, values: &[f32]) -> Result<Region, EngineError> {
+        let region = self.device.allocate(4 * values.len())?;
+        self.device.write(region, bytemuck::cast_slice(values))?;
+        Ok(region)
     }
 }

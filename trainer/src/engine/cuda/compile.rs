@@ -14,6 +14,7 @@ pub(super) const SOURCE: &str = concat!(
     include_str!("kernels/conv.cu"),
     include_str!("kernels/weights.cu"),
     include_str!("kernels/norm.cu"),
+    include_str!("kernels/block.cu"),
     include_str!("kernels/tail.cu"),
     include_str!("kernels/loss.cu"),
     include_str!("kernels/feature.cu"),

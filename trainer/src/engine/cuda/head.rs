@@ -391,7 +391,7 @@ fn step(
         ce: ce.address,
         ..Ends::default()
     };
-    let (_, tail) = network::tail(b, "new.tail".into(), shape.y(), classes, y, true, &ends)?;
+    let (_, tail) = network::tail(b, "new.tail".into(), shape.y(), classes, true, y, true, &ends)?;
     let metrics = MetricArgs {
         ce: ce.address,
         control: control.address,

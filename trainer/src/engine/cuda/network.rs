@@ -1,13 +1,18 @@
 //! The network as launches: forward and backward pass of stem, head and decoder.
 
 use super::args::{Entry, Gate, TailArgs};
-use super::backend::Kernel;
+use super::backend::{Kernel, Region};
 use super::builder::{Builder, Map, NormState, Product, Sums};
+use super::layout::Span;
 use crate::engine::EngineError;
 use crate::nn::layer::Squash;
 use crate::nn::{Layer, Sequence};
 use bytemuck::Zeroable;
 use dfdx::prelude::HasShape as _;
+use stemguard_runtime::kernels::ConvShape;
+use stemguard_runtime::layers::SLOPE;
+use stemguard_runtime::layers::basic::BasicShape;
+use stemguard_runtime::layers::front::FrontShape;
 use stemguard_runtime::layers::unit::UnitShape;
 use stemguard_runtime::shape::Shape;
 
@@ -17,8 +22,12 @@ pub(super) enum Left {
     Conv { name: String, x: Map },
     /// A residual unit: input, hidden map, states of both norms.
     Unit { name: String, x: Map, h: Map, first: Option<NormState>, second: NormState },
-    /// The tail; its argument goes on.
-    Tail { name: String, x: Map, state: NormState, args: TailArgs },
+    /// The tail; its argument goes on. A ResNet's has no norm.
+    Tail { name: String, x: Map, state: Option<NormState>, args: TailArgs },
+    /// A ResNet's front: input, map and state of its norm, where the pool's values stood.
+    Front { name: String, x: Map, h: Map, state: NormState, index: Option<Region> },
+    /// A basic block: input, maps of both convolutions and of the skip's, with the states of their norms.
+    Basic { name: String, x: Map, first: (Map, NormState), second: (Map, NormState), short: Option<(Map, NormState)> },
 }
 
 /// What the tail reads and writes outside the network.
@@ -65,7 +74,10 @@ pub(super) fn forward(
                 (y, Left::Conv { name, x })
             }
             Layer::Unit { shape, .. } => unit(b, name, shape, x, training)?,
-            Layer::Tail { shape, bias, .. } => tail(b, name, *shape, bias.shape().0, x, training, ends)?,
+            Layer::Tail { shape, bias, .. } => tail(b, name, *shape, bias.shape().0, true, x, training, ends)?,
+            Layer::PoolLinear(p) => tail(b, name, p.shape.x, p.shape.linear.y.c as usize, false, x, training, ends)?,
+            Layer::Front(f) => front(b, name, &f.shape, x, training)?,
+            Layer::Basic(s) => basic(b, name, &s.shape, x, training)?,
             Layer::Deconv { shape, squash, .. } => {
                 let [weight, bias] = b.conv_spans(&name)?;
                 let squash = match squash {
@@ -74,9 +86,6 @@ pub(super) fn forward(
                 };
                 let p = Product::new(shape, true, x.at(), Entry::Plain, weight);
                 (b.product(&Product { bias: Some(bias), squash, ..p })?, Left::Conv { name, x })
-            }
-            Layer::Front(_) | Layer::Basic(_) | Layer::PoolLinear(_) => {
-                return Err(refused("ResNet-34 is not run there"));
             }
         };
         if training {
@@ -97,14 +106,14 @@ pub(super) fn unit(
     x: Map,
     training: bool,
 ) -> Result<(Map, Left), EngineError> {
-    let first = if s.preact { Some(b.norm(&format!("{name}.bn1"), &x)?) } else { None };
+    let first = if s.preact { Some(b.norm(&format!("{name}.bn1"), &x, SLOPE)?) } else { None };
     if !s.preact {
         b.give_sums(x.sums);
     }
     let entry = first.map_or(Entry::Plain, |f| f.entry());
     let spans = b.conv_spans(&format!("{name}.conv1"))?;
     let h = b.product(&Product { sums: training, ..Product::forward(&s.conv1, x.at(), entry, spans) })?;
-    let second = b.norm(&format!("{name}.bn2"), &h)?;
+    let second = b.norm(&format!("{name}.bn2"), &h, SLOPE)?;
     let skip = match &s.short {
         Some(short) => {
             let spans = b.conv_spans(&format!("{name}.short"))?;
@@ -125,12 +134,153 @@ pub(super) fn unit(
     Ok((y, Left::Unit { name, x, h, first, second }))
 }
 
-/// The forward pass of the classifier's end.
+/// A convolution without bias, and the norm and ReLU behind it.
+fn normed_conv(
+    b: &mut Builder<'_>,
+    [conv, norm]: [&str; 2],
+    g: &ConvShape,
+    x: u64,
+    entry: Entry,
+    training: bool,
+) -> Result<(Map, NormState), EngineError> {
+    let weight = b.layout.param(&format!("{conv}.weight"))?;
+    let h = b.product(&Product { sums: training, ..Product::new(g, false, x, entry, weight) })?;
+    let state = b.norm(norm, &h, 0.0)?;
+    Ok((h, state))
+}
+
+/// The gradient of such a convolution's weights and, where `to` asks for it, that with respect to what went in.
+fn normed_conv_backward(
+    b: &mut Builder<'_>,
+    conv: &str,
+    g: &ConvShape,
+    (x, entry): (u64, Entry),
+    (dy, arriving): (u64, Entry),
+    to: Option<Product<'_>>,
+) -> Result<Option<Map>, EngineError> {
+    let weight = b.layout.param(&format!("{conv}.weight"))?;
+    b.weights(g, (x, entry), (dy, arriving), weight, None)?;
+    to.map(|p| b.product(&Product { x: dy, entry: arriving, weight, ..p })).transpose()
+}
+
+fn front(
+    b: &mut Builder<'_>,
+    name: String,
+    s: &FrontShape,
+    x: Map,
+    training: bool,
+) -> Result<(Map, Left), EngineError> {
+    let names = [&*format!("{name}.conv1"), &*format!("{name}.bn1")];
+    let (h, state) = normed_conv(b, names, &s.conv, x.at(), Entry::Plain, training)?;
+    let (y, index) = match &s.pool {
+        Some(pool) => {
+            let (y, index) = b.pool(pool, &h, state)?;
+            (y, Some(index))
+        }
+        None => (b.joined(&h, state, None)?, None),
+    };
+    if !training {
+        b.give(h.region);
+        index.into_iter().for_each(|i| b.give(i));
+    }
+    Ok((y, Left::Front { name, x, h, state, index }))
+}
+
+fn front_backward(
+    b: &mut Builder<'_>,
+    name: &str,
+    s: &FrontShape,
+    x: Map,
+    (h, state): (Map, NormState),
+    index: Option<Region>,
+    dy: Map,
+) -> Result<(), EngineError> {
+    let dz = match s.pool.as_ref().zip(index) {
+        Some((pool, index)) => b.pool_backward(pool, &h, state, index, &dy)?,
+        None => dy,
+    };
+    let (sums, _) = b.joined_backward(&h, state, None, &dz)?;
+    let k = b.norm_backward(&format!("{name}.bn1"), state, h.shape, sums)?;
+    let arriving = Entry::Back(k.address, h.at());
+    normed_conv_backward(b, &format!("{name}.conv1"), &s.conv, (x.at(), Entry::Plain), (dz.at(), arriving), None)?;
+    Ok(())
+}
+
+fn basic(
+    b: &mut Builder<'_>,
+    name: String,
+    s: &BasicShape,
+    x: Map,
+    training: bool,
+) -> Result<(Map, Left), EngineError> {
+    let of = |conv: &str, norm: &str| [format!("{name}.{conv}"), format!("{name}.{norm}")];
+    let [conv, norm] = of("conv1", "bn1");
+    let first = normed_conv(b, [&conv, &norm], &s.conv1, x.at(), Entry::Plain, training)?;
+    let [conv, norm] = of("conv2", "bn2");
+    let second = normed_conv(b, [&conv, &norm], &s.conv2, first.0.at(), first.1.entry(), training)?;
+    let [conv, norm] = of("short", "bn_short");
+    let short = match &s.short {
+        Some(g) => Some(normed_conv(b, [&conv, &norm], g, x.at(), Entry::Plain, training)?),
+        None => None,
+    };
+    let skip = short.as_ref().map_or((&x, None), |(h, state)| (h, Some(*state)));
+    let y = b.joined(&second.0, second.1, Some(skip))?;
+    if !training {
+        for (h, _) in [first, second].into_iter().chain(short) {
+            b.give(h.region);
+        }
+    }
+    Ok((y, Left::Basic { name, x, first, second, short }))
+}
+
+/// The backward pass of a basic block; the gradient with respect to its input. `dy` is overwritten.
+#[allow(clippy::too_many_arguments)]
+fn basic_backward(
+    b: &mut Builder<'_>,
+    name: &str,
+    s: &BasicShape,
+    x: Map,
+    first: (Map, NormState),
+    second: (Map, NormState),
+    short: Option<(&ConvShape, (Map, NormState))>,
+    dy: Map,
+) -> Result<Map, EngineError> {
+    let untaken = || EngineError::Failed("sums that were not taken".into());
+    // The weights' place is filled in where the product is asked for.
+    let back = |g| Product::new(g, true, 0, Entry::Plain, Span { first: 0, len: 0 });
+    let skip = short.as_ref().map_or((&x, None), |(_, (h, state))| (h, Some(*state)));
+    let (sums, of_skip) = b.joined_backward(&second.0, second.1, Some(skip), &dy)?;
+    let k2 = b.norm_backward(&format!("{name}.bn2"), second.1, second.0.shape, sums)?;
+    let mut dskip = None;
+    if let (Some((g, (h, state))), Some(sums)) = (short, of_skip) {
+        let k = b.norm_backward(&format!("{name}.bn_short"), state, h.shape, sums)?;
+        let (from, arriving) = ((x.at(), Entry::Plain), (dy.at(), Entry::Back(k.address, h.at())));
+        dskip = normed_conv_backward(b, &format!("{name}.short"), g, from, arriving, Some(back(g)))?;
+        b.give(k);
+    }
+    let (h, state) = &first;
+    let (from, arriving) = ((h.at(), state.entry()), (dy.at(), Entry::Back(k2.address, second.0.at())));
+    let to = Product { gate: state.gate(h), sums: true, ..back(&s.conv2) };
+    let dh = normed_conv_backward(b, &format!("{name}.conv2"), &s.conv2, from, arriving, Some(to))?;
+    let dh = dh.ok_or_else(untaken)?;
+    let k1 = b.norm_backward(&format!("{name}.bn1"), *state, h.shape, dh.sums.ok_or_else(untaken)?)?;
+    let arriving = (dh.at(), Entry::Back(k1.address, h.at()));
+    let to = Product { add: dskip.map_or(dy.at(), |d| d.at()), ..back(&s.conv1) };
+    let dx = normed_conv_backward(b, &format!("{name}.conv1"), &s.conv1, (x.at(), Entry::Plain), arriving, Some(to))?;
+    for region in [k1, k2, dh.region].into_iter().chain(dskip.map(|d| d.region)) {
+        b.give(region);
+    }
+    dx.ok_or_else(untaken)
+}
+
+/// The forward pass of the classifier's end, with a norm in front or none.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn tail(
     b: &mut Builder<'_>,
     name: String,
     s: Shape,
     classes: usize,
+    normed: bool,
     x: Map,
     training: bool,
     ends: &Ends,
@@ -139,13 +289,20 @@ pub(super) fn tail(
     if c > TAIL_MOST || classes > TAIL_MOST {
         return Err(refused("more than 1024 classes or channels at the end"));
     }
-    let state = b.norm(&format!("{name}.bn"), &x)?;
+    let state = if normed { Some(b.norm(&format!("{name}.bn"), &x, SLOPE)?) } else { None };
+    let norm = match state {
+        Some(state) => state.affine(),
+        None => {
+            b.give_sums(x.sums);
+            b.constant(&[vec![1.0; c], vec![0.0; c]].concat())?.address
+        }
+    };
     let [weight, bias] = b.conv_spans(&format!("{name}.fc"))?;
     let logits = b.map(Shape::new(1, 1, classes as u32))?;
     let (mates, keep, smoothing) = ends.soft.unwrap_or_default();
     let mut args = TailArgs {
         x: x.at(),
-        norm: state.affine(),
+        norm,
         weight: b.param(weight),
         bias: b.param(bias),
         labels: if training { ends.labels } else { 0 },
@@ -164,6 +321,7 @@ pub(super) fn tail(
         c: c as i32,
         classes: classes as i32,
         smoothing,
+        slope: if normed { SLOPE } else { 1.0 },
         ..TailArgs::zeroed()
     };
     if training {
@@ -187,8 +345,16 @@ pub(super) fn backward(
 ) -> Result<Option<Map>, EngineError> {
     for (i, (layer, left)) in net.layers.iter().zip(left).enumerate().rev() {
         let next = match (layer, left, dy) {
-            (Layer::Tail { .. }, Left::Tail { name, x, state, args }, None) => {
+            (Layer::Tail { .. } | Layer::PoolLinear(_), Left::Tail { name, x, state, args }, None) => {
                 Some(tail_backward(b, &name, x, state, args)?)
+            }
+            (Layer::Basic(s), Left::Basic { name, x, first, second, short }, Some(dy)) => {
+                let short = s.shape.short.as_ref().zip(short);
+                Some(basic_backward(b, &name, &s.shape, x, first, second, short, dy)?)
+            }
+            (Layer::Front(f), Left::Front { name, x, h, state, index }, Some(dy)) if i == 0 && !wanted => {
+                front_backward(b, &name, &f.shape, x, (h, state), index, dy)?;
+                None
             }
             (Layer::Unit { shape, .. }, Left::Unit { name, x, h, first, second }, Some(dy)) => {
                 Some(unit_backward(b, &name, shape, [x, h], first, second, dy)?)
@@ -213,11 +379,18 @@ pub(super) fn tail_backward(
     b: &mut Builder<'_>,
     name: &str,
     x: Map,
-    state: NormState,
+    state: Option<NormState>,
     mut args: TailArgs,
 ) -> Result<Map, EngineError> {
     let (n, c) = (b.n, x.shape.c as usize);
     b.launch(Kernel::TailWeights, [((c + 1) * args.classes as usize).div_ceil(128), 1, 1], &args);
+    let Some(state) = state else {
+        let dx = b.map(x.shape)?;
+        args.k = b.constant(&[vec![1.0; c], vec![0.0; 2 * c]].concat())?.address;
+        args.dx = dx.at();
+        b.launch(Kernel::TailGradient, [n, 1, 1], &args);
+        return Ok(dx);
+    };
     let sums = Sums { region: b.take(2 * c * n)?, blocks: n };
     args.sums = sums.region.address;
     b.launch(Kernel::TailSums, [n, 1, 1], &args);

@@ -224,8 +224,11 @@ fn gradients(
 
 /// Gradients of a first step, then two passes of two steps, then answers.
 fn compare(what: &str, c: &RunConfig, h: usize, w: usize, forget: &[bool]) {
+    compare_with(what, c, h, w, forget, oracle(c, &pictures(14, h, w)));
+}
+
+fn compare_with(what: &str, c: &RunConfig, h: usize, w: usize, forget: &[bool], mut cpu: CpuEngine) {
     let p = pictures(14, h, w);
-    let mut cpu = oracle(c, &p);
     let Some(mut cuda) = mirrored(c, &mut cpu, F32, false) else { return };
     let start = cpu.state().expect("a state");
     cuda.hold(c, &p).expect("held");
@@ -265,6 +268,19 @@ fn a_wide_baseline_trains_as_on_the_cpu() {
     let a = Architecture { depth: 16, width: 2, split: 4 };
     let forget: Vec<bool> = (0..14).map(|i| i % 3 == 0).collect();
     compare("WRN-16-2, no decoder, SGD", &config(a, false, Optimizer::Sgd), 8, 8, &forget);
+}
+
+#[test]
+fn a_resnet_trains_as_on_the_cpu() {
+    for (what, side, trap, optimizer) in [
+        ("ResNet, trap, Adam", 16, true, Optimizer::Adam),
+        ("ResNet with a max pool, no decoder, SGD", 64, false, Optimizer::Sgd),
+    ] {
+        let (c, dev) = (config(Architecture::RESNET34, trap, optimizer), Cpu::default());
+        let net = TrapNet::small_resnet(Shape::new(side, side, 3), CLASSES, trap, c.seed, &dev).expect("a network");
+        let cpu = CpuEngine::new(net, c.objective(), Simd::new(1), dev);
+        compare_with(what, &c, side as usize, side as usize, &[], cpu);
+    }
 }
 
 #[test]
@@ -390,15 +406,14 @@ fn a_course_on_the_device_is_that_of_the_cpu() {
 
 #[test]
 fn what_the_device_does_not_run_is_refused() {
-    let p = pictures(8, 32, 32);
-    let c = config(Architecture::RESNET34, true, Optimizer::Sgd);
+    let p = pictures(8, 8, 8);
+    let c = config(Architecture::default(), true, Optimizer::Sgd);
     let mut cpu = oracle(&c, &p);
     let Some(mut cuda) = mirrored(&c, &mut cpu, F32, false) else { return };
     let refused = |r: Result<(), EngineError>, word: &str| match r {
         Err(EngineError::Unavailable(m)) => assert!(m.contains(word), "{m}"),
         other => panic!("{other:?}"),
     };
-    refused(cuda.hold(&c, &p), "ResNet-34");
     refused(cuda.hold(&RunConfig { crop: Crop::Resized, ..c.clone() }, &p), "--crop resized");
     let state = State { steps: 1, ..State::default() };
     assert!(cuda.restore(&state).expect_err("refused").to_string().contains("is missing"));

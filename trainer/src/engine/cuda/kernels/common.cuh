@@ -28,8 +28,7 @@ __device__ inline void tensor_product(float (&d)[4], const u32 (&a)[4], const u3
 }
 #endif
 
-// Slope of every leaky ReLU, the term added to a variance, the weight of the newest batch in running statistics.
-#define SLOPE 0.1f
+// The term added to a variance, the weight of the newest batch in running statistics.
 #define EPS 1e-5f
 #define MOMENTUM 0.1f
 
@@ -54,9 +53,9 @@ struct Divisor {
 
 __device__ inline int quotient(int n, const Divisor& d) { return (int)(((u64)n * d.mul) >> d.shift); }
 
-__device__ inline float leaky(float z) { return z > 0.0f ? z : z * SLOPE; }
+__device__ inline float leaky(float z, float slope) { return z > 0.0f ? z : z * slope; }
 
-__device__ inline float leaky_slope(float z) { return z > 0.0f ? 1.0f : SLOPE; }
+__device__ inline float leaky_slope(float z, float slope) { return z > 0.0f ? 1.0f : slope; }
 
 // The nearest bf16, ties to even, as the runtime's `Bf16`.
 __device__ inline float bf16_value(float v) {

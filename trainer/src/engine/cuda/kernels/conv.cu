@@ -25,6 +25,7 @@ struct ConvArgs {
     int gate_kind;          // 0: none; 1: slope of the leaky ReLU behind the norm; 2: 0 where the map is 0
     int squash;             // 0: none; 1: ReLU; 2: sigmoid
     int blocks;             // of sums
+    float slope;            // entry 1 and gate 1: of the leaky ReLU below 0
 };
 
 struct Quad {
@@ -37,19 +38,19 @@ __device__ inline Quad read4(const float* p) {
 }
 
 // One value on its way in: element `at` of the map, channel c.
-__device__ inline float entering(int kind, const float* x, const float* entry, const float* other, int ic, int at, int c) {
+__device__ inline float entering(int kind, float slope, const float* x, const float* entry, const float* other, int ic, int at, int c) {
     const float v = x[at];
-    if (kind == 1) return leaky(v * entry[c] + entry[ic + c]);
+    if (kind == 1) return leaky(v * entry[c] + entry[ic + c], slope);
     if (kind == 2) return entry[c] * v + entry[ic + c] * other[at] + entry[2 * ic + c];
     return v;
 }
 
 // Four channels of it, c and ic multiples of 4.
-__device__ inline Quad entering4(int kind, const float* x, const float* entry, const float* other, int ic, int at, int c) {
+__device__ inline Quad entering4(int kind, float slope, const float* x, const float* entry, const float* other, int ic, int at, int c) {
     Quad v = read4(x + at);
     if (kind == 1) {
         const Quad scale = read4(entry + c), shift = read4(entry + ic + c);
-        for (int i = 0; i < 4; ++i) v.v[i] = leaky(v.v[i] * scale.v[i] + shift.v[i]);
+        for (int i = 0; i < 4; ++i) v.v[i] = leaky(v.v[i] * scale.v[i] + shift.v[i], slope);
     } else if (kind == 2) {
         const Quad k1 = read4(entry + c), k2 = read4(entry + ic + c), k3 = read4(entry + 2 * ic + c), o = read4(other + at);
         for (int i = 0; i < 4; ++i) v.v[i] = k1.v[i] * v.v[i] + k2.v[i] * o.v[i] + k3.v[i];
@@ -162,7 +163,7 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
                 const int y = GRADIENT ? y0[j] - ty : y0[j] + ty, x = GRADIENT ? x0[j] - tx : x0[j] + tx;
                 Quad v = {{0.0f, 0.0f, 0.0f, 0.0f}};
                 if (k < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
-                    v = entering4(a.entry_kind, a.x, a.entry, a.other, ic, ((base[j] + y) * a.iw + x) * ic + c, c);
+                    v = entering4(a.entry_kind, a.slope, a.x, a.entry, a.other, ic, ((base[j] + y) * a.iw + x) * ic + c, c);
                 Tile::put_x(s_x, t / 4 + 32 * j, quad, v);
             }
         } else {
@@ -175,7 +176,7 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
                     const int ty = quotient(tap, taps_x), tx = tap - ty * taps_x.value;
                     const int y = GRADIENT ? top - ty : top + ty, x = GRADIENT ? left - tx : left + tx;
                     if (k + e < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
-                        v.v[e] = entering(a.entry_kind, a.x, a.entry, a.other, ic, ((from + y) * a.iw + x) * ic + c, c);
+                        v.v[e] = entering(a.entry_kind, a.slope, a.x, a.entry, a.other, ic, ((from + y) * a.iw + x) * ic + c, c);
                 }
                 Tile::put_x(s_x, t / 4 + 32 * j, quad, v);
             }
@@ -217,7 +218,7 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
             if (a.bias) v += a.bias[o];
             if (a.gate_kind == 1) {
                 with = a.gate[at + o];
-                v *= leaky_slope(with * a.gate_norm[o] + a.gate_norm[a.oc + o]);
+                v *= leaky_slope(with * a.gate_norm[o] + a.gate_norm[a.oc + o], a.slope);
             } else if (a.gate_kind == 2) {
                 v = a.gate[at + o] > 0.0f ? v : 0.0f;
             }

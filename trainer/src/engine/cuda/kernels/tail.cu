@@ -25,6 +25,7 @@ struct TailArgs {
     float* dx;              // as x
     int n, pixels, c, classes;
     float smoothing;        // with mates
+    float slope;            // of the leaky ReLU below 0; 1: none
 };
 
 // At most so many channels and classes.
@@ -53,7 +54,7 @@ KERNEL(tail_forward, TailArgs, 256) {
     for (int c = t; c < a.c; c += 256) {
         const float scale = a.norm[c], shift = a.norm[a.c + c];
         float sum = 0.0f;
-        for (int p = 0; p < a.pixels; ++p) sum += leaky(x[p * a.c + c] * scale + shift);
+        for (int p = 0; p < a.pixels; ++p) sum += leaky(x[p * a.c + c] * scale + shift, a.slope);
         pooled[c] = sum / a.pixels;
         a.pooled[picture * a.c + c] = pooled[c];
     }
@@ -139,7 +140,7 @@ PLAIN(tail_sums, TailArgs, 256) {
         const float scale = a.norm[c], shift = a.norm[a.c + c], d = a.dpooled[picture * a.c + c];
         float one = 0.0f, two = 0.0f;
         for (int p = 0; p < a.pixels; ++p) {
-            const float x = a.x[((u64)picture * a.pixels + p) * a.c + c], dz = d * leaky_slope(x * scale + shift);
+            const float x = a.x[((u64)picture * a.pixels + p) * a.c + c], dz = d * leaky_slope(x * scale + shift, a.slope);
             one += dz;
             two += dz * x;
         }
@@ -157,7 +158,7 @@ PLAIN(tail_gradient, TailArgs, 256) {
         for (int p = 0; p < a.pixels; ++p) {
             const u64 at = ((u64)picture * a.pixels + p) * a.c + c;
             const float x = a.x[at];
-            a.dx[at] = k1 * d * leaky_slope(x * scale + shift) + k2 * x + k3;
+            a.dx[at] = k1 * d * leaky_slope(x * scale + shift, a.slope) + k2 * x + k3;
         }
     }
 }

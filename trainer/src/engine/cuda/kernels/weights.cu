@@ -19,6 +19,7 @@ struct WeightArgs {
     int x_kind, dy_kind;
     int bias;              // whether the gradient of a bias stands behind the weights'
     int stretch;           // pixels of a split, a multiple of 16
+    float slope;           // as in ConvArgs
 };
 
 // In f32: 4 x 4 entries a thread; both tiles pixel by pixel.
@@ -95,13 +96,13 @@ template <typename Tile> __device__ inline void weight_product(const WeightArgs&
             if (ic % 4 == 0) {
                 const int y = iy + ky, x = ix + kx;
                 if (m < to && k < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
-                    v = entering4(a.x_kind, a.x, a.x_entry, 0, ic, ((picture * a.ih + y) * a.iw + x) * ic + c, c);
+                    v = entering4(a.x_kind, a.slope, a.x, a.x_entry, 0, ic, ((picture * a.ih + y) * a.iw + x) * ic + c, c);
             } else {
                 UNROLL for (int e = 0; e < 4; ++e) {
                     const int tap = quotient(k + e, a.channels), c = k + e - tap * ic, ky = quotient(tap, a.taps_x);
                     const int y = iy + ky, x = ix + tap - ky * kw;
                     if (m < to && k + e < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
-                        v.v[e] = entering(a.x_kind, a.x, a.x_entry, 0, ic, ((picture * a.ih + y) * a.iw + x) * ic + c, c);
+                        v.v[e] = entering(a.x_kind, a.slope, a.x, a.x_entry, 0, ic, ((picture * a.ih + y) * a.iw + x) * ic + c, c);
                 }
             }
             Tile::put_x(s_x, quad, p, v);
@@ -110,7 +111,7 @@ template <typename Tile> __device__ inline void weight_product(const WeightArgs&
             const int p = i / WIDE, o = column0 + i % WIDE;
             float v = 0.0f;
             if (m0 + p < to && o < a.oc)
-                v = entering(a.dy_kind, a.dy, a.dy_entry, a.dy_other, a.oc, (m0 + p) * a.oc + o, o);
+                v = entering(a.dy_kind, a.slope, a.dy, a.dy_entry, a.dy_other, a.oc, (m0 + p) * a.oc + o, o);
             Tile::put_y(s_y, p, i % WIDE, v);
             s_bias[i] = v;
         }
