@@ -73,8 +73,9 @@ impl<F: NorFlash> Counter<F> {
         let (active, other) = if second.value > first.value { (second, first) } else { (first, second) };
         let mut at = active.at + active.used * Self::STRIDE as u32;
         if active.used >= Self::ENTRIES {
-            self.flash.erase(other.at, F::ERASE_SIZE as u32)?;
-            at = other.at;
+            // As long as there is no whole entry, all happens in one sector: the other one stays readable, and tells torn from dead.
+            at = if active.value.is_some() { other.at } else { active.at };
+            self.flash.erase(at, F::ERASE_SIZE as u32)?;
         }
         let mut entry = [0xff; CHUNK];
         entry.iter_mut().zip(encode(to)).for_each(|(byte, value)| *byte = value);
