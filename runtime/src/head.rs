@@ -87,17 +87,19 @@ impl Dropout {
     /// None at all.
     pub const NONE: Self = Self { rate: 0.0, seed: 0, stream: 0 };
 
+    /// Random bytes below the first drop a value, and what the others are multiplied by; none: nothing is dropped.
+    pub fn cut(&self) -> Option<(u8, f32)> {
+        let cut = (self.rate * 256.0) as u8;
+        (cut > 0).then(|| (cut, 256.0 / (256 - u32::from(cut)) as f32))
+    }
+
     /// Drops values in place and scales the rest; the same call on a gradient is the backward pass.
     pub fn apply(&self, x: &mut [f32]) {
-        let cut = (self.rate * 256.0) as u32;
-        if cut == 0 {
-            return;
-        }
-        let keep = 256.0 / (256 - cut.min(255)) as f32;
+        let Some((cut, keep)) = self.cut() else { return };
         let mut rng = Rng::new(self.seed, self.stream);
         for four in x.chunks_mut(4) {
             // Without branches: what chance decides no processor foresees.
-            let kept = rng.bits().to_le_bytes().map(|byte| 0u32.wrapping_sub(u32::from(u32::from(byte) >= cut)));
+            let kept = rng.bits().to_le_bytes().map(|byte| 0u32.wrapping_sub(u32::from(byte >= cut)));
             if let Ok(four) = <&mut [f32; 4]>::try_from(&mut *four) {
                 *four = core::array::from_fn(|i| f32::from_bits((four[i] * keep).to_bits() & kept[i]));
             } else {

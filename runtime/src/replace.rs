@@ -134,6 +134,18 @@ impl Stored for f32 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bf16(u16);
 
+impl Bf16 {
+    /// Its bits.
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Of such bits.
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+}
+
 impl From<f32> for Bf16 {
     fn from(x: f32) -> Self {
         let bits = x.to_bits();

@@ -28,13 +28,23 @@ pub enum Device {
     },
 }
 
-/// How convolutions multiply on a GPU.
+/// How a GPU keeps maps and multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// In `f32`.
     F32,
-    /// What comes in is rounded to bf16, for the tensor cores; sums, maps, norms, parameters and optimisers stay `f32`.
+    /// Maps are kept in bf16 and multiplied on the tensor cores; sums, statistics, parameters and optimisers stay `f32`.
     Bf16,
+}
+
+impl Precision {
+    /// Bytes of a value of a map.
+    pub const fn cell(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
 }
 
 /// Which optimiser, with L2 weight decay in the gradient.

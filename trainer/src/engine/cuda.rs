@@ -1,4 +1,4 @@
-//! The CUDA engine: a whole training step as one captured graph of our own kernels, in f32 or, where convolutions multiply, in bf16.
+//! The CUDA engine: a whole training step as one captured graph of our own kernels, its maps and products in f32 or in bf16.
 //! The CPU engine is its oracle.
 //!
 //! ```text
@@ -40,7 +40,7 @@ use backend::{Backend, Region};
 use builder::Homes;
 use bytemuck::Zeroable;
 use layout::{Layout, Stretches};
-use plan::{Books, Moments, Source};
+use plan::{Books, Cut, Moments, Source};
 use stemguard_runtime::data::Pictures;
 
 /// Steps between two looks at the losses.
@@ -79,7 +79,6 @@ pub struct CudaEngine {
     device: Box<dyn Backend>,
     net: TrapNet,
     objective: Objective,
-    precision: Precision,
     layout: Layout,
     homes: Homes,
     moments: Moments,
@@ -94,22 +93,17 @@ impl CudaEngine {
     /// # Errors
     /// [`EngineError::Unavailable`] where there is no GPU that can be used.
     pub fn open(gpu: usize, net: &TrapNet, objective: Objective, precision: Precision) -> Result<Self, EngineError> {
-        Self::on(Box::new(driver::Driver::open(gpu)?), net, objective, precision)
+        Self::on(Box::new(driver::Driver::open(gpu, precision)?), net, objective)
     }
 
-    fn on(
-        mut device: Box<dyn Backend>,
-        net: &TrapNet,
-        objective: Objective,
-        precision: Precision,
-    ) -> Result<Self, EngineError> {
+    fn on(mut device: Box<dyn Backend>, net: &TrapNet, objective: Objective) -> Result<Self, EngineError> {
         let mut net = net.clone();
         let layout = Layout::of(&mut net);
         let (params, statistics) = layout.lens();
         let mut take = |len: usize| device.allocate(4 * len.max(1));
         let homes = Homes { params: take(params)?, grads: take(params)?, statistics: take(statistics)? };
         let moments = Moments { first: take(params)?, second: take(params)? };
-        Ok(Self { device, net, objective, precision, layout, homes, moments, held: None, asked: None, steps: 0 })
+        Ok(Self { device, net, objective, layout, homes, moments, held: None, asked: None, steps: 0 })
     }
 
     fn floats(&mut self, from: Region, first: usize, len: usize) -> Result<Vec<f32>, EngineError> {
@@ -126,12 +120,10 @@ fn seed(c: &RunConfig) -> u64 {
 
 impl Engine for CudaEngine {
     fn hold(&mut self, c: &RunConfig, pictures: &Pictures) -> Result<(), EngineError> {
-        let shift = match c.crop {
-            Crop::Shift => c.shift,
-            Crop::None => 0,
-            Crop::Resized => {
-                return Err(EngineError::Unavailable("--crop resized: not with --device cuda".into()));
-            }
+        let cut = match c.crop {
+            Crop::Shift => Cut::Shifted(c.shift),
+            Crop::None => Cut::Shifted(0),
+            Crop::Resized => Cut::Resized,
         };
         if self.held.is_some() || pictures.shape() != self.net.input || pictures.len() < c.batch {
             return Err(EngineError::Failed("CUDA engine: pictures of another course".into()));
@@ -141,7 +133,7 @@ impl Engine for CudaEngine {
             pixels: device.allocate(pictures.pixels.len())?,
             control: device.allocate(size_of::<Control>())?,
             order: Some(device.allocate(4 * n)?),
-            shift: Some(shift),
+            cut,
             flip: c.flip,
         };
         let books = Books {
@@ -153,9 +145,8 @@ impl Engine for CudaEngine {
         device.write(source.pixels, &pictures.pixels)?;
         device.write(books.labels, bytemuck::cast_slice(&pictures.labels))?;
         let (layout, net) = (&self.layout, &self.net);
-        let (homes, moments, precision) = (self.homes, self.moments, self.precision);
-        let program =
-            plan::step(device, layout, net, &self.objective, homes, moments, &source, &books, precision, c.batch)?;
+        let (homes, moments) = (self.homes, self.moments);
+        let program = plan::step(device, layout, net, &self.objective, homes, moments, &source, &books, c.batch)?;
         self.held = Some(Held { source, books, program, batch: c.batch, pictures: n });
         Ok(())
     }
@@ -226,12 +217,12 @@ impl Engine for CudaEngine {
                     pixels: device.allocate(pictures.pixels.len())?,
                     control: device.allocate(size_of::<Control>())?,
                     order: None,
-                    shift: None,
+                    cut: Cut::Whole,
                     flip: false,
                 };
                 let (answers, batch) = (device.allocate(4 * n)?, n.min(ANSWERS));
                 let (layout, net) = (&self.layout, &self.net);
-                let program = plan::answers(device, layout, net, self.homes, &source, answers, self.precision, batch)?;
+                let program = plan::answers(device, layout, net, self.homes, &source, answers, batch)?;
                 Asked { source, answers, program, batch, room: n }
             }
         };

@@ -46,7 +46,7 @@ pub(crate) enum DeviceName {
 pub(crate) enum PrecisionName {
     /// In f32.
     F32,
-    /// Rounded to bf16, on tensor cores; everything else stays f32.
+    /// Maps in bf16, products on tensor cores; sums, statistics, parameters and optimisers stay f32.
     Bf16,
 }
 

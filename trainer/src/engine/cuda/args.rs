@@ -31,7 +31,7 @@ arguments! {
     BeginArgs { control: u64 }
     PictureArgs {
         pixels: u64, order: u64, control: u64, x: u64, row: Divisor, pixel: Divisor,
-        n: i32, h: i32, w: i32, shift: i32, flip: i32, _end: u32,
+        n: i32, h: i32, w: i32, crop: i32, shift: i32, flip: i32,
     }
     ConvArgs {
         x: u64, entry: u64, other: u64, w: u64, bias: u64, gate: u64, gate_norm: u64, add: u64, y: u64, sums: u64,

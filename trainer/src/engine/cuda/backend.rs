@@ -1,6 +1,6 @@
 //! What the engine asks of a device: memory, copies, and programs, which are kernels one after the other.
 
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Precision};
 use bytemuck::Pod;
 
 /// A stretch of device memory.
@@ -58,9 +58,9 @@ pub(super) struct Launch {
     pub(super) argument: Argument,
 }
 
-/// Declares the kernels with their threads a block.
+/// Declares the kernels with their threads a block, in `f32` and in bf16 where that differs.
 macro_rules! kernels {
-    ($($kernel:ident $name:literal $threads:literal),* $(,)?) => {
+    ($($kernel:ident $name:literal $threads:tt),* $(,)?) => {
         /// A kernel.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(super) enum Kernel {
@@ -79,23 +79,26 @@ macro_rules! kernels {
             }
 
             /// Threads of a block.
-            pub(super) const fn threads(self) -> u32 {
-                match self {
-                    $(Self::$kernel => $threads,)*
+            pub(super) const fn threads(self, precision: Precision) -> u32 {
+                let (plain, half) = match self {
+                    $(Self::$kernel => kernels!(@ $threads),)*
+                };
+                match precision {
+                    Precision::F32 => plain,
+                    Precision::Bf16 => half,
                 }
             }
         }
     };
+    (@ ($plain:literal, $half:literal)) => { ($plain, $half) };
+    (@ $threads:literal) => { ($threads, $threads) };
 }
 
 kernels! {
     Begin "begin" 1, Pictures "pictures" 256,
     Conv16 "conv_16" 128, Conv32 "conv_32" 128, Conv64 "conv_64" 128,
     Gradient16 "gradient_16" 128, Gradient32 "gradient_32" 128, Gradient64 "gradient_64" 128,
-    Weights16 "weights_16" 144, Weights32 "weights_32" 144, Weights64 "weights_64" 144,
-    Conv16Half "conv_16_bf16" 128, Conv32Half "conv_32_bf16" 128, Conv64Half "conv_64_bf16" 128,
-    Gradient16Half "gradient_16_bf16" 128, Gradient32Half "gradient_32_bf16" 128, Gradient64Half "gradient_64_bf16" 128,
-    Weights16Half "weights_16_bf16" 288, Weights32Half "weights_32_bf16" 288, Weights64Half "weights_64_bf16" 288,
+    Weights16 "weights_16" (144, 288), Weights32 "weights_32" (144, 288), Weights64 "weights_64" (144, 288),
     Reduce "reduce" 128, Columns "columns" 128,
     NormForward "norm_forward" 128, NormRunning "norm_running" 128, NormBackward "norm_backward" 128,
     NormGradient "norm_gradient" 256,
@@ -107,8 +110,11 @@ kernels! {
     Store "store" 256, Gather "gather" 256, Dropout "dropout" 256, ChannelSums "channel_sums" 128,
 }
 
-/// A device. Work happens in the order it is asked for; reads wait for it.
+/// A device with the kernels of one precision. Work happens in the order it is asked for; reads wait for it.
 pub(super) trait Backend {
+    /// Of the kernels: what the cells of maps are.
+    fn precision(&self) -> Precision;
+
     /// Memory for `bytes`, whatever is in it.
     fn allocate(&mut self, bytes: usize) -> Result<Region, EngineError>;
 

@@ -5,7 +5,9 @@ use super::backend::{Argument, Backend, Kernel, Launch, Region};
 use super::layout::{Layout, Span};
 use crate::engine::{EngineError, Precision};
 use bytemuck::Pod;
+use std::borrow::Cow;
 use stemguard_runtime::kernels::ConvShape;
+use stemguard_runtime::replace::Bf16;
 use stemguard_runtime::shape::Shape;
 
 /// Outputs of a block of a convolution, entries of a block of a weight gradient in f32, its rows in bf16.
@@ -34,7 +36,7 @@ pub(super) struct Sums {
     pub(super) blocks: usize,
 }
 
-/// A map of the batch, and the sums over it where they were taken.
+/// A map of the batch, of cells, and the sums over it where they were taken.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Map {
     pub(super) region: Region,
@@ -106,7 +108,7 @@ pub(super) struct Builder<'a> {
     pub(super) device: &'a mut dyn Backend,
     pub(super) layout: &'a Layout,
     pub(super) homes: Homes,
-    pub(super) precision: Precision,
+    precision: Precision,
     pub(super) n: usize,
     pub(super) launches: Vec<Launch>,
     free: Vec<Region>,
@@ -126,20 +128,24 @@ fn pixels(s: Shape) -> usize {
     s.h as usize * s.w as usize
 }
 
+/// Pixels of a block of a sum over channels, and how many blocks there are.
+fn stretches(pixels: usize) -> (usize, usize) {
+    let stretch = pixels.div_ceil(COLUMN_BLOCKS);
+    (stretch, pixels.div_ceil(stretch))
+}
+
 impl<'a> Builder<'a> {
-    pub(super) fn new(
-        device: &'a mut dyn Backend,
-        layout: &'a Layout,
-        homes: Homes,
-        precision: Precision,
-        n: usize,
-    ) -> Self {
+    pub(super) fn new(device: &'a mut dyn Backend, layout: &'a Layout, homes: Homes, n: usize) -> Self {
+        let precision = device.precision();
         Self { device, layout, homes, precision, n, launches: Vec::new(), free: Vec::new() }
     }
 
     /// Room for `len` values of 4 bytes: one given back, or new.
     pub(super) fn take(&mut self, len: usize) -> Result<Region, EngineError> {
-        let bytes = 4 * len.max(1);
+        self.room(4 * len.max(1))
+    }
+
+    fn room(&mut self, bytes: usize) -> Result<Region, EngineError> {
         match self.free.iter().position(|r| r.bytes == bytes) {
             Some(i) => Ok(self.free.swap_remove(i)),
             None => self.device.allocate(bytes),
@@ -149,6 +155,11 @@ impl<'a> Builder<'a> {
     /// Room that later launches may use.
     pub(super) fn give(&mut self, region: Region) {
         self.free.push(region);
+    }
+
+    /// Room for both sums of so many blocks.
+    pub(super) fn sums(&mut self, c: usize, blocks: usize) -> Result<Sums, EngineError> {
+        Ok(Sums { region: self.take(2 * c * blocks)?, blocks })
     }
 
     pub(super) fn give_sums(&mut self, sums: Option<Sums>) {
@@ -163,7 +174,7 @@ impl<'a> Builder<'a> {
         let len = len.ok_or_else(|| {
             EngineError::Unavailable(format!("--batch {}: a map of {} values is too large", self.n, shape.len()))
         })?;
-        Ok(Map { region: self.take(len)?, shape, sums: None })
+        Ok(Map { region: self.room(self.precision.cell() * len.max(1))?, shape, sums: None })
     }
 
     pub(super) fn launch<T: Pod>(&mut self, kernel: Kernel, grid: [usize; 3], args: &T) {
@@ -205,7 +216,7 @@ impl<'a> Builder<'a> {
         let largest = self.n * rows[0].value as usize * columns[0].value as usize;
         let grid = [largest.div_ceil(CONV_BLOCK / side), oc.div_ceil(side), step * step];
         let blocks = grid[0] * grid[2];
-        y.sums = if p.sums { Some(Sums { region: self.take(2 * oc * blocks)?, blocks }) } else { None };
+        y.sums = if p.sums { Some(self.sums(oc, blocks)?) } else { None };
         let (entry_kind, entry, other) = p.entry.parts();
         let (gate_kind, gate, gate_norm) = p.gate.parts();
         let args = ConvArgs {
@@ -240,19 +251,13 @@ impl<'a> Builder<'a> {
             slope: p.entry.slope().or(p.gate.slope()).unwrap_or_default(),
             _end: 0,
         };
-        let kernel = match (p.gradient, self.precision, side) {
-            (false, Precision::F32, 16) => Kernel::Conv16,
-            (false, Precision::F32, 32) => Kernel::Conv32,
-            (false, Precision::F32, _) => Kernel::Conv64,
-            (true, Precision::F32, 16) => Kernel::Gradient16,
-            (true, Precision::F32, 32) => Kernel::Gradient32,
-            (true, Precision::F32, _) => Kernel::Gradient64,
-            (false, Precision::Bf16, 16) => Kernel::Conv16Half,
-            (false, Precision::Bf16, 32) => Kernel::Conv32Half,
-            (false, Precision::Bf16, _) => Kernel::Conv64Half,
-            (true, Precision::Bf16, 16) => Kernel::Gradient16Half,
-            (true, Precision::Bf16, 32) => Kernel::Gradient32Half,
-            (true, Precision::Bf16, _) => Kernel::Gradient64Half,
+        let kernel = match (p.gradient, side) {
+            (false, 16) => Kernel::Conv16,
+            (false, 32) => Kernel::Conv32,
+            (false, _) => Kernel::Conv64,
+            (true, 16) => Kernel::Gradient16,
+            (true, 32) => Kernel::Gradient32,
+            (true, _) => Kernel::Gradient64,
         };
         self.launch(kernel, grid, &args);
         Ok(y)
@@ -306,13 +311,10 @@ impl<'a> Builder<'a> {
             stretch: stretch as i32,
             slope,
         };
-        let kernel = match (self.precision, side) {
-            (Precision::F32, 16) => Kernel::Weights16,
-            (Precision::F32, 32) => Kernel::Weights32,
-            (Precision::F32, _) => Kernel::Weights64,
-            (Precision::Bf16, 16) => Kernel::Weights16Half,
-            (Precision::Bf16, 32) => Kernel::Weights32Half,
-            (Precision::Bf16, _) => Kernel::Weights64Half,
+        let kernel = match side {
+            16 => Kernel::Weights16,
+            32 => Kernel::Weights32,
+            _ => Kernel::Weights64,
         };
         self.launch(kernel, [depth.div_ceil(tall), oc.div_ceil(side), splits], &args);
         let to = self.grad(weight);
@@ -329,8 +331,7 @@ impl<'a> Builder<'a> {
     /// The gradient of a bias from that of its map.
     pub(super) fn columns(&mut self, dz: &Map, bias: Span) -> Result<(), EngineError> {
         let (c, all) = (dz.shape.c as usize, self.n * pixels(dz.shape));
-        let stretch = all.div_ceil(COLUMN_BLOCKS);
-        let blocks = all.div_ceil(stretch);
+        let (stretch, blocks) = stretches(all);
         let partial = self.take(blocks * c)?;
         let args = ColumnArgs {
             x: dz.at(),
@@ -349,9 +350,8 @@ impl<'a> Builder<'a> {
     /// Takes the sums over a map that no convolution left.
     pub(super) fn summed(&mut self, x: &mut Map) -> Result<(), EngineError> {
         let (c, all) = (x.shape.c as usize, self.n * pixels(x.shape));
-        let stretch = all.div_ceil(COLUMN_BLOCKS);
-        let blocks = all.div_ceil(stretch);
-        let sums = Sums { region: self.take(2 * c * blocks)?, blocks };
+        let (stretch, blocks) = stretches(all);
+        let sums = self.sums(c, blocks)?;
         let args = SumArgs {
             x: x.at(),
             sums: sums.region.address,
@@ -388,7 +388,8 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// A norm over `x`, and the slope below 0 of the ReLU behind it: of the batch where sums were taken (which are given back), else of running statistics.
+    /// A norm over `x`, and the slope below 0 of the ReLU behind it: of the batch where sums were taken (which are given back), else of
+    /// running statistics.
     pub(super) fn norm(&mut self, name: &str, x: &Map, slope: f32) -> Result<NormState, EngineError> {
         let c = x.shape.c as usize;
         let state = NormState { region: self.take(4 * c)?, c, slope };
@@ -451,6 +452,7 @@ impl<'a> Builder<'a> {
     /// A map with what two norms make of it, or one and a skip: arguments of both passes.
     fn joined_args(&self, h: &Map, state: NormState, skip: Option<(&Map, Option<NormState>)>, y: &Map) -> JoinedArgs {
         let all = self.n * pixels(h.shape);
+        let (stretch, blocks) = stretches(all);
         JoinedArgs {
             h: h.at(),
             norm: state.affine(),
@@ -461,8 +463,8 @@ impl<'a> Builder<'a> {
             skip_sums: 0,
             channels: Divisor::new(h.shape.c as usize),
             pixels: all as i32,
-            stretch: all.div_ceil(COLUMN_BLOCKS) as i32,
-            blocks: 0,
+            stretch: stretch as i32,
+            blocks: blocks as i32,
             len: (all * h.shape.c as usize) as i32,
         }
     }
@@ -490,16 +492,14 @@ impl<'a> Builder<'a> {
         dz: &Map,
     ) -> Result<(Sums, Option<Sums>), EngineError> {
         let mut args = self.joined_args(h, state, skip, dz);
-        let blocks = (args.pixels as usize).div_ceil(args.stretch as usize);
-        let len = 2 * h.shape.c as usize * blocks;
-        let sums = Sums { region: self.take(len)?, blocks };
+        let (c, blocks) = (h.shape.c as usize, args.blocks as usize);
+        let sums = self.sums(c, blocks)?;
         let of_skip = match skip {
-            Some((_, Some(_))) => Some(Sums { region: self.take(len)?, blocks }),
+            Some((_, Some(_))) => Some(self.sums(c, blocks)?),
             _ => None,
         };
         args.sums = sums.region.address;
         args.skip_sums = of_skip.map_or(0, |s| s.region.address);
-        args.blocks = blocks as i32;
         self.launch(Kernel::JoinedBackward, [blocks, 1, 1], &args);
         Ok((sums, of_skip))
     }
@@ -554,5 +554,13 @@ impl<'a> Builder<'a> {
         let region = self.device.allocate(4 * values.len())?;
         self.device.write(region, bytemuck::cast_slice(values))?;
         Ok(region)
+    }
+}
+
+/// Values as cells of a map.
+pub(super) fn cells(precision: Precision, values: &[f32]) -> Cow<'_, [u8]> {
+    match precision {
+        Precision::F32 => Cow::Borrowed(bytemuck::cast_slice(values)),
+        Precision::Bf16 => values.iter().flat_map(|&v| Bf16::from(v).bits().to_ne_bytes()).collect(),
     }
 }

@@ -1,7 +1,7 @@
 //! The kernels' source, and its compilation by NVRTC for one architecture, kept in the user's cache directory.
 
 use super::backend::Kernel;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Precision};
 use cudarc::nvrtc::sys;
 use std::ffi::CString;
 use std::path::PathBuf;
@@ -51,11 +51,23 @@ impl Drop for Program {
     }
 }
 
+/// The name that the kernels know a precision by.
+pub(super) const fn defined(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "F32",
+        Precision::Bf16 => "BF16",
+    }
+}
+
 /// The kernels as a binary for an architecture such as `sm_90`.
-pub(super) fn compile(architecture: &str) -> Result<Vec<u8>, EngineError> {
+pub(super) fn compile(architecture: &str, precision: Precision) -> Result<Vec<u8>, EngineError> {
     let text = |s: &str| CString::new(s).map_err(|e| EngineError::Failed(format!("kernels: {e}")));
     let (source, name) = (text(SOURCE)?, text("stemguard.cu")?);
-    let options = [text(&format!("--gpu-architecture={architecture}"))?, text("--std=c++17")?];
+    let options = [
+        text(&format!("--gpu-architecture={architecture}"))?,
+        text("--std=c++17")?,
+        text(&format!("-D{}", defined(precision)))?,
+    ];
     let options = options.each_ref().map(|o| o.as_ptr());
     let mut program = null_mut();
     // SAFETY: source and name are strings that outlive the program; no headers are given.
@@ -88,12 +100,13 @@ pub(super) fn compile(architecture: &str) -> Result<Vec<u8>, EngineError> {
     Ok(binary)
 }
 
-/// Where the binary for an architecture is kept between runs; nowhere without a home.
-pub(super) fn cached(architecture: &str, version: (i32, i32)) -> Option<PathBuf> {
+/// Where the binary for an architecture and a precision is kept between runs; nowhere without a home.
+pub(super) fn cached(architecture: &str, precision: Precision, version: (i32, i32)) -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));
     let dir = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|d| d.is_absolute()).or_else(home)?;
     let source = crate::trap::fingerprint(&SOURCE);
-    Some(dir.join("stemguard").join(format!("kernels-{source}-{architecture}-{}.{}.cubin", version.0, version.1)))
+    let (precision, (major, minor)) = (defined(precision), version);
+    Some(dir.join("stemguard").join(format!("kernels-{source}-{architecture}-{precision}-{major}.{minor}.cubin")))
 }
 
 /// Whether a binary names every kernel.
@@ -113,9 +126,11 @@ mod tests {
             return;
         }
         for architecture in ["sm_80", "sm_90"] {
-            let binary = compile(architecture).expect("compiles");
-            assert!(whole(&binary), "{architecture}: a kernel is missing");
+            for precision in [Precision::F32, Precision::Bf16] {
+                let binary = compile(architecture, precision).expect("compiles");
+                assert!(whole(&binary), "{architecture}, {precision:?}: a kernel is missing");
+            }
         }
-        assert!(matches!(compile("sm_1"), Err(EngineError::Unavailable(_))));
+        assert!(matches!(compile("sm_1", Precision::F32), Err(EngineError::Unavailable(_))));
     }
 }

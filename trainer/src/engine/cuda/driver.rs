@@ -3,7 +3,7 @@
 
 use super::backend::{Argument, Backend, Kernel, Launch, Region};
 use super::compile;
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Precision};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
     sys,
@@ -20,6 +20,7 @@ const OLDEST: i32 = 12_000;
 
 /// The first GPU that the driver shows.
 pub(super) struct Driver {
+    precision: Precision,
     stream: Arc<CudaStream>,
     functions: Vec<CudaFunction>,
     memory: Vec<CudaSlice<u8>>,
@@ -70,7 +71,7 @@ pub(super) fn probe() -> Result<usize, EngineError> {
 
 impl Driver {
     /// A GPU with the kernels loaded, compiled unless an earlier run left them.
-    pub(super) fn open(gpu: usize) -> Result<Self, EngineError> {
+    pub(super) fn open(gpu: usize, precision: Precision) -> Result<Self, EngineError> {
         probe()?;
         let context = CudaContext::new(gpu).map_err(|e| unavailable(told("the GPU cannot be used", e)))?;
         let (major, minor) = context.compute_capability().map_err(|e| told("capability", e))?;
@@ -81,12 +82,12 @@ impl Driver {
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(|e| told("stream", e))?;
         let architecture = format!("sm_{major}{minor}");
-        let kept = compile::cached(&architecture, compile::version()?);
+        let kept = compile::cached(&architecture, precision, compile::version()?);
         let left = kept.as_ref().and_then(|p| std::fs::read(p).ok()).filter(|b| compile::whole(b));
         let binary = match left {
             Some(binary) => binary,
             None => {
-                let binary = compile::compile(&architecture)?;
+                let binary = compile::compile(&architecture, precision)?;
                 if let Some(path) = &kept {
                     // A cache that cannot be written costs time only.
                     let _ = path.parent().map(std::fs::create_dir_all);
@@ -99,7 +100,7 @@ impl Driver {
             context.load_module(Ptx::from_binary(binary)).map_err(|e| unavailable(told("kernels do not load", e)))?;
         let functions = Kernel::ALL.iter().map(|k| module.load_function(k.name()).map_err(|e| told(k.name(), e)));
         let functions = functions.collect::<Result<_, _>>()?;
-        Ok(Self { stream, functions, memory: Vec::new(), graphs: Vec::new() })
+        Ok(Self { precision, stream, functions, memory: Vec::new(), graphs: Vec::new() })
     }
 
     fn capture(&self, launches: &[Launch]) -> Result<Option<CudaGraph>, DriverError> {
@@ -108,8 +109,11 @@ impl Driver {
         for l in launches {
             let Some(function) = self.functions.get(l.kernel as usize) else { continue };
             let [x, y, z] = l.grid;
-            let config =
-                LaunchConfig { grid_dim: (x, y, z), block_dim: (l.kernel.threads(), 1, 1), shared_mem_bytes: 0 };
+            let config = LaunchConfig {
+                grid_dim: (x, y, z),
+                block_dim: (l.kernel.threads(self.precision), 1, 1),
+                shared_mem_bytes: 0,
+            };
             let mut builder = self.stream.launch_builder(function);
             builder.arg(&l.argument);
             // SAFETY: the caller of `program` answers for the argument; the block is what the kernel is compiled for.
@@ -122,6 +126,10 @@ impl Driver {
 }
 
 impl Backend for Driver {
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
     fn allocate(&mut self, bytes: usize) -> Result<Region, EngineError> {
         // SAFETY: whatever is in the memory is a byte.
         let memory = unsafe { self.stream.alloc::<u8>(bytes) }.map_err(|e| match e.0 {

@@ -10,7 +10,7 @@
 
 use super::args::*;
 use super::backend::{Backend, Kernel, Region};
-use super::builder::{Builder, Homes, Map};
+use super::builder::{Builder, Homes, Map, cells};
 use super::layout::Layout;
 use super::network::{self, Ends, Left};
 use super::{Moments, driver};
@@ -18,8 +18,8 @@ use crate::engine::{EngineError, Precision};
 use crate::model::TrapNet;
 use crate::nn::{Param, Visit};
 use bytemuck::Zeroable;
-use stemguard_runtime::head::HeadModel as _;
 use stemguard_runtime::head::residual::Residual;
+use stemguard_runtime::head::{Dropout, HeadModel as _};
 use stemguard_runtime::layers::unit::UnitShape;
 use stemguard_runtime::replace::{Settings, initialise};
 use stemguard_runtime::shape::Shape;
@@ -119,7 +119,7 @@ impl CudaHead {
         sizes: Sizes,
         precision: Precision,
     ) -> Result<Self, EngineError> {
-        Self::on(Box::new(driver::Driver::open(gpu)?), net, settings, sizes, precision)
+        Self::on(Box::new(driver::Driver::open(gpu, precision)?), net, settings, sizes)
     }
 
     pub(super) fn on(
@@ -127,7 +127,6 @@ impl CudaHead {
         net: &TrapNet,
         settings: &Settings,
         sizes: Sizes,
-        precision: Precision,
     ) -> Result<Self, EngineError> {
         let (features, classes, batch) = (net.stem.output(), net.classes, settings.batch);
         let wrong = |e: stemguard_runtime::error::Error| EngineError::Failed(format!("head: {e}"));
@@ -155,8 +154,7 @@ impl CudaHead {
         let homes =
             Homes { params: take(params.len())?, grads: take(params.len())?, statistics: take(statistics.len())? };
         let moments = Moments { first: take(trained.len())?, second: take(trained.len())? };
-        let (pictures, place) = (take(FILLED * net.input.len())?, take(2)?);
-        let (bank, control) = (take(sizes.rows * features.len())?, take(size_of::<Control>() / 4)?);
+        let (place, control) = (take(2)?, take(size_of::<Control>() / 4)?);
         let tables = Tables {
             own: take(places)?,
             mates: take(places)?,
@@ -165,6 +163,9 @@ impl CudaHead {
             keep: take(sizes.steps)?,
         };
         let losses = take(4 * sizes.steps)?;
+        let cell = device.precision().cell();
+        let pictures = device.allocate(cell * FILLED * net.input.len())?;
+        let bank = device.allocate(cell * sizes.rows.max(1) * features.len())?;
         let none = vec![0.0f32; trained.len()];
         for (region, values) in
             [(homes.params, &params), (homes.statistics, &statistics), (moments.first, &none), (moments.second, &none)]
@@ -172,7 +173,7 @@ impl CudaHead {
             device.write(region, bytemuck::cast_slice(values))?;
         }
 
-        let mut b = Builder::new(&mut *device, &layout, homes, precision, FILLED);
+        let mut b = Builder::new(&mut *device, &layout, homes, FILLED);
         let x = Map { region: pictures, shape: net.input, sums: None };
         let (y, _) = network::forward(&mut b, "stem", &net.stem, x, false, &Ends::default())?;
         let args = StoreArgs {
@@ -188,7 +189,7 @@ impl CudaHead {
         // that the kernels are told; `fill` stores no row past the bank.
         let fill = unsafe { device.program(launches) }?;
 
-        let mut b = Builder::new(&mut *device, &layout, homes, precision, batch);
+        let mut b = Builder::new(&mut *device, &layout, homes, batch);
         step(&mut b, &shape, classes, settings, bank, control, &tables, losses)?;
         let args = UpdateArgs {
             p: homes.params.address + 4 * spans[0].0 as u64,
@@ -236,9 +237,9 @@ impl CudaHead {
         precision: Precision,
         falling: bool,
     ) -> Option<Self> {
-        let mut device = super::mirror::Mirror::new()?;
+        let mut device = super::mirror::Mirror::new(precision)?;
         device.falling = falling;
-        Some(Self::on(Box::new(device), net, settings, sizes, precision).expect("a head"))
+        Some(Self::on(Box::new(device), net, settings, sizes).expect("a head"))
     }
 
     /// Shape of one picture's features.
@@ -257,7 +258,7 @@ impl CudaHead {
         }
         for (i, part) in pictures.chunks(FILLED * self.input).enumerate() {
             let place = [(first + FILLED * i) as u32, (part.len() / self.input) as u32];
-            self.device.write(self.pictures, bytemuck::cast_slice(part))?;
+            self.device.write(self.pictures, &cells(self.device.precision(), part))?;
             self.device.write(self.place, bytemuck::cast_slice(&place))?;
             self.device.run(self.fill)?;
         }
@@ -372,15 +373,16 @@ fn step(
     b.launch(Kernel::Gather, [n, s.len().div_ceil(1024), 1], &args);
     b.summed(&mut x)?;
     let (mut y, unit) = network::unit(b, "new.unit".into(), shape, x, true)?;
-    let cut = (settings.dropout * 256.0) as i32;
-    let keep = 256.0 / (256 - cut.min(255)) as f32;
-    let drop = |b: &mut Builder<'_>, m: &Map| {
+    // Every step has a stream of its own, which the device knows.
+    let dropped = Dropout { rate: settings.dropout, ..Dropout::NONE }.cut();
+    let drop = |b: &mut Builder<'_>, m: &Map, (cut, keep): (u8, f32)| {
         let quads = n * m.shape.len() / 4;
-        let args = DropoutArgs { x: m.at(), control: control.address, quads: quads as i32, cut, keep, _end: 0 };
+        let args =
+            DropoutArgs { x: m.at(), control: control.address, quads: quads as i32, cut: cut.into(), keep, _end: 0 };
         b.launch(Kernel::Dropout, [quads.div_ceil(256), 1, 1], &args);
     };
-    if cut > 0 {
-        drop(b, &y);
+    if let Some(dropped) = dropped {
+        drop(b, &y, dropped);
         b.summed(&mut y)?;
     }
     let ce = b.take(n)?;
@@ -405,8 +407,8 @@ fn step(
         return Err(EngineError::Failed("head: other layers than were asked for".into()));
     };
     let dy = network::tail_backward(b, &name, x, state, args)?;
-    if cut > 0 {
-        drop(b, &dy);
+    if let Some(dropped) = dropped {
+        drop(b, &dy, dropped);
     }
     network::unit_backward(b, &unit, shape, [of_unit, h], first, second, dy)?;
     Ok(())
@@ -416,7 +418,6 @@ fn step(
 mod tests {
     use super::*;
     use crate::model::Architecture;
-    use stemguard_runtime::head::Dropout;
     use stemguard_runtime::kernels::simd::Simd;
     use stemguard_runtime::replace::paste;
     use stemguard_runtime::rng::Rng;

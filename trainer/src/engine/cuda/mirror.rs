@@ -1,8 +1,8 @@
 //! The kernels on the host: the same source, built by g++ behind `kernels/mirror.hpp`, driven by the same launches. For tests.
 
 use super::backend::{Backend, Kernel, Launch, Region};
-use super::compile::SOURCE;
-use crate::engine::EngineError;
+use super::compile::{SOURCE, defined};
+use crate::engine::{EngineError, Precision};
 use libloading::Library;
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -18,14 +18,15 @@ struct Built {
 
 /// Kernels keep their shared memory and places in statics: one launch at a time.
 static TURN: Mutex<()> = Mutex::new(());
-static BUILT: OnceLock<Option<Built>> = OnceLock::new();
+/// In `f32`, and in bf16.
+static BUILT: [OnceLock<Option<Built>>; 2] = [OnceLock::new(), OnceLock::new()];
 
 /// Bytes in front of and behind every region, which nobody may touch.
 const GUARD: usize = 256;
 /// What fresh memory and guards are filled with: NaN as floats.
 const FILL: u8 = 0xff;
 
-fn build() -> Option<Built> {
+fn build(precision: Precision) -> Option<Built> {
     if Command::new("g++").arg("--version").output().is_err() {
         return None;
     }
@@ -44,7 +45,13 @@ fn build() -> Option<Built> {
         "-shared",
         "-o",
     ];
-    let built = Command::new("g++").args(flags).arg(&library).arg(&source).output().expect("g++ runs");
+    let built = Command::new("g++")
+        .arg(format!("-D{}", defined(precision)))
+        .args(flags)
+        .arg(&library)
+        .arg(&source)
+        .output()
+        .expect("g++ runs");
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     // SAFETY: the library was just built from the kernels and has no constructors beyond the C++ library's own.
     let library = unsafe { Library::new(&library) }.expect("loads");
@@ -58,6 +65,7 @@ fn build() -> Option<Built> {
 
 /// A device of host memory.
 pub(super) struct Mirror {
+    precision: Precision,
     built: &'static Built,
     memory: Vec<Vec<u128>>,
     programs: Vec<Vec<Launch>>,
@@ -67,12 +75,12 @@ pub(super) struct Mirror {
 
 impl Mirror {
     /// None where there is no g++, which is told.
-    pub(super) fn new() -> Option<Self> {
-        let built = BUILT.get_or_init(build).as_ref();
+    pub(super) fn new(precision: Precision) -> Option<Self> {
+        let built = BUILT[precision as usize].get_or_init(|| build(precision)).as_ref();
         if built.is_none() {
             eprintln!("skipped: there is no g++");
         }
-        Some(Self { built: built?, memory: Vec::new(), programs: Vec::new(), falling: false })
+        Some(Self { precision, built: built?, memory: Vec::new(), programs: Vec::new(), falling: false })
     }
 
     fn bytes(&mut self, region: Region) -> &mut [u8] {
@@ -90,6 +98,10 @@ impl Mirror {
 }
 
 impl Backend for Mirror {
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
     fn allocate(&mut self, bytes: usize) -> Result<Region, EngineError> {
         let words = bytes.div_ceil(16) + 2 * GUARD / 16;
         self.memory.push(vec![u128::from_ne_bytes([FILL; 16]); words]);
@@ -118,8 +130,9 @@ impl Backend for Mirror {
             let entry = self.built.entries[l.kernel as usize];
             let (argument, bytes) = (l.argument.words().as_ptr(), l.argument.bytes() as u32);
             // SAFETY: the caller of `program` answers for the argument; the entry refuses one of another size.
-            let answer =
-                unsafe { entry(argument, bytes, l.grid.as_ptr(), l.kernel.threads(), i32::from(self.falling)) };
+            let answer = unsafe {
+                entry(argument, bytes, l.grid.as_ptr(), l.kernel.threads(self.precision), i32::from(self.falling))
+            };
             assert_eq!(answer, 0, "{:?}: 1 is another number of threads, 2 another structure", l.kernel);
             self.check(l);
         }

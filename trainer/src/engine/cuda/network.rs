@@ -2,7 +2,7 @@
 
 use super::args::{Entry, Gate, TailArgs};
 use super::backend::{Kernel, Region};
-use super::builder::{Builder, Map, NormState, Product, Sums};
+use super::builder::{Builder, Map, NormState, Product};
 use super::layout::Span;
 use crate::engine::EngineError;
 use crate::nn::layer::Squash;
@@ -298,7 +298,7 @@ pub(super) fn tail(
         }
     };
     let [weight, bias] = b.conv_spans(&format!("{name}.fc"))?;
-    let logits = b.map(Shape::new(1, 1, classes as u32))?;
+    let logits = Map { region: b.take(n * classes)?, shape: Shape::new(1, 1, classes as u32), sums: None };
     let (mates, keep, smoothing) = ends.soft.unwrap_or_default();
     let mut args = TailArgs {
         x: x.at(),
@@ -391,7 +391,7 @@ pub(super) fn tail_backward(
         b.launch(Kernel::TailGradient, [n, 1, 1], &args);
         return Ok(dx);
     };
-    let sums = Sums { region: b.take(2 * c * n)?, blocks: n };
+    let sums = b.sums(c, n)?;
     args.sums = sums.region.address;
     b.launch(Kernel::TailSums, [n, 1, 1], &args);
     let k = b.norm_backward(&format!("{name}.bn"), state, x.shape, sums)?;

@@ -5,9 +5,20 @@ use super::backend::{Backend, Kernel, Region};
 use super::builder::{Builder, Homes};
 use super::layout::Layout;
 use super::network::{self, Ends};
-use crate::engine::{EngineError, Objective, Optimizer, Precision};
+use crate::engine::{EngineError, Objective, Optimizer};
 use crate::model::TrapNet;
 use stemguard_runtime::shape::Shape;
+
+/// How pictures are cropped on their way in.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Cut {
+    /// Not at all, nor flipped.
+    Whole,
+    /// Shifted by up to so many pixels.
+    Shifted(usize),
+    /// A random part, resized.
+    Resized,
+}
 
 /// Pictures on the device, and how a batch of them is made.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +29,7 @@ pub(super) struct Source {
     pub(super) control: Region,
     /// The order of the pass; none: as they come.
     pub(super) order: Option<Region>,
-    /// Pixels of the crop's padding; none: pictures as they are, no flip either.
-    pub(super) shift: Option<usize>,
+    pub(super) cut: Cut,
     pub(super) flip: bool,
 }
 
@@ -44,6 +54,11 @@ pub(super) struct Moments {
 pub(super) fn bring(b: &mut Builder<'_>, source: &Source, shape: Shape) -> Result<super::builder::Map, EngineError> {
     b.launch(Kernel::Begin, [1, 1, 1], &BeginArgs { control: source.control.address });
     let x = b.map(shape)?;
+    let (crop, shift) = match source.cut {
+        Cut::Whole => (0, 0),
+        Cut::Shifted(by) => (1, by),
+        Cut::Resized => (2, 0),
+    };
     let args = PictureArgs {
         pixels: source.pixels.address,
         order: source.order.map_or(0, |o| o.address),
@@ -54,9 +69,9 @@ pub(super) fn bring(b: &mut Builder<'_>, source: &Source, shape: Shape) -> Resul
         n: b.n as i32,
         h: shape.h as i32,
         w: shape.w as i32,
-        shift: source.shift.map_or(-1, |s| s as i32),
+        crop,
+        shift: shift as i32,
         flip: i32::from(source.flip),
-        _end: 0,
     };
     let n = b.n;
     b.launch(Kernel::Pictures, [n, 1, 1], &args);
@@ -74,10 +89,9 @@ pub(super) fn step(
     moments: Moments,
     source: &Source,
     books: &Books,
-    precision: Precision,
     n: usize,
 ) -> Result<usize, EngineError> {
-    let b = &mut Builder::new(device, layout, homes, precision, n);
+    let b = &mut Builder::new(device, layout, homes, n);
     let x = bring(b, source, net.input)?;
     let ce = b.take(n)?;
     let control = source.control.address;
@@ -169,10 +183,9 @@ pub(super) fn answers(
     homes: Homes,
     source: &Source,
     answers: Region,
-    precision: Precision,
     n: usize,
 ) -> Result<usize, EngineError> {
-    let b = &mut Builder::new(device, layout, homes, precision, n);
+    let b = &mut Builder::new(device, layout, homes, n);
     let x = bring(b, source, net.input)?;
     let control = source.control.address;
     let ends = Ends { control, answers: answers.address, ..Ends::default() };

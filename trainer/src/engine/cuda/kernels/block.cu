@@ -1,11 +1,11 @@
 // What a ResNet has beside convolutions and norms: norms joined by a skip behind a ReLU, and a max pool.
 
 struct JoinedArgs {
-    const float* h;         // [pixels][c]
+    const Cell* h;          // [pixels][c]
     const float* norm;      // scale and shift, [2][c]
-    const float* skip;      // as h, or null
+    const Cell* skip;       // as h, or null
     const float* skip_norm; // as norm; null: the skip as it is
-    float* y;               // as h: what comes out; backward its gradient, in place
+    Cell* y;                // as h: what comes out; backward its gradient, in place
     float* sums;            // backward: [2][c][blocks], of dz and dz * h
     float* skip_sums;       // of dz and dz * skip, or null
     Divisor channels;       // c
@@ -14,8 +14,8 @@ struct JoinedArgs {
 
 __device__ inline float joined(const JoinedArgs& a, int at, int c) {
     const int all = a.channels.value;
-    float v = a.h[at] * a.norm[c] + a.norm[all + c];
-    if (a.skip) v += a.skip_norm ? a.skip[at] * a.skip_norm[c] + a.skip_norm[all + c] : a.skip[at];
+    float v = wide(a.h[at]) * a.norm[c] + a.norm[all + c];
+    if (a.skip) v += a.skip_norm ? wide(a.skip[at]) * a.skip_norm[c] + a.skip_norm[all + c] : wide(a.skip[at]);
     return v;
 }
 
@@ -24,48 +24,36 @@ PLAIN(joined_forward, JoinedArgs, 256) {
     const int i = blockIdx.x * 256 + threadIdx.x;
     if (i >= a.len) return;
     const float v = joined(a, i, i - quotient(i, a.channels) * a.channels.value);
-    a.y[i] = v > 0.0f ? v : 0.0f;
+    a.y[i] = narrow(v > 0.0f ? v : 0.0f);
 }
 
 // The gradient in front of the ReLU, and sums over it, a stretch of pixels a block.
 KERNEL(joined_backward, JoinedArgs, 128) {
-    __shared__ float room[3][128];
-    const int all = a.channels.value, t = threadIdx.x, lanes = all < 128 ? 128 / all : 1, group = all < 128 ? all : 128;
-    const int from = blockIdx.x * a.stretch, to = from + a.stretch < a.pixels ? from + a.stretch : a.pixels;
-    for (int c0 = 0; c0 < all; c0 += group) {
-        const int lane = t / group, c = c0 + t % group;
-        float sums[3] = {};
-        if (lane < lanes && c < all)
-            for (int p = from + lane; p < to; p += lanes) {
-                const int at = p * all + c;
-                const float dz = joined(a, at, c) > 0.0f ? a.y[at] : 0.0f;
-                a.y[at] = dz;
-                sums[0] += dz;
-                sums[1] += dz * a.h[at];
-                if (a.skip_sums) sums[2] += dz * a.skip[at];
-            }
-        for (int i = 0; i < 3; ++i) room[i][t] = sums[i];
-        __syncthreads();
-        if (lane == 0 && c < all) {
-            for (int i = 0; i < 3; ++i)
-                for (int l = 1; l < lanes; ++l) sums[i] += room[i][l * group + t];
-            a.sums[c * a.blocks + blockIdx.x] = sums[0];
-            a.sums[(all + c) * a.blocks + blockIdx.x] = sums[1];
-            if (a.skip_sums) {
-                a.skip_sums[c * a.blocks + blockIdx.x] = sums[0];
-                a.skip_sums[(all + c) * a.blocks + blockIdx.x] = sums[2];
-            }
+    const int all = a.channels.value;
+    const auto each = [&](int at, int c, float* sums) {
+        const Cell kept = joined(a, at, c) > 0.0f ? a.y[at] : narrow(0.0f);
+        const float dz = wide(kept);
+        a.y[at] = kept;
+        sums[0] += dz;
+        sums[1] += dz * wide(a.h[at]);
+        if (a.skip_sums) sums[2] += dz * wide(a.skip[at]);
+    };
+    stretch_sums<3>(all, a.pixels, a.stretch, each, [&](int c, const float* sums) {
+        a.sums[c * a.blocks + blockIdx.x] = sums[0];
+        a.sums[(all + c) * a.blocks + blockIdx.x] = sums[1];
+        if (a.skip_sums) {
+            a.skip_sums[c * a.blocks + blockIdx.x] = sums[0];
+            a.skip_sums[(all + c) * a.blocks + blockIdx.x] = sums[2];
         }
-        __syncthreads();
-    }
+    });
 }
 
 struct PoolArgs {
-    const float* h;              // [n][ih][iw][c]
+    const Cell* h;               // [n][ih][iw][c]
     const float* norm;           // scale and shift, [2][c]; a ReLU stands behind it
-    float* y;                    // [n][oh][ow][c]; backward its gradient
+    Cell* y;                     // [n][oh][ow][c]; backward its gradient
     u32* index;                  // as y: where in its picture the largest value stands
-    float* dh;                   // as h
+    Cell* dh;                    // as h
     Divisor channels;            // c
     Divisor rows, columns;       // forward oh and ow, backward ih and iw
     int ih, iw, oh, ow, kernel, stride, pad, len; // len: threads
@@ -77,7 +65,7 @@ PLAIN(pool_forward, PoolArgs, 256) {
     if (i >= a.len) return;
     const int pixel = quotient(i, a.channels), c = i - pixel * all;
     const int up = quotient(pixel, a.columns), ox = pixel - up * a.ow, picture = quotient(up, a.rows), oy = up - picture * a.oh;
-    const float* h = a.h + (u64)picture * a.ih * a.iw * all;
+    const Cell* h = a.h + (u64)picture * a.ih * a.iw * all;
     float best = 0.0f;
     int place = -1;
     for (int ky = 0; ky < a.kernel; ++ky)
@@ -85,10 +73,10 @@ PLAIN(pool_forward, PoolArgs, 256) {
             const int y = oy * a.stride - a.pad + ky, x = ox * a.stride - a.pad + kx;
             if (y < 0 || y >= a.ih || x < 0 || x >= a.iw) continue;
             const int at = (y * a.iw + x) * all + c;
-            const float v = leaky(h[at] * a.norm[c] + a.norm[all + c], 0.0f);
+            const float v = leaky(wide(h[at]) * a.norm[c] + a.norm[all + c], 0.0f);
             if (place < 0 || v > best) best = v, place = at;
         }
-    a.y[i] = best;
+    a.y[i] = narrow(best);
     a.index[i] = (u32)place;
 }
 
@@ -107,7 +95,7 @@ PLAIN(pool_backward, PoolArgs, 256) {
             const int oy = sy / a.stride, ox = sx / a.stride;
             if (oy >= a.oh || ox >= a.ow) continue;
             const u64 o = (((u64)picture * a.oh + oy) * a.ow + ox) * all + c;
-            if (a.index[o] == own) d += a.y[o];
+            if (a.index[o] == own) d += wide(a.y[o]);
         }
-    a.dh[i] = d;
+    a.dh[i] = narrow(d);
 }

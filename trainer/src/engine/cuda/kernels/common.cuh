@@ -1,5 +1,8 @@
 // What all kernels share. No header is included: NVRTC needs only a driver beside it, and a host compiler brings its own
-// definitions in front (mirror.hpp). Maps are NHWC, f32; every kernel takes one structure, which args.rs spells in Rust.
+// definitions in front (mirror.hpp). Every kernel takes one structure, which args.rs spells in Rust.
+//
+// Maps are NHWC and hold cells: f32, or bf16 where BF16 is defined, which then multiplies on the tensor cores, too. Everything else is
+// f32: parameters, statistics, sums, what is behind the pool.
 
 typedef unsigned char u8;
 typedef unsigned int u32;
@@ -9,6 +12,8 @@ typedef unsigned long long u64;
 // A kernel whose blocks have `threads` threads; PLAIN: one that never synchronises them.
 #define KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args a)
 #define PLAIN(name, Args, threads) KERNEL(name, Args, threads)
+// What wide reads and writes ask of an address; the mirror looks.
+#define ALIGNED(p, bytes)
 // In front of a loop whose arrays are to stay in registers, and of one that is to stay small.
 #define UNROLL _Pragma("unroll")
 #define ROLL _Pragma("unroll 1")
@@ -53,6 +58,63 @@ struct Divisor {
 
 __device__ inline int quotient(int n, const Divisor& d) { return (int)(((u64)n * d.mul) >> d.shift); }
 
+// A value of a map.
+#ifdef BF16
+typedef unsigned short Cell;
+#else
+typedef float Cell;
+#endif
+
+__device__ inline float wide(float v) { return v; }
+
+__device__ inline float wide(unsigned short v) {
+    union {
+        u32 bits;
+        float f;
+    } b = {(u32)v << 16};
+    return b.f;
+}
+
+__device__ inline Cell narrow(float v) {
+#ifdef BF16
+    return (Cell)bf16_pair(v, 0.0f);
+#else
+    return v;
+#endif
+}
+
+struct Quad {
+    float v[4];
+};
+
+struct __align__(8) Halves {
+    u32 low, high;
+};
+
+// Four values, the first at a multiple of four.
+__device__ inline Quad read4(const float* p) {
+    ALIGNED(p, 16);
+    const float4 f = *(const float4*)p;
+    return Quad{{f.x, f.y, f.z, f.w}};
+}
+
+__device__ inline Quad read4(const unsigned short* p) {
+    ALIGNED(p, 8);
+    const Halves h = *(const Halves*)p;
+    return Quad{{wide((unsigned short)h.low), wide((unsigned short)(h.low >> 16)), wide((unsigned short)h.high),
+                 wide((unsigned short)(h.high >> 16))}};
+}
+
+__device__ inline void write4(float* p, const Quad& q) {
+    ALIGNED(p, 16);
+    *(float4*)p = float4{q.v[0], q.v[1], q.v[2], q.v[3]};
+}
+
+__device__ inline void write4(unsigned short* p, const Quad& q) {
+    ALIGNED(p, 8);
+    *(Halves*)p = Halves{bf16_pair(q.v[0], q.v[1]), bf16_pair(q.v[2], q.v[3])};
+}
+
 __device__ inline float leaky(float z, float slope) { return z > 0.0f ? z : z * slope; }
 
 __device__ inline float leaky_slope(float z, float slope) { return z > 0.0f ? 1.0f : slope; }
@@ -79,4 +141,27 @@ template <int threads> __device__ inline double block_sum(double v, double* room
     const double sum = room[0];
     __syncthreads();
     return sum;
+}
+
+// Sums by channel over a stretch of pixels a block of 128 threads: `each(at, c, sums)` adds what the value at `at` gives, `emit(c, sums)`
+// takes them, by one thread a channel.
+template <int SUMS, typename Each, typename Emit>
+__device__ inline void stretch_sums(int channels, int pixels, int stretch, const Each& each, const Emit& emit) {
+    __shared__ float room[SUMS][128];
+    const int t = threadIdx.x, lanes = channels < 128 ? 128 / channels : 1, group = channels < 128 ? channels : 128;
+    const int from = blockIdx.x * stretch, to = from + stretch < pixels ? from + stretch : pixels;
+    for (int c0 = 0; c0 < channels; c0 += group) {
+        const int lane = t / group, c = c0 + t % group;
+        float sums[SUMS] = {};
+        if (lane < lanes && c < channels)
+            for (int p = from + lane; p < to; p += lanes) each(p * channels + c, c, sums);
+        for (int i = 0; i < SUMS; ++i) room[i][t] = sums[i];
+        __syncthreads();
+        if (lane == 0 && c < channels) {
+            for (int i = 0; i < SUMS; ++i)
+                for (int l = 1; l < lanes; ++l) sums[i] += room[i][l * group + t];
+            emit(c, sums);
+        }
+        __syncthreads();
+    }
 }

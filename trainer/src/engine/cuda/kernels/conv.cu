@@ -3,18 +3,18 @@
 // phase of the stride at a time.
 //
 // A block of 128 threads makes 4096 outputs: 16, 32 or 64 channels wide, in steps of 16 along the sum. Two ways to multiply share the
-// rest: in f32, or in bf16 on the tensor cores, where what comes in is rounded and sums stay f32.
+// rest: in f32, or in bf16 on the tensor cores, where what comes in (weights, too) is rounded and sums stay f32.
 
 struct ConvArgs {
-    const float* x;         // gathered from: [n][ih][iw][ic]
+    const Cell* x;          // gathered from: [n][ih][iw][ic]
     const float* entry;     // entry 1: scale and shift, [2][ic]; 2: k1, k2, k3, [3][ic]
-    const float* other;     // entry 2: the norm's input, as x
+    const Cell* other;      // entry 2: the norm's input, as x
     const float* w;         // forward [kh][kw][ic][oc], gradient [kh][kw][oc][ic]
     const float* bias;      // [oc], or null
-    const float* gate;      // gate 1: the norm's input, 2: a rectified map, as y
+    const Cell* gate;       // gate 1: the norm's input, 2: a rectified map, as y
     const float* gate_norm; // gate 1: scale and shift, [2][oc]
-    const float* add;       // as y, or null
-    float* y;               // [n][oh][ow][oc]
+    const Cell* add;        // as y, or null
+    Cell* y;                // [n][oh][ow][oc]
     float* sums;            // [2][oc][blocks], or null
     Divisor channels;       // ic
     Divisor taps_x[2];      // taps across, by phase
@@ -28,25 +28,16 @@ struct ConvArgs {
     float slope;            // entry 1 and gate 1: of the leaky ReLU below 0
 };
 
-struct Quad {
-    float v[4];
-};
-
-__device__ inline Quad read4(const float* p) {
-    const float4 f = *(const float4*)p;
-    return Quad{{f.x, f.y, f.z, f.w}};
-}
-
 // One value on its way in: element `at` of the map, channel c.
-__device__ inline float entering(int kind, float slope, const float* x, const float* entry, const float* other, int ic, int at, int c) {
-    const float v = x[at];
+__device__ inline float entering(int kind, float slope, const Cell* x, const float* entry, const Cell* other, int ic, int at, int c) {
+    const float v = wide(x[at]);
     if (kind == 1) return leaky(v * entry[c] + entry[ic + c], slope);
-    if (kind == 2) return entry[c] * v + entry[ic + c] * other[at] + entry[2 * ic + c];
+    if (kind == 2) return entry[c] * v + entry[ic + c] * wide(other[at]) + entry[2 * ic + c];
     return v;
 }
 
 // Four channels of it, c and ic multiples of 4.
-__device__ inline Quad entering4(int kind, float slope, const float* x, const float* entry, const float* other, int ic, int at, int c) {
+__device__ inline Quad entering4(int kind, float slope, const Cell* x, const float* entry, const Cell* other, int ic, int at, int c) {
     Quad v = read4(x + at);
     if (kind == 1) {
         const Quad scale = read4(entry + c), shift = read4(entry + ic + c);
@@ -55,6 +46,15 @@ __device__ inline Quad entering4(int kind, float slope, const float* x, const fl
         const Quad k1 = read4(entry + c), k2 = read4(entry + ic + c), k3 = read4(entry + 2 * ic + c), o = read4(other + at);
         for (int i = 0; i < 4; ++i) v.v[i] = k1.v[i] * v.v[i] + k2.v[i] * o.v[i] + k3.v[i];
     }
+    return v;
+}
+
+// Four channels of a row of oc, at row + c; 0 for those past its end.
+template <typename T> __device__ inline Quad some4(const T* p, int row, int c, int oc) {
+    if (oc % 4 == 0) return read4(p + row + c);
+    Quad v = {};
+    for (int j = 0; j < 4; ++j)
+        if (c + j < oc) v.v[j] = wide(p[row + c + j]);
     return v;
 }
 
@@ -211,23 +211,32 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
         const int m = first + i, up = quotient(m, columns), picture = quotient(up, rows);
         const int oy = (up - picture * rows.value) * step + py, ox = (m - up * columns.value) * step + px;
         const int at = ((picture * a.oh + oy) * a.ow + ox) * a.oc;
-        UNROLL for (int j = 0; j < 4; ++j) {
-            const int o = column0 + inside + j;
-            if (o >= a.oc) continue;
-            float v = s_x[i * WIDE + inside + j], with = 0.0f;
-            if (a.bias) v += a.bias[o];
-            if (a.gate_kind == 1) {
-                with = a.gate[at + o];
-                v *= leaky_slope(with * a.gate_norm[o] + a.gate_norm[a.oc + o], a.slope);
-            } else if (a.gate_kind == 2) {
-                v = a.gate[at + o] > 0.0f ? v : 0.0f;
-            }
-            if (a.add) v += a.add[at + o];
-            if (a.squash == 1) v = v > 0.0f ? v : 0.0f;
-            if (a.squash == 2) v = 1.0f / (1.0f + expf(-v));
-            a.y[at + o] = v;
-            one[j] += v;
-            two[j] += v * (a.gate_kind == 1 ? with : v);
+        const int o = column0 + inside;
+        if (o >= a.oc) continue;
+        Quad v = read4(&s_x[i * WIDE + inside]), with = {};
+        for (int j = 0; j < 4 && a.bias; ++j) v.v[j] += o + j < a.oc ? a.bias[o + j] : 0.0f;
+        if (a.gate_kind) with = some4(a.gate, at, o, a.oc);
+        if (a.gate_kind == 1) {
+            const Quad scale = some4(a.gate_norm, 0, o, a.oc), shift = some4(a.gate_norm, a.oc, o, a.oc);
+            for (int j = 0; j < 4; ++j) v.v[j] *= leaky_slope(with.v[j] * scale.v[j] + shift.v[j], a.slope);
+        } else if (a.gate_kind == 2) {
+            for (int j = 0; j < 4; ++j) v.v[j] = with.v[j] > 0.0f ? v.v[j] : 0.0f;
+        }
+        if (a.add) {
+            const Quad add = some4(a.add, at, o, a.oc);
+            for (int j = 0; j < 4; ++j) v.v[j] += add.v[j];
+        }
+        for (int j = 0; j < 4 && a.squash; ++j)
+            v.v[j] = a.squash == 2 ? 1.0f / (1.0f + expf(-v.v[j])) : v.v[j] > 0.0f ? v.v[j] : 0.0f;
+        // Sums are over the values that are kept.
+        for (int j = 0; j < 4; ++j) v.v[j] = wide(narrow(v.v[j]));
+        if (a.oc % 4 == 0)
+            write4(a.y + at + o, v);
+        else
+            for (int j = 0; j < 4 && o + j < a.oc; ++j) a.y[at + o + j] = narrow(v.v[j]);
+        for (int j = 0; j < 4; ++j) {
+            one[j] += v.v[j];
+            two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
         }
     }
     if (!a.sums) return;
@@ -248,15 +257,15 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
     }
 }
 
-KERNEL(conv_16, ConvArgs, 128) { conv_product<false, Plain<16>>(a); }
-KERNEL(conv_32, ConvArgs, 128) { conv_product<false, Plain<32>>(a); }
-KERNEL(conv_64, ConvArgs, 128) { conv_product<false, Plain<64>>(a); }
-KERNEL(conv_16_bf16, ConvArgs, 128) { conv_product<false, Half<16>>(a); }
-KERNEL(conv_32_bf16, ConvArgs, 128) { conv_product<false, Half<32>>(a); }
-KERNEL(conv_64_bf16, ConvArgs, 128) { conv_product<false, Half<64>>(a); }
-KERNEL(gradient_16, ConvArgs, 128) { conv_product<true, Plain<16>>(a); }
-KERNEL(gradient_32, ConvArgs, 128) { conv_product<true, Plain<32>>(a); }
-KERNEL(gradient_64, ConvArgs, 128) { conv_product<true, Plain<64>>(a); }
-KERNEL(gradient_16_bf16, ConvArgs, 128) { conv_product<true, Half<16>>(a); }
-KERNEL(gradient_32_bf16, ConvArgs, 128) { conv_product<true, Half<32>>(a); }
-KERNEL(gradient_64_bf16, ConvArgs, 128) { conv_product<true, Half<64>>(a); }
+#ifdef BF16
+template <int WIDTH> using Product = Half<WIDTH>;
+#else
+template <int WIDTH> using Product = Plain<WIDTH>;
+#endif
+
+KERNEL(conv_16, ConvArgs, 128) { conv_product<false, Product<16>>(a); }
+KERNEL(conv_32, ConvArgs, 128) { conv_product<false, Product<32>>(a); }
+KERNEL(conv_64, ConvArgs, 128) { conv_product<false, Product<64>>(a); }
+KERNEL(gradient_16, ConvArgs, 128) { conv_product<true, Product<16>>(a); }
+KERNEL(gradient_32, ConvArgs, 128) { conv_product<true, Product<32>>(a); }
+KERNEL(gradient_64, ConvArgs, 128) { conv_product<true, Product<64>>(a); }

@@ -1,9 +1,9 @@
 // The losses on the reconstruction, mean squared error and total variation; metrics; the optimisers.
 
 struct LossArgs {
-    const float* r;   // [n][h][w][c], behind a sigmoid
-    const float* x;   // as r
-    float* d;         // as r: the gradient in front of the sigmoid
+    const Cell* r;    // [n][h][w][c], behind a sigmoid
+    const Cell* x;    // as r
+    Cell* d;          // as r: the gradient in front of the sigmoid
     float* partial;   // [2][blocks]
     Divisor channels; // c
     Divisor columns;  // w
@@ -19,23 +19,23 @@ KERNEL(reconstruction, LossArgs, 256) {
     if (i < a.len) {
         const int pixel = quotient(i, a.channels), up = quotient(pixel, a.columns);
         const int x = pixel - up * a.columns.value, y = up - quotient(up, a.rows) * a.rows.value;
-        const float r = a.r[i], e = r - a.x[i];
+        const float r = wide(a.r[i]), e = r - wide(a.x[i]);
         float slope = 0.0f;
         if (x + 1 < (int)a.columns.value) {
-            const float t = a.r[i + c] - r;
+            const float t = wide(a.r[i + c]) - r;
             variation += t * t;
             slope -= t;
         }
         if (y + 1 < (int)a.rows.value) {
-            const float t = a.r[i + row] - r;
+            const float t = wide(a.r[i + row]) - r;
             variation += t * t;
             slope -= t;
         }
-        if (x > 0) slope += r - a.r[i - c];
-        if (y > 0) slope += r - a.r[i - row];
+        if (x > 0) slope += r - wide(a.r[i - c]);
+        if (y > 0) slope += r - wide(a.r[i - row]);
         error = e * e;
         const float d = 2.0f * (a.mse * e + a.tv * slope) / a.len;
-        a.d[i] = d * r * (1.0f - r);
+        a.d[i] = narrow(d * r * (1.0f - r));
     }
     const double one = block_sum<256>(error, room), two = block_sum<256>(variation, room);
     if (threadIdx.x == 0) {

@@ -16,6 +16,7 @@
 #define __global__
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
+#define ALIGNED(p, bytes) do { if ((unsigned long long)(p) % (bytes)) abort(); } while (0)
 #define UNROLL
 #define ROLL
 
@@ -109,7 +110,7 @@ static void __syncthreads() {
     if (!_setjmp(mirror::threads[mirror::current].at)) _longjmp(mirror::home, 1);
 }
 
-static unsigned bf16_pair(float low, float high) {
+[[maybe_unused]] static unsigned bf16_pair(float low, float high) {
     unsigned half[2];
     const float v[2] = {low, high};
     for (int i = 0; i < 2; ++i) {
@@ -121,7 +122,7 @@ static unsigned bf16_pair(float low, float high) {
 }
 
 // Lanes show each other their fragments, then each computes its four sums, in f64. All threads of a block must come here.
-static void tensor_product(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+[[maybe_unused]] static void tensor_product(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     static unsigned all_a[32][32][4], all_b[32][32][2];
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     std::memcpy(all_a[warp][lane], a, sizeof a);

@@ -62,11 +62,11 @@ KERNEL(norm_backward, NormArgs, 128) {
 }
 
 struct JoinArgs {
-    const float* dz;  // [len], its rows c long, c a multiple of 4
-    const float* x;   // as dz
+    const Cell* dz;   // [len], its rows c long, c a multiple of 4
+    const Cell* x;    // as dz
     const float* k;   // [3][c]
-    const float* add; // as dz, or null
-    float* dx;        // as dz; may be dz
+    const Cell* add;  // as dz, or null
+    Cell* dx;         // as dz; may be dz
     Divisor quads;    // c / 4
     int len;          // in quads
 };
@@ -79,5 +79,7 @@ PLAIN(norm_gradient, JoinArgs, 256) {
     const Quad dz = read4(a.dz + 4 * i), x = read4(a.x + 4 * i);
     const Quad add = a.add ? read4(a.add + 4 * i) : Quad{{0.0f, 0.0f, 0.0f, 0.0f}};
     const Quad k1 = read4(a.k + 4 * q), k2 = read4(a.k + c + 4 * q), k3 = read4(a.k + 2 * c + 4 * q);
-    for (int e = 0; e < 4; ++e) a.dx[4 * i + e] = k1.v[e] * dz.v[e] + k2.v[e] * x.v[e] + k3.v[e] + add.v[e];
+    Quad dx;
+    for (int e = 0; e < 4; ++e) dx.v[e] = k1.v[e] * dz.v[e] + k2.v[e] * x.v[e] + k3.v[e] + add.v[e];
+    write4(a.dx + 4 * i, dx);
 }

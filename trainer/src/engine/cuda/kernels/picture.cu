@@ -55,18 +55,57 @@ __device__ inline void advance(Pcg& p, u64 draws) {
     p.state = by * p.state + plus;
 }
 
+__device__ inline float uniform(Pcg& p) { return (float)(bits(p) >> 8) * (1.0f / 16777216.0f); }
+
 __device__ inline int below(Pcg& p, int n) { return (int)(((u64)bits(p) * (u64)n) >> 32); }
 
 struct PictureArgs {
     const u8* pixels;       // [pictures][h][w][c]
     const u32* order;       // [pictures], null: as they come
     const Control* control;
-    float* x;               // [n][h][w][c]
+    Cell* x;                // [n][h][w][c]
     Divisor row, pixel;     // w * c, c
-    int n, h, w, shift, flip;
+    int n, h, w;
+    int crop;               // 0: pictures as they are, 1: shifted, 2: a random part, resized
+    int shift, flip;
 };
 
-// A block a picture of the batch. `shift` below 0: pictures as they are.
+// A part of a picture, in pixels.
+struct Part {
+    float top, left, height, width;
+};
+
+// 8 to 100 % of the area, sides 3:4 to 4:3; the whole picture after ten tries.
+__device__ inline Part random_part(Pcg& p, int h, int w) {
+    Part part = {0.0f, 0.0f, (float)h, (float)w};
+    for (int tries = 0; tries < 10; ++tries) {
+        const float area = (0.08f + 0.92f * uniform(p)) * (float)(h * w);
+        const float ratio = expf(logf(3.0f / 4.0f) + uniform(p) * logf(16.0f / 9.0f));
+        const float width = sqrtf(area * ratio), height = sqrtf(area / ratio);
+        if (width > w || height > h || width < 1.0f || height < 1.0f) continue;
+        part.height = height;
+        part.width = width;
+        break;
+    }
+    part.top = uniform(p) * (h - part.height);
+    part.left = uniform(p) * (w - part.width);
+    return part;
+}
+
+// Between which two of n pixels the middle of output pixel i lies, and how far from the first.
+struct Between {
+    int low, high;
+    float far;
+};
+
+__device__ inline Between between(float start, float size, int i, int n) {
+    float v = start + ((float)i + 0.5f) * size / (float)n - 0.5f;
+    v = v < 0.0f ? 0.0f : v > (float)(n - 1) ? (float)(n - 1) : v;
+    const int low = (int)v;
+    return Between{low, low + 1 < n ? low + 1 : n - 1, v - (float)low};
+}
+
+// A block a picture of the batch.
 PLAIN(pictures, PictureArgs, 256) {
     const Control& control = *a.control;
     const int c = a.pixel.value, len = a.h * a.w * c;
@@ -74,20 +113,32 @@ PLAIN(pictures, PictureArgs, 256) {
     // Behind the last picture the last one is seen again; nobody asks for its answer.
     if (place >= control.pictures) place = control.pictures - 1;
     const u32 chosen = a.order ? a.order[place] : place;
-    int dy = 0, dx = 0, mirrored = 0;
-    if (a.shift >= 0) {
-        Pcg p = stream(control.seed, ((u64)control.epoch << 32) | chosen);
+    int dy = 0, dx = 0;
+    Part part = {};
+    Pcg p = stream(control.seed, ((u64)control.epoch << 32) | chosen);
+    if (a.crop == 1) {
         dy = below(p, 2 * a.shift + 1) - a.shift;
         dx = below(p, 2 * a.shift + 1) - a.shift;
-        mirrored = a.flip && (bits(p) & 1);
+    } else if (a.crop == 2) {
+        part = random_part(p, a.h, a.w);
     }
+    const bool mirrored = a.crop && a.flip && (bits(p) & 1);
     const u8* from = a.pixels + (u64)chosen * len;
-    float* to = a.x + (u64)blockIdx.x * len;
+    Cell* to = a.x + (u64)blockIdx.x * len;
     for (int i = threadIdx.x; i < len; i += 256) {
         const int y = quotient(i, a.row), in_row = i - y * a.row.value;
         const int x = quotient(in_row, a.pixel), k = in_row - x * c;
-        const int sy = y + dy, sx = (mirrored ? a.w - 1 - x : x) + dx;
+        const int ox = mirrored ? a.w - 1 - x : x;
+        if (a.crop == 2) {
+            const Between v = between(part.top, part.height, y, a.h), u = between(part.left, part.width, ox, a.w);
+            const auto at = [&](int sy, int sx) { return (float)from[(sy * a.w + sx) * c + k] / 255.0f; };
+            const float upper = at(v.low, u.low) * (1.0f - u.far) + at(v.low, u.high) * u.far;
+            const float lower = at(v.high, u.low) * (1.0f - u.far) + at(v.high, u.high) * u.far;
+            to[i] = narrow(upper * (1.0f - v.far) + lower * v.far);
+            continue;
+        }
+        const int sy = y + dy, sx = ox + dx;
         const bool inside = sy >= 0 && sy < a.h && sx >= 0 && sx < a.w;
-        to[i] = inside ? (float)from[(sy * a.w + sx) * c + k] / 255.0f : 0.0f;
+        to[i] = narrow(inside ? (float)from[(sy * a.w + sx) * c + k] / 255.0f : 0.0f);
     }
 }

@@ -1,7 +1,7 @@
 // The end of the classifier: norm, leaky ReLU, global average pool, linear layer, cross-entropy, and back.
 
 struct TailArgs {
-    const float* x;         // [n][pixels][c]
+    const Cell* x;          // [n][pixels][c]
     const float* norm;      // scale and shift, [2][c]
     const float* k;         // [3][c]
     const float* weight;    // [c][classes]
@@ -22,7 +22,7 @@ struct TailArgs {
     float* dweight;         // [c][classes]
     float* dbias;           // [classes]
     float* sums;            // [2][c][n]
-    float* dx;              // as x
+    Cell* dx;               // as x
     int n, pixels, c, classes;
     float smoothing;        // with mates
     float slope;            // of the leaky ReLU below 0; 1: none
@@ -50,11 +50,11 @@ KERNEL(tail_forward, TailArgs, 256) {
     const int t = threadIdx.x, picture = blockIdx.x;
     const u32 place = a.control->step * (u32)a.n + picture;
     const bool inside = place < a.control->pictures;
-    const float* x = a.x + (u64)picture * a.pixels * a.c;
+    const Cell* x = a.x + (u64)picture * a.pixels * a.c;
     for (int c = t; c < a.c; c += 256) {
         const float scale = a.norm[c], shift = a.norm[a.c + c];
         float sum = 0.0f;
-        for (int p = 0; p < a.pixels; ++p) sum += leaky(x[p * a.c + c] * scale + shift, a.slope);
+        for (int p = 0; p < a.pixels; ++p) sum += leaky(wide(x[p * a.c + c]) * scale + shift, a.slope);
         pooled[c] = sum / a.pixels;
         a.pooled[picture * a.c + c] = pooled[c];
     }
@@ -140,7 +140,7 @@ PLAIN(tail_sums, TailArgs, 256) {
         const float scale = a.norm[c], shift = a.norm[a.c + c], d = a.dpooled[picture * a.c + c];
         float one = 0.0f, two = 0.0f;
         for (int p = 0; p < a.pixels; ++p) {
-            const float x = a.x[((u64)picture * a.pixels + p) * a.c + c], dz = d * leaky_slope(x * scale + shift, a.slope);
+            const float x = wide(a.x[((u64)picture * a.pixels + p) * a.c + c]), dz = d * leaky_slope(x * scale + shift, a.slope);
             one += dz;
             two += dz * x;
         }
@@ -157,8 +157,8 @@ PLAIN(tail_gradient, TailArgs, 256) {
         const float k1 = a.k[c], k2 = a.k[a.c + c], k3 = a.k[2 * a.c + c];
         for (int p = 0; p < a.pixels; ++p) {
             const u64 at = ((u64)picture * a.pixels + p) * a.c + c;
-            const float x = a.x[at];
-            a.dx[at] = k1 * d * leaky_slope(x * scale + shift, a.slope) + k2 * x + k3;
+            const float x = wide(a.x[at]);
+            a.dx[at] = narrow(k1 * d * leaky_slope(x * scale + shift, a.slope) + k2 * x + k3);
         }
     }
 }

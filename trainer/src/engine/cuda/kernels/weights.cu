@@ -5,11 +5,11 @@
 // fill it. In bf16 a block of 9 warps makes 144 rows of any width, 16 rows each warp.
 
 struct WeightArgs {
-    const float* x;        // [n][ih][iw][ic]
+    const Cell* x;         // [n][ih][iw][ic]
     const float* x_entry;  // as in ConvArgs, kinds 0 and 1
-    const float* dy;       // [n][oh][ow][oc]
+    const Cell* dy;        // [n][oh][ow][oc]
     const float* dy_entry; // as in ConvArgs, kinds 0 and 2
-    const float* dy_other;
+    const Cell* dy_other;
     float* partial;        // [splits][kh * kw * ic * oc + (bias ? oc : 0)]
     Divisor channels;      // ic
     Divisor taps_x;        // kw
@@ -130,12 +130,15 @@ template <typename Tile> __device__ inline void weight_product(const WeightArgs&
     if (a.bias && blockIdx.x == 0 && t < WIDE && column0 + t < a.oc) partial[depth * a.oc + column0 + t] = bias;
 }
 
-KERNEL(weights_16, WeightArgs, 144) { weight_product<PlainWeights<16>>(a); }
-KERNEL(weights_32, WeightArgs, 144) { weight_product<PlainWeights<32>>(a); }
-KERNEL(weights_64, WeightArgs, 144) { weight_product<PlainWeights<64>>(a); }
-KERNEL(weights_16_bf16, WeightArgs, 288) { weight_product<HalfWeights<16>>(a); }
-KERNEL(weights_32_bf16, WeightArgs, 288) { weight_product<HalfWeights<32>>(a); }
-KERNEL(weights_64_bf16, WeightArgs, 288) { weight_product<HalfWeights<64>>(a); }
+#ifdef BF16
+template <int WIDTH> using Weights = HalfWeights<WIDTH>;
+#else
+template <int WIDTH> using Weights = PlainWeights<WIDTH>;
+#endif
+
+KERNEL(weights_16, WeightArgs, Weights<16>::THREADS) { weight_product<Weights<16>>(a); }
+KERNEL(weights_32, WeightArgs, Weights<32>::THREADS) { weight_product<Weights<32>>(a); }
+KERNEL(weights_64, WeightArgs, Weights<64>::THREADS) { weight_product<Weights<64>>(a); }
 
 struct ReduceArgs {
     const float* partial; // [splits][len]
@@ -153,27 +156,14 @@ PLAIN(reduce, ReduceArgs, 128) {
 }
 
 struct ColumnArgs {
-    const float* x;  // [pixels][c]
-    float* partial;  // [blocks][c]
+    const Cell* x;  // [pixels][c]
+    float* partial; // [blocks][c]
     int pixels, c, stretch;
 };
 
 // Sums by channel over a stretch of pixels a block.
 KERNEL(columns, ColumnArgs, 128) {
-    __shared__ float room[128];
-    const int t = threadIdx.x, lanes = a.c < 128 ? 128 / a.c : 1, group = a.c < 128 ? a.c : 128;
-    const int from = blockIdx.x * a.stretch, to = from + a.stretch < a.pixels ? from + a.stretch : a.pixels;
-    for (int c0 = 0; c0 < a.c; c0 += group) {
-        const int lane = t / group, c = c0 + t % group;
-        float sum = 0.0f;
-        if (lane < lanes && c < a.c)
-            for (int p = from + lane; p < to; p += lanes) sum += a.x[p * a.c + c];
-        room[t] = sum;
-        __syncthreads();
-        if (lane == 0 && c < a.c) {
-            for (int l = 1; l < lanes; ++l) sum += room[l * group + t];
-            a.partial[blockIdx.x * a.c + c] = sum;
-        }
-        __syncthreads();
-    }
+    stretch_sums<1>(
+        a.c, a.pixels, a.stretch, [&](int at, int, float* sums) { sums[0] += wide(a.x[at]); },
+        [&](int c, const float* sums) { a.partial[blockIdx.x * a.c + c] = sums[0]; });
 }
