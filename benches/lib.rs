@@ -43,13 +43,13 @@ pub fn labels(n: usize) -> Vec<u32> {
     (0..n).map(|i| (i % CLASSES) as u32).collect()
 }
 
-/// WideResNet-16-1 with its decoder and the published objective: what a trap step trains.
+/// A network with its decoder and the published objective: what a trap step trains.
 ///
 /// # Errors
-/// None in practice: the architecture is fixed.
-pub fn trap_engine(kernels: Simd) -> Result<CpuEngine, Error> {
+/// None in practice: the architectures are fixed.
+pub fn trap_engine(kernels: Simd, architecture: Architecture, picture: Shape) -> Result<CpuEngine, Error> {
     let dev = Cpu::default();
-    let net = TrapNet::new(Architecture::default(), PICTURE, CLASSES, true, 0, &dev)?;
+    let net = TrapNet::new(architecture, picture, CLASSES, true, 0, &dev)?;
     let reconstruction = Reconstruction { mse: 10.0, tv: 1.0 };
     let objective = Objective { reconstruction, optimizer: Optimizer::Adam, decay: 5e-4 };
     Ok(CpuEngine::new(net, objective, kernels, dev))

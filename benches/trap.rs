@@ -8,6 +8,7 @@ use stemguard_runtime::kernels::simd::Simd;
 use stemguard_trainer::augment;
 use stemguard_trainer::config::RunConfig;
 use stemguard_trainer::engine::Lesson;
+use stemguard_trainer::model::Architecture;
 
 fn trap(c: &mut Criterion) {
     let n = batch(256, 8);
@@ -15,7 +16,8 @@ fn trap(c: &mut Criterion) {
     let mut group = c.benchmark_group("trap_step");
     group.sample_size(10).throughput(Throughput::Elements(n as u64));
     for threads in [1, 2] {
-        let mut engine = trap_engine(Simd::new(threads)).expect("the default architecture");
+        let mut engine =
+            trap_engine(Simd::new(threads), Architecture::default(), PICTURE).expect("the default architecture");
         group.bench_function(BenchmarkId::from_parameter(threads), |b| {
             b.iter(|| engine.step(x.clone(), Lesson::learn(&y), 1e-3).expect("a step"));
         });

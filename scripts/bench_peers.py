@@ -7,6 +7,10 @@ above 1 means that we are faster. Run it on an idle machine: thread pools that w
 take their cores. The load average at the start is printed.
 
   scripts/bench_peers.py [--cases trap,replace,infer,vision] [--rounds 5] [--threads 1,2] [--epochs 5] [--json FILE]
+  scripts/bench_peers.py --cases gpu [--rounds 5] [--binaries DIR]
+
+`gpu` sets the trap step of the CUDA engine beside PyTorch on the first NVIDIA GPU, which both need to themselves. On a machine
+without cargo, DIR holds `trap_speed` and `stemguard`, built elsewhere.
 
 Peers run under $PYTHON (or --python), which needs torch, numpy, onnx and onnxruntime; without it, a virtual environment with all
 four is made in target/peer-venv. Prints versions and a markdown table for each case; --json also writes every figure of
@@ -54,7 +58,9 @@ def peer_python(asked):
     return str(python)
 
 
-def build():
+def build(binaries):
+    if binaries:
+        return Path(binaries).resolve() / 'trap_speed', Path(binaries).resolve() / 'stemguard'
     # Everything: a choice of packages would build their libraries anew, with other features.
     output(['cargo', 'build', '--release', '--locked'])
     target = Path(os.environ.get('CARGO_TARGET_DIR', ROOT / 'target')) / 'release'
@@ -66,11 +72,13 @@ def versions(python):
     if os.path.exists('/proc/cpuinfo'):
         names = [line.split(':', 1)[1].strip() for line in open('/proc/cpuinfo') if line.startswith('model name')]
         cpu = names[0] if names else cpu
-    tell = 'import torch, numpy, onnxruntime as o; print(torch.__version__, numpy.__version__, o.__version__)'
+    # onnxruntime is no peer on a GPU.
+    tell = ('import torch, numpy\ntry: from onnxruntime import __version__ as o\nexcept ImportError: o = "none"\n'
+            'print(torch.__version__, numpy.__version__, o)')
     torch, numpy, ort = output([python, '-c', tell]).split()
     lock = (ROOT / 'Cargo.lock').read_text().split('name = "tract-onnx"\nversion = "')
     commit = output(['git', 'describe', '--always', '--dirty']).strip() if shutil.which('git') and (ROOT / '.git').exists() else 'unknown'
-    return dict(stemguard=commit, rustc=output(['rustc', '--version']).strip(), torch=torch, numpy=numpy, onnxruntime=ort,
+    return dict(stemguard=commit, rustc=output(['rustc', '--version']).strip() if shutil.which('rustc') else 'none', torch=torch, numpy=numpy, onnxruntime=ort,
                 tract=lock[1].split('"')[0] if len(lock) > 1 else 'unknown', python=platform.python_version(),
                 cpu=cpu, cores=len(os.sched_getaffinity(0)), load=os.getloadavg()[0], system=platform.platform())
 
@@ -143,6 +151,18 @@ def trap_case(a, python, speed):
         return lambda: {row(t): lines([*command, '--threads', t], t)[0]['img_s'] for t in a.threads}
 
     case.contestants = {'stemguard': ours, 'PyTorch': torch(), 'PyTorch channels_last': torch('--channels-last')}
+    return case
+
+
+def gpu_case(a, python, speed, network, batch, inner):
+    """Both in one process each, a round; what PyTorch compiles it compiles in every round, untimed."""
+    case = Case('Trap step on a GPU, %s with decoder, batch %d' % (network, batch), 'pictures/s', ['stemguard f32', 'stemguard bf16'], True)
+    common = ['--network', network, '--batch', batch, '--reps', 5, '--inner', inner]
+    one = lambda *command: (lambda: {'batch %d' % batch: lines([*command, *common], None)[0]['img_s']})
+    torch = lambda way: one(python, PEERS / 'torch_gpu_bench.py', '--way', way)
+    case.contestants = {'stemguard f32': one(speed, '--device', 'cuda'), 'stemguard bf16': one(speed, '--device', 'cuda-bf16'),
+                        'PyTorch eager': torch('eager'), 'PyTorch channels_last bf16': torch('channels_last_bf16'),
+                        'PyTorch compiled': torch('compiled')}
     return case
 
 
@@ -221,7 +241,7 @@ def infer_case(a, python, stemguard, path, title, batches):
 
 
 def main(a):
-    python, (speed, stemguard) = peer_python(a.python), build()
+    python, (speed, stemguard) = peer_python(a.python), build(a.binaries)
     told = versions(python)
     flags = open('/proc/cpuinfo').read().split() if os.path.exists('/proc/cpuinfo') else []
     a.isas = ['avx512'] if 'avx512f' in flags else []
@@ -230,6 +250,8 @@ def main(a):
     with tempfile.TemporaryDirectory() as scratch:
         cases = []
         if 'trap' in a.cases: cases.append(lambda: trap_case(a, python, speed))
+        if 'gpu' in a.cases:
+            cases += [lambda: gpu_case(a, python, speed, 'wrn-16-1', 256, 100), lambda: gpu_case(a, python, speed, 'resnet-34', 128, 10)]
         if 'replace' in a.cases: cases.append(lambda: replace_case(a, python, stemguard, Path(scratch)))
         if 'infer' in a.cases:
             cases += [lambda m=m: infer_case(a, python, stemguard, ROOT / 'testdata' / m, 'Inference of testdata/%s' % m, '1,64')
@@ -262,7 +284,7 @@ if __name__ == '__main__':
         return int(text)
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--cases', type=several(str, ['trap', 'replace', 'infer', 'vision']), default=['trap', 'replace', 'infer', 'vision'])
+    p.add_argument('--cases', type=several(str, ['trap', 'replace', 'infer', 'vision', 'gpu']), default=['trap', 'replace', 'infer', 'vision'])
     p.add_argument('--rounds', type=count, default=5, help='rounds of every case')
     p.add_argument('--threads', type=several(int), default=[1, 2])
     p.add_argument('--batch', type=count, default=256, help='pictures of a trap step')
@@ -271,5 +293,6 @@ if __name__ == '__main__':
     p.add_argument('--epochs', type=count, default=5, help='epochs that replace is timed over, of %d' % EPOCHS)
     p.add_argument('--infer-rounds', type=count, default=30, help='batches of an inference case in a round')
     p.add_argument('--python', default=os.environ.get('PYTHON'), help='of the peers [default: $PYTHON]')
+    p.add_argument('--binaries', metavar='DIR', help='holds trap_speed and stemguard, instead of building them')
     p.add_argument('--json', metavar='FILE', help='write every figure here')
     main(p.parse_args())

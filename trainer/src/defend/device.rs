@@ -167,6 +167,7 @@ pub(super) fn replace_head(
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests {
     use super::*;
+    use crate::engine::cuda::Place;
     use crate::export;
     use crate::model::Architecture;
     use stemguard_runtime::kernels::simd::Simd;
@@ -185,6 +186,10 @@ mod tests {
     /// The same draws, features and steps as on the CPU, in every space; on any order of threads the same bits.
     #[test]
     fn a_head_learns_on_the_device_as_on_the_cpu() {
+        Place::ALL.into_iter().for_each(learns_at);
+    }
+
+    fn learns_at(place: Place) {
         let (input, n, classes) = (Shape::new(16, 16, 3), 14, 3);
         let net = TrapNet::new(Architecture::default(), input, classes, false, 5, &dfdx::prelude::Cpu::default());
         let net = net.expect("a network");
@@ -199,9 +204,9 @@ mod tests {
             let augment = Augment { shift: 2, flip: true };
             let how = Replacement { space, augment, settings, ..Replacement::cached(true, settings.seed) };
             let mut losses = Vec::new();
-            let there = |precision, falling: bool, losses: &mut Vec<f32>| {
+            let there = |precision, place, losses: &mut Vec<f32>| {
                 let plan = Plan::new(space, n, settings.batch);
-                let head = CudaHead::mirrored(&net, &settings, plan.sizes, precision, falling)?;
+                let head = CudaHead::at(place, &net, &settings, plan.sizes, precision)?;
                 let varied = Varied::new(input, &pictures, &labels, augment).expect("pictures");
                 let remote = Remote::new(head, varied, classes, &how, plan).expect("a bank");
                 let head = remote.train(&how, &mut |p| {
@@ -210,7 +215,7 @@ mod tests {
                 });
                 Some(head.expect("a head").params)
             };
-            let Some(new) = there(Precision::F32, false, &mut losses) else { return };
+            let Some(new) = there(Precision::F32, place, &mut losses) else { return };
             let mut expected = Vec::new();
             let (kind, labels) = (HeadKind::Residual, &labels[..]);
             let old = session::replace_head(
@@ -239,10 +244,10 @@ mod tests {
                 assert!((a - b).abs() <= 1e-3 * b, "{space:?}: {losses:?} where the CPU has {expected:?}");
             }
             let mut rough = Vec::new();
-            there(Precision::Bf16, false, &mut rough).expect("in bf16");
+            there(Precision::Bf16, place, &mut rough).expect("in bf16");
             eprintln!("{space:?}, bf16: losses {rough:?}");
             assert!(rough.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= ROUGHLY * b), "{space:?}: {rough:?}");
-            assert_eq!(there(Precision::F32, true, &mut rough).expect("again"), new, "{space:?}");
+            assert_eq!(there(Precision::F32, place.again(), &mut rough).expect("again"), new, "{space:?}");
         }
     }
 }

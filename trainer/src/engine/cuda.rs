@@ -26,11 +26,15 @@ mod layout;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod mirror;
 mod network;
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod places;
 mod plan;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests;
 
 pub use head::{CudaHead, Drawn, Sizes};
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+pub(crate) use places::Place;
 
 use super::{Engine, EngineError, Losses, Objective, Pass, Precision, State, StepReport};
 use crate::config::{Crop, RunConfig};

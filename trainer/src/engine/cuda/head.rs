@@ -228,18 +228,16 @@ impl CudaHead {
         })
     }
 
-    /// As [`CudaHead::open`], on the mirror; none where there is no g++.
+    /// As [`CudaHead::open`], somewhere; none where there is no such device.
     #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
-    pub(crate) fn mirrored(
+    pub(crate) fn at(
+        place: super::Place,
         net: &TrapNet,
         settings: &Settings,
         sizes: Sizes,
         precision: Precision,
-        falling: bool,
     ) -> Option<Self> {
-        let mut device = super::mirror::Mirror::new(precision)?;
-        device.falling = falling;
-        Some(Self::on(Box::new(device), net, settings, sizes).expect("a head"))
+        Some(Self::on(place.device(precision)?, net, settings, sizes).expect("a head"))
     }
 
     /// Shape of one picture's features.
@@ -417,6 +415,7 @@ fn step(
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests {
     use super::*;
+    use crate::engine::cuda::Place;
     use crate::model::Architecture;
     use stemguard_runtime::kernels::simd::Simd;
     use stemguard_runtime::replace::paste;
@@ -434,12 +433,16 @@ mod tests {
     /// The gradients of two steps, against those of the runtime's head on the same rows of the bank, mixed on the host.
     #[test]
     fn a_heads_gradients_are_the_runtimes() {
+        Place::ALL.into_iter().for_each(gradients_at);
+    }
+
+    fn gradients_at(place: Place) {
         let input = Shape::new(16, 24, 3);
         let net = TrapNet::new(Architecture::default(), input, CLASSES, false, 3, &dfdx::prelude::Cpu::default());
         let net = net.expect("a network");
         let settings = Settings { batch: BATCH, dropout: 0.25, seed: 11, ..Settings::CACHED };
         let sizes = Sizes { rows: 9, steps: 2, rounded: false };
-        let Some(mut head) = CudaHead::mirrored(&net, &settings, sizes, Precision::F32, false) else { return };
+        let Some(mut head) = CudaHead::at(place, &net, &settings, sizes, Precision::F32) else { return };
         let mut rng = Rng::new(4, 4);
         let pictures: Vec<f32> = (0..9 * input.len()).map(|_| rng.uniform()).collect();
         head.fill(0, &pictures[..4 * input.len()]).expect("filled");
@@ -489,7 +492,7 @@ mod tests {
         let all = floats(&mut head, kept, first + len);
         let top = grads.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let apart = all[first..].iter().zip(&grads).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / top;
-        eprintln!("head: gradients {apart:.1e} apart");
+        eprintln!("{place:?}, head: gradients {apart:.1e} apart");
         assert!(apart <= 1e-4);
         // Running statistics moved twice on both sides.
         let moved = head.params().expect("parameters");

@@ -1,11 +1,10 @@
-//! The engine on the mirror against the CPU engine: augmentation to the bit, gradients, optimiser steps, answers, checkpoints.
+//! The engine on the mirror, and on a GPU where there is one, against the CPU engine: augmentation to the bit, gradients, optimiser steps, answers, checkpoints.
 
 use super::args::{Control, Entry, Gate};
 use super::builder::{Builder, Homes, Product, cells};
 use super::layout::{Layout, Span};
-use super::mirror::Mirror;
 use super::plan::{Cut, Source, bring};
-use super::{Backend, CudaEngine, Region};
+use super::{Backend, CudaEngine, Place, Region};
 use crate::augment;
 use crate::checkpoint;
 use crate::config::{Crop, RunConfig};
@@ -69,10 +68,8 @@ fn oracle(c: &RunConfig, p: &Pictures) -> CpuEngine {
     CpuEngine::new(net, c.objective(), Simd::new(1), dev)
 }
 
-fn mirrored(c: &RunConfig, cpu: &mut CpuEngine, precision: Precision, falling: bool) -> Option<CudaEngine> {
-    let mut device = Mirror::new(precision)?;
-    device.falling = falling;
-    let mut engine = CudaEngine::on(Box::new(device), &cpu.net, c.objective()).expect("an engine");
+fn there(place: Place, c: &RunConfig, cpu: &mut CpuEngine, precision: Precision) -> Option<CudaEngine> {
+    let mut engine = CudaEngine::on(place.device(precision)?, &cpu.net, c.objective()).expect("an engine");
     engine.restore(&cpu.state().expect("a state")).expect("restored");
     Some(engine)
 }
@@ -138,44 +135,48 @@ fn pass(e: &mut dyn Engine, c: &RunConfig, p: &Pictures, forget: &[bool], epoch:
 
 #[test]
 fn pictures_are_varied_as_on_the_cpu() {
-    let Some(mut device) = Mirror::new(F32) else { return };
-    let (c, p, epoch) = (config(Architecture::default(), true, Optimizer::Adam), pictures(14, 12, 16), 3);
-    let order = augment::order(c.seed, epoch, p.len());
-    let mut net = oracle(&c, &p).net;
-    let layout = Layout::of(&mut net);
-    for (crop, cut) in [(Crop::Shift, Cut::Shifted(2)), (Crop::None, Cut::Shifted(0)), (Crop::Resized, Cut::Resized)] {
-        let c = RunConfig { crop, ..c.clone() };
-        let mut region = |bytes: &[u8]| {
-            let r = device.allocate(bytes.len()).expect("memory");
-            device.write(r, bytes).expect("written");
-            r
-        };
-        let control =
-            Control { seed: super::seed(&c), epoch, step: u32::MAX, pictures: p.len() as u32, ..Control::zeroed() };
-        let source = Source {
-            pixels: region(&p.pixels),
-            control: region(bytemuck::bytes_of(&control)),
-            order: Some(region(bytemuck::cast_slice(&order))),
-            cut,
-            flip: c.flip,
-        };
-        let nowhere = source.control;
-        let homes = Homes { params: nowhere, grads: nowhere, statistics: nowhere };
-        let mut b = Builder::new(&mut device, &layout, homes, BATCH);
-        let x = bring(&mut b, &source, p.shape()).expect("launches").region;
-        let launches = std::mem::take(&mut b.launches);
-        // SAFETY: the launches are those of a step's beginning.
-        let program = unsafe { device.program(launches) }.expect("a program");
-        for chosen in order.chunks_exact(BATCH) {
-            device.run(program).expect("runs");
-            let mut got = vec![0.0f32; BATCH * p.shape().len()];
-            device.read(x, 0, bytemuck::cast_slice_mut(&mut got)).expect("read");
-            let expected = augment::batch(&Simd::new(1), &c, &p, epoch, chosen);
-            // A resized part's size goes through a logarithm, which is not the same everywhere.
-            let apart = if crop == Crop::Resized { 1e-5 } else { 0.0 };
-            assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= apart), "{crop:?}");
+    Place::ALL.into_iter().for_each(|place| {
+        let Some(mut device) = place.device(F32) else { return };
+        let (c, p, epoch) = (config(Architecture::default(), true, Optimizer::Adam), pictures(14, 12, 16), 3);
+        let order = augment::order(c.seed, epoch, p.len());
+        let mut net = oracle(&c, &p).net;
+        let layout = Layout::of(&mut net);
+        for (crop, cut) in
+            [(Crop::Shift, Cut::Shifted(2)), (Crop::None, Cut::Shifted(0)), (Crop::Resized, Cut::Resized)]
+        {
+            let c = RunConfig { crop, ..c.clone() };
+            let mut region = |bytes: &[u8]| {
+                let r = device.allocate(bytes.len()).expect("memory");
+                device.write(r, bytes).expect("written");
+                r
+            };
+            let control =
+                Control { seed: super::seed(&c), epoch, step: u32::MAX, pictures: p.len() as u32, ..Control::zeroed() };
+            let source = Source {
+                pixels: region(&p.pixels),
+                control: region(bytemuck::bytes_of(&control)),
+                order: Some(region(bytemuck::cast_slice(&order))),
+                cut,
+                flip: c.flip,
+            };
+            let nowhere = source.control;
+            let homes = Homes { params: nowhere, grads: nowhere, statistics: nowhere };
+            let mut b = Builder::new(&mut *device, &layout, homes, BATCH);
+            let x = bring(&mut b, &source, p.shape()).expect("launches").region;
+            let launches = std::mem::take(&mut b.launches);
+            // SAFETY: the launches are those of a step's beginning.
+            let program = unsafe { device.program(launches) }.expect("a program");
+            for chosen in order.chunks_exact(BATCH) {
+                device.run(program).expect("runs");
+                let mut got = vec![0.0f32; BATCH * p.shape().len()];
+                device.read(x, 0, bytemuck::cast_slice_mut(&mut got)).expect("read");
+                let expected = augment::batch(&Simd::new(1), &c, &p, epoch, chosen);
+                // A resized part's size goes through a logarithm, which is not the same everywhere.
+                let apart = if crop == Crop::Resized { 1e-5 } else { 0.0 };
+                assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() <= apart), "{crop:?}");
+            }
         }
-    }
+    });
 }
 
 /// The gradients of a first step on both: the largest difference of an entry, relative to the largest of its tensor, and the length of
@@ -229,13 +230,13 @@ fn gradients(
 }
 
 /// Gradients of a first step, then two passes of two steps, then answers.
-fn compare(what: &str, c: &RunConfig, h: usize, w: usize, forget: &[bool]) {
-    compare_with(what, c, h, w, forget, oracle(c, &pictures(14, h, w)));
+fn compare(place: Place, what: &str, c: &RunConfig, h: usize, w: usize, forget: &[bool]) {
+    compare_with(place, what, c, h, w, forget, oracle(c, &pictures(14, h, w)));
 }
 
-fn compare_with(what: &str, c: &RunConfig, h: usize, w: usize, forget: &[bool], mut cpu: CpuEngine) {
+fn compare_with(place: Place, what: &str, c: &RunConfig, h: usize, w: usize, forget: &[bool], mut cpu: CpuEngine) {
     let p = pictures(14, h, w);
-    let Some(mut cuda) = mirrored(c, &mut cpu, F32, false) else { return };
+    let Some(mut cuda) = there(place, c, &mut cpu, F32) else { return };
     let start = cpu.state().expect("a state");
     cuda.hold(c, &p).expect("held");
     let (worst, _) = gradients(what, c, &p, forget, &mut cpu, &mut cuda);
@@ -265,50 +266,58 @@ fn compare_with(what: &str, c: &RunConfig, h: usize, w: usize, forget: &[bool], 
 
 #[test]
 fn the_trap_trains_as_on_the_cpu() {
-    let c = config(Architecture::default(), true, Optimizer::Adam);
-    compare("WRN-16-1, trap, Adam", &c, 12, 16, &[]);
+    Place::ALL.into_iter().for_each(|place| {
+        let c = config(Architecture::default(), true, Optimizer::Adam);
+        compare(place, "WRN-16-1, trap, Adam", &c, 12, 16, &[]);
+    });
 }
 
 #[test]
 fn a_wide_baseline_trains_as_on_the_cpu() {
-    let a = Architecture { depth: 16, width: 2, split: 4 };
-    let forget: Vec<bool> = (0..14).map(|i| i % 3 == 0).collect();
-    compare("WRN-16-2, no decoder, SGD", &config(a, false, Optimizer::Sgd), 8, 8, &forget);
+    Place::ALL.into_iter().for_each(|place| {
+        let a = Architecture { depth: 16, width: 2, split: 4 };
+        let forget: Vec<bool> = (0..14).map(|i| i % 3 == 0).collect();
+        compare(place, "WRN-16-2, no decoder, SGD", &config(a, false, Optimizer::Sgd), 8, 8, &forget);
+    });
 }
 
 #[test]
 fn a_resnet_trains_as_on_the_cpu() {
-    for (what, side, trap, optimizer) in [
-        ("ResNet, trap, Adam", 16, true, Optimizer::Adam),
-        ("ResNet with a max pool, no decoder, SGD", 64, false, Optimizer::Sgd),
-    ] {
-        let (c, dev) = (config(Architecture::RESNET34, trap, optimizer), Cpu::default());
-        let net = TrapNet::small_resnet(Shape::new(side, side, 3), CLASSES, trap, c.seed, &dev).expect("a network");
-        let cpu = CpuEngine::new(net, c.objective(), Simd::new(1), dev);
-        compare_with(what, &c, side as usize, side as usize, &[], cpu);
-    }
+    Place::ALL.into_iter().for_each(|place| {
+        for (what, side, trap, optimizer) in [
+            ("ResNet, trap, Adam", 16, true, Optimizer::Adam),
+            ("ResNet with a max pool, no decoder, SGD", 64, false, Optimizer::Sgd),
+        ] {
+            let (c, dev) = (config(Architecture::RESNET34, trap, optimizer), Cpu::default());
+            let net = TrapNet::small_resnet(Shape::new(side, side, 3), CLASSES, trap, c.seed, &dev).expect("a network");
+            let cpu = CpuEngine::new(net, c.objective(), Simd::new(1), dev);
+            compare_with(place, what, &c, side as usize, side as usize, &[], cpu);
+        }
+    });
 }
 
 #[test]
 fn bf16_is_near() {
-    let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(14, 12, 16));
-    let mut cpu = oracle(&c, &p);
-    let Some(mut cuda) = mirrored(&c, &mut cpu, Bf16, false) else { return };
-    cuda.hold(&c, &p).expect("held");
-    let start = cpu.state().expect("a state");
-    let (_, together) = gradients("WRN-16-1, trap, bf16", &c, &p, &[], &mut cpu, &mut cuda);
-    assert!(together <= BF16_GRADIENT);
-    cuda.restore(&start).expect("restored");
-    cpu.restore(&start).expect("restored");
-    for epoch in 0..4 {
-        let (a, b) = (pass(&mut cuda, &c, &p, &[], epoch, 2), pass(&mut cpu, &c, &p, &[], epoch, 2));
-        for (a, b) in a.iter().zip(&b) {
-            let all = |r: &StepReport| [r.losses.total, r.losses.ce, r.losses.mse, r.losses.tv];
-            let apart = difference(&all(a), &all(b), 0.0);
-            eprintln!("bf16, epoch {epoch}: losses {apart:.1e} apart");
-            assert!(apart <= BF16_LOSS, "{a:?} where the CPU gives {b:?}");
+    Place::ALL.into_iter().for_each(|place| {
+        let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(14, 12, 16));
+        let mut cpu = oracle(&c, &p);
+        let Some(mut cuda) = there(place, &c, &mut cpu, Bf16) else { return };
+        cuda.hold(&c, &p).expect("held");
+        let start = cpu.state().expect("a state");
+        let (_, together) = gradients("WRN-16-1, trap, bf16", &c, &p, &[], &mut cpu, &mut cuda);
+        assert!(together <= BF16_GRADIENT);
+        cuda.restore(&start).expect("restored");
+        cpu.restore(&start).expect("restored");
+        for epoch in 0..4 {
+            let (a, b) = (pass(&mut cuda, &c, &p, &[], epoch, 2), pass(&mut cpu, &c, &p, &[], epoch, 2));
+            for (a, b) in a.iter().zip(&b) {
+                let all = |r: &StepReport| [r.losses.total, r.losses.ce, r.losses.mse, r.losses.tv];
+                let apart = difference(&all(a), &all(b), 0.0);
+                eprintln!("bf16, epoch {epoch}: losses {apart:.1e} apart");
+                assert!(apart <= BF16_LOSS, "{a:?} where the CPU gives {b:?}");
+            }
         }
-    }
+    });
 }
 
 /// Cells of a map as values.
@@ -323,8 +332,8 @@ fn values(device: &mut dyn Backend, map: Region) -> Vec<f32> {
 
 /// A product of whole numbers small enough to be exact either way, and the gradients of weights and bias. The sums that the product
 /// leaves are checked.
-fn exact(g: &ConvShape, gradient: bool, precision: Precision) -> Option<[Vec<f32>; 2]> {
-    let mut device = Mirror::new(precision)?;
+fn exact(place: Place, g: &ConvShape, gradient: bool, precision: Precision) -> Option<[Vec<f32>; 2]> {
+    let mut device = place.device(precision)?;
     let mut rng = Rng::new(5, 5);
     let mut whole = |len: usize| -> Vec<f32> { (0..len).map(|_| rng.below(7) as f32 - 3.0).collect() };
     let n = 3;
@@ -339,7 +348,7 @@ fn exact(g: &ConvShape, gradient: bool, precision: Precision) -> Option<[Vec<f32
     let grads = region(bytemuck::cast_slice(&vec![f32::NAN; g.weights() + g.y.c as usize]));
     let (layout, homes) = (Layout::default(), Homes { params, grads, statistics: grads });
     let spans = [Span { first: 0, len: g.weights() }, Span { first: g.weights(), len: g.y.c as usize }];
-    let mut b = Builder::new(&mut device, &layout, homes, n);
+    let mut b = Builder::new(&mut *device, &layout, homes, n);
     let p = match gradient {
         false => Product::forward(g, xs.address, Entry::Plain, spans),
         true => Product::gradient(g, ys.address, Entry::Plain, spans[0], Gate::Open),
@@ -350,7 +359,7 @@ fn exact(g: &ConvShape, gradient: bool, precision: Precision) -> Option<[Vec<f32
     // SAFETY: the builder's launches, over regions of the shapes it was told.
     let program = unsafe { device.program(launches) }.expect("a program");
     device.run(program).expect("runs");
-    let map = values(&mut device, out.region);
+    let map = values(&mut *device, out.region);
     let (c, left) = (out.shape.c as usize, out.sums.expect("sums"));
     let [sums, grads] = [left.region, grads].map(|r| {
         let mut values = vec![0.0f32; r.bytes / 4];
@@ -368,92 +377,108 @@ fn exact(g: &ConvShape, gradient: bool, precision: Precision) -> Option<[Vec<f32
 
 #[test]
 fn tensor_products_multiply_what_plain_ones_do() {
-    for (side, cin, cout, kernel, stride, pad) in
-        [(8, 3, 16, 3, 1, 1), (8, 16, 32, 3, 2, 1), (6, 32, 64, 1, 2, 0), (6, 20, 70, 3, 1, 1), (8, 3, 33, 4, 2, 1)]
-    {
-        let g = ConvShape::square(Shape::new(side, side + 2, cin), cout, kernel, stride, pad).expect("a shape");
-        for gradient in [false, true] {
-            let (Some(plain), Some(half)) = (exact(&g, gradient, F32), exact(&g, gradient, Bf16)) else { return };
-            assert!(plain.iter().flatten().all(|v| v.is_finite() && v.fract() == 0.0), "{g:?}");
-            assert!(plain[0].iter().zip(&half[0]).all(|(&p, &h)| f32::from(Half::from(p)) == h), "{g:?}: {gradient}");
-            assert!(plain[1] == half[1], "{g:?}, gradients of weights");
+    Place::ALL.into_iter().for_each(|place| {
+        for (side, cin, cout, kernel, stride, pad) in
+            [(8, 3, 16, 3, 1, 1), (8, 16, 32, 3, 2, 1), (6, 32, 64, 1, 2, 0), (6, 20, 70, 3, 1, 1), (8, 3, 33, 4, 2, 1)]
+        {
+            let g = ConvShape::square(Shape::new(side, side + 2, cin), cout, kernel, stride, pad).expect("a shape");
+            for gradient in [false, true] {
+                let (Some(plain), Some(half)) = (exact(place, &g, gradient, F32), exact(place, &g, gradient, Bf16))
+                else {
+                    return;
+                };
+                assert!(plain.iter().flatten().all(|v| v.is_finite() && v.fract() == 0.0), "{g:?}");
+                assert!(
+                    plain[0].iter().zip(&half[0]).all(|(&p, &h)| f32::from(Half::from(p)) == h),
+                    "{g:?}: {gradient}"
+                );
+                assert!(plain[1] == half[1], "{g:?}, gradients of weights");
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn results_do_not_depend_on_the_order_of_threads() {
-    let (c, p) =
-        (config(Architecture { split: 6, ..Architecture::default() }, true, Optimizer::Adam), pictures(7, 8, 8));
-    let run = |precision, falling| {
-        let mut cuda = mirrored(&c, &mut oracle(&c, &p), precision, falling)?;
-        cuda.hold(&c, &p).expect("held");
-        let reports = pass(&mut cuda, &c, &p, &[], 0, 1);
-        Some((reports, cuda.state().expect("a state"), cuda.answers(&p).expect("answers")))
-    };
-    for precision in [F32, Bf16] {
-        assert_eq!(run(precision, false), run(precision, true), "{precision:?}");
-    }
+    Place::ALL.into_iter().for_each(|place| {
+        let (c, p) =
+            (config(Architecture { split: 6, ..Architecture::default() }, true, Optimizer::Adam), pictures(7, 8, 8));
+        let run = |precision, place| {
+            let mut cuda = there(place, &c, &mut oracle(&c, &p), precision)?;
+            cuda.hold(&c, &p).expect("held");
+            let reports = pass(&mut cuda, &c, &p, &[], 0, 1);
+            Some((reports, cuda.state().expect("a state"), cuda.answers(&p).expect("answers")))
+        };
+        for precision in [F32, Bf16] {
+            assert_eq!(run(precision, place), run(precision, place.again()), "{precision:?}");
+        }
+    });
 }
 
 #[test]
 fn a_run_begun_on_the_device_goes_on_on_the_cpu() {
-    let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(12, 8, 8));
-    let mut cpu = oracle(&c, &p);
-    let Some(mut cuda) = mirrored(&c, &mut cpu, F32, false) else { return };
-    cuda.hold(&c, &p).expect("held");
-    assert_eq!(pass(&mut cuda, &c, &p, &[], 0, 2).len(), 2);
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("checkpoint.safetensors");
-    checkpoint::write(&path, &cuda.state().expect("a state"), 1, "x").expect("written");
-    let (state, epochs) = checkpoint::read(&path, "x").expect("read");
-    assert_eq!((epochs, state.steps), (1, 2));
-    cpu.restore(&state).expect("restored");
-    let (a, b) = (pass(&mut cuda, &c, &p, &[], 1, 2), pass(&mut cpu, &c, &p, &[], 1, 2));
-    assert!(difference(&[a[1].losses.total], &[b[1].losses.total], 1.0) <= LOSS);
-    close("gone on with", &cuda.state().expect("a state"), &cpu.state().expect("a state"));
-    // And back.
-    cuda.restore(&cpu.state().expect("a state")).expect("restored");
-    assert_eq!(cuda.state().expect("a state"), cpu.state().expect("a state"));
+    Place::ALL.into_iter().for_each(|place| {
+        let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(12, 8, 8));
+        let mut cpu = oracle(&c, &p);
+        let Some(mut cuda) = there(place, &c, &mut cpu, F32) else { return };
+        cuda.hold(&c, &p).expect("held");
+        assert_eq!(pass(&mut cuda, &c, &p, &[], 0, 2).len(), 2);
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("checkpoint.safetensors");
+        checkpoint::write(&path, &cuda.state().expect("a state"), 1, "x").expect("written");
+        let (state, epochs) = checkpoint::read(&path, "x").expect("read");
+        assert_eq!((epochs, state.steps), (1, 2));
+        cpu.restore(&state).expect("restored");
+        let (a, b) = (pass(&mut cuda, &c, &p, &[], 1, 2), pass(&mut cpu, &c, &p, &[], 1, 2));
+        assert!(difference(&[a[1].losses.total], &[b[1].losses.total], 1.0) <= LOSS);
+        close("gone on with", &cuda.state().expect("a state"), &cpu.state().expect("a state"));
+        // And back.
+        cuda.restore(&cpu.state().expect("a state")).expect("restored");
+        assert_eq!(cuda.state().expect("a state"), cpu.state().expect("a state"));
+    });
 }
 
 #[test]
 fn a_course_on_the_device_is_that_of_the_cpu() {
-    let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(12, 8, 8));
-    let c = RunConfig { every: 1, ..c };
-    let test = TestSet { clean: pictures(10, 8, 8), triggered: pictures(5, 8, 8), target: 1 };
-    let mut cpu = oracle(&c, &p);
-    let Some(mut cuda) = mirrored(&c, &mut cpu, F32, false) else { return };
-    let homes = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
-    let [ours, theirs] = homes.each_ref().map(|h| RunDir { path: h.path().to_owned() });
-    let course = |dir| Course { config: &c, pictures: &p, forget: &[], dir, fingerprint: "x" };
-    let a = course(&ours).run(&mut cuda, 0, &test, &mut |_| {}).expect("a course");
-    let b = course(&theirs).run(&mut cpu, 0, &test, &mut |_| {}).expect("a course");
-    assert_eq!(a, b);
-    let lines = [&ours, &theirs].map(|d| d.metrics().expect("metrics"));
-    for (a, b) in lines[0].iter().zip(&lines[1]) {
-        assert_eq!((a.epoch, a.acc, a.asr), (b.epoch, b.acc, b.asr));
-        assert!(difference(&[a.losses.total], &[b.losses.total], 1.0) <= LOSS);
-    }
-    assert_eq!((lines[0].len(), lines[1].len()), (2, 2));
-    // Kept in tenths.
-    let fit =
-        [&ours, &theirs].map(|d| History::read(&d.file("fitting.npy"), p.len(), 2).expect("fitting").log_odds(0..2).0);
-    assert!(fit[0].iter().zip(&fit[1]).all(|(a, b)| (a - b).abs() <= 0.1));
-    assert_eq!(course(&ours).resume(&mut cpu).expect("a checkpoint"), 2);
+    Place::ALL.into_iter().for_each(|place| {
+        let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(12, 8, 8));
+        let c = RunConfig { every: 1, ..c };
+        let test = TestSet { clean: pictures(10, 8, 8), triggered: pictures(5, 8, 8), target: 1 };
+        let mut cpu = oracle(&c, &p);
+        let Some(mut cuda) = there(place, &c, &mut cpu, F32) else { return };
+        let homes = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+        let [ours, theirs] = homes.each_ref().map(|h| RunDir { path: h.path().to_owned() });
+        let course = |dir| Course { config: &c, pictures: &p, forget: &[], dir, fingerprint: "x" };
+        let a = course(&ours).run(&mut cuda, 0, &test, &mut |_| {}).expect("a course");
+        let b = course(&theirs).run(&mut cpu, 0, &test, &mut |_| {}).expect("a course");
+        assert_eq!(a, b);
+        let lines = [&ours, &theirs].map(|d| d.metrics().expect("metrics"));
+        for (a, b) in lines[0].iter().zip(&lines[1]) {
+            assert_eq!((a.epoch, a.acc, a.asr), (b.epoch, b.acc, b.asr));
+            assert!(difference(&[a.losses.total], &[b.losses.total], 1.0) <= LOSS);
+        }
+        assert_eq!((lines[0].len(), lines[1].len()), (2, 2));
+        // Kept in tenths.
+        let fit = [&ours, &theirs]
+            .map(|d| History::read(&d.file("fitting.npy"), p.len(), 2).expect("fitting").log_odds(0..2).0);
+        assert!(fit[0].iter().zip(&fit[1]).all(|(a, b)| (a - b).abs() <= 0.1));
+        assert_eq!(course(&ours).resume(&mut cpu).expect("a checkpoint"), 2);
+    });
 }
 
 #[test]
 fn what_the_device_does_not_run_is_refused() {
-    let p = pictures(8, 8, 8);
-    let c = config(Architecture::default(), true, Optimizer::Sgd);
-    let mut cpu = oracle(&c, &p);
-    let Some(mut cuda) = mirrored(&c, &mut cpu, F32, false) else { return };
-    let other = cuda.hold(&c, &pictures(8, 12, 8)).expect_err("refused").to_string();
-    assert!(other.contains("pictures of another course"), "{other}");
-    let state = State { steps: 1, ..State::default() };
-    assert!(cuda.restore(&state).expect_err("refused").to_string().contains("is missing"));
-    let other = RunConfig { batch: 4, ..c };
-    let whole = Pass { config: &other, pictures: &p, forget: &[], epoch: 0, rate: 0.1 };
-    assert!(cuda.pass(&whole, &[0, 1, 2, 3], &mut |_, _| true).is_err(), "nothing is held");
+    Place::ALL.into_iter().for_each(|place| {
+        let p = pictures(8, 8, 8);
+        let c = config(Architecture::default(), true, Optimizer::Sgd);
+        let mut cpu = oracle(&c, &p);
+        let Some(mut cuda) = there(place, &c, &mut cpu, F32) else { return };
+        let other = cuda.hold(&c, &pictures(8, 12, 8)).expect_err("refused").to_string();
+        assert!(other.contains("pictures of another course"), "{other}");
+        let state = State { steps: 1, ..State::default() };
+        assert!(cuda.restore(&state).expect_err("refused").to_string().contains("is missing"));
+        let other = RunConfig { batch: 4, ..c };
+        let whole = Pass { config: &other, pictures: &p, forget: &[], epoch: 0, rate: 0.1 };
+        assert!(cuda.pass(&whole, &[0, 1, 2, 3], &mut |_, _| true).is_err(), "nothing is held");
+    });
 }
