@@ -53,7 +53,7 @@ arguments! {
     }
     JoinArgs { dz: u64, x: u64, k: u64, add: u64, dx: u64, quads: Divisor, len: i32, _end: u32 }
     JoinedArgs {
-        h: u64, norm: u64, skip: u64, skip_norm: u64, y: u64, sums: u64, skip_sums: u64, channels: Divisor,
+        h: u64, norm: u64, skip: u64, skip_norm: u64, y: u64, sums: u64, skip_sums: u64, quads: Divisor,
         pixels: i32, stretch: i32, blocks: i32, len: i32,
     }
     PoolArgs {

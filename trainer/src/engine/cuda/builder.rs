@@ -19,7 +19,9 @@ const WEIGHT_BLOCKS: usize = 1024;
 /// Least pixels of one of its stretches.
 const WEIGHT_STRETCH: usize = 64;
 /// Blocks of a sum over channels, about.
-const COLUMN_BLOCKS: usize = 256;
+const COLUMN_BLOCKS: usize = 1024;
+/// Sums of a block that adds each in lanes.
+pub(super) const LANE_SUMS: usize = 16;
 
 /// Where parameters, their gradients and running statistics stand.
 #[derive(Clone, Copy, Debug)]
@@ -126,6 +128,14 @@ fn wide(c: usize) -> usize {
 
 fn pixels(s: Shape) -> usize {
     s.h as usize * s.w as usize
+}
+
+/// By four channels at once.
+fn quads(s: Shape) -> Result<Divisor, EngineError> {
+    if !s.c.is_multiple_of(4) {
+        return Err(EngineError::Unavailable("--device cuda: channels are not a multiple of 4".into()));
+    }
+    Ok(Divisor::new(s.c as usize / 4))
 }
 
 /// Pixels of a block of a sum over channels, and how many blocks there are.
@@ -324,7 +334,7 @@ impl<'a> Builder<'a> {
 
     fn reduce(&mut self, partial: Region, to: u64, splits: usize, len: usize) {
         let args = ReduceArgs { partial: partial.address, to, splits: splits as i32, len: len as i32 };
-        self.launch(Kernel::Reduce, [len.div_ceil(128), 1, 1], &args);
+        self.launch(Kernel::Reduce, [len.div_ceil(LANE_SUMS), 1, 1], &args);
         self.give(partial);
     }
 
@@ -430,30 +440,23 @@ impl<'a> Builder<'a> {
 
     /// `k1 * dz + k2 * x + k3 + add`, in place.
     pub(super) fn norm_gradient(&mut self, dz: &Map, x: &Map, k: Region, add: u64) -> Result<(), EngineError> {
-        let c = x.shape.c as usize;
-        if !c.is_multiple_of(4) {
-            return Err(EngineError::Unavailable("--device cuda: channels are not a multiple of 4".into()));
-        }
-        let len = self.n * x.shape.len() / 4;
-        let args = JoinArgs {
-            dz: dz.at(),
-            x: x.at(),
-            k: k.address,
-            add,
-            dx: dz.at(),
-            quads: Divisor::new(c / 4),
-            len: len as i32,
-            _end: 0,
-        };
+        let (quads, len) = (quads(x.shape)?, self.n * x.shape.len() / 4);
+        let args = JoinArgs { dz: dz.at(), x: x.at(), k: k.address, add, dx: dz.at(), quads, len: len as i32, _end: 0 };
         self.launch(Kernel::NormGradient, [len.div_ceil(256), 1, 1], &args);
         Ok(())
     }
 
     /// A map with what two norms make of it, or one and a skip: arguments of both passes.
-    fn joined_args(&self, h: &Map, state: NormState, skip: Option<(&Map, Option<NormState>)>, y: &Map) -> JoinedArgs {
+    fn joined_args(
+        &self,
+        h: &Map,
+        state: NormState,
+        skip: Option<(&Map, Option<NormState>)>,
+        y: &Map,
+    ) -> Result<JoinedArgs, EngineError> {
         let all = self.n * pixels(h.shape);
         let (stretch, blocks) = stretches(all);
-        JoinedArgs {
+        Ok(JoinedArgs {
             h: h.at(),
             norm: state.affine(),
             skip: skip.map_or(0, |(s, _)| s.at()),
@@ -461,12 +464,12 @@ impl<'a> Builder<'a> {
             y: y.at(),
             sums: 0,
             skip_sums: 0,
-            channels: Divisor::new(h.shape.c as usize),
+            quads: quads(h.shape)?,
             pixels: all as i32,
             stretch: stretch as i32,
             blocks: blocks as i32,
-            len: (all * h.shape.c as usize) as i32,
-        }
+            len: (all * h.shape.c as usize / 4) as i32,
+        })
     }
 
     /// `relu(norm(h) + skip)`; the skip as it is or behind a norm of its own, or none.
@@ -477,7 +480,7 @@ impl<'a> Builder<'a> {
         skip: Option<(&Map, Option<NormState>)>,
     ) -> Result<Map, EngineError> {
         let y = self.map(h.shape)?;
-        let args = self.joined_args(h, state, skip, &y);
+        let args = self.joined_args(h, state, skip, &y)?;
         self.launch(Kernel::JoinedForward, [(args.len as usize).div_ceil(256), 1, 1], &args);
         Ok(y)
     }
@@ -491,7 +494,7 @@ impl<'a> Builder<'a> {
         skip: Option<(&Map, Option<NormState>)>,
         dz: &Map,
     ) -> Result<(Sums, Option<Sums>), EngineError> {
-        let mut args = self.joined_args(h, state, skip, dz);
+        let mut args = self.joined_args(h, state, skip, dz)?;
         let (c, blocks) = (h.shape.c as usize, args.blocks as usize);
         let sums = self.sums(c, blocks)?;
         let of_skip = match skip {

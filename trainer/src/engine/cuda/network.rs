@@ -2,7 +2,7 @@
 
 use super::args::{Entry, Gate, TailArgs};
 use super::backend::{Kernel, Region};
-use super::builder::{Builder, Map, NormState, Product};
+use super::builder::{Builder, LANE_SUMS, Map, NormState, Product};
 use super::layout::Span;
 use crate::engine::EngineError;
 use crate::nn::layer::Squash;
@@ -383,7 +383,7 @@ pub(super) fn tail_backward(
     mut args: TailArgs,
 ) -> Result<Map, EngineError> {
     let (n, c) = (b.n, x.shape.c as usize);
-    b.launch(Kernel::TailWeights, [((c + 1) * args.classes as usize).div_ceil(128), 1, 1], &args);
+    b.launch(Kernel::TailWeights, [((c + 1) * args.classes as usize).div_ceil(LANE_SUMS), 1, 1], &args);
     let Some(state) = state else {
         let dx = b.map(x.shape)?;
         args.k = b.constant(&[vec![1.0; c], vec![0.0; 2 * c]].concat())?.address;

@@ -8,14 +8,24 @@ struct JoinedArgs {
     Cell* y;                // as h: what comes out; backward its gradient, in place
     float* sums;            // backward: [2][c][blocks], of dz and dz * h
     float* skip_sums;       // of dz and dz * skip, or null
-    Divisor channels;       // c
-    int pixels, stretch, blocks, len;
+    Divisor quads;          // c / 4
+    int pixels, stretch, blocks, len; // len in quads
 };
 
-__device__ inline float joined(const JoinedArgs& a, int at, int c) {
-    const int all = a.channels.value;
-    float v = wide(a.h[at]) * a.norm[c] + a.norm[all + c];
-    if (a.skip) v += a.skip_norm ? wide(a.skip[at]) * a.skip_norm[c] + a.skip_norm[all + c] : wide(a.skip[at]);
+// Four channels of the pixel at `row`, in front of the ReLU.
+__device__ inline Quad joined(const JoinedArgs& a, int row, int c) {
+    const int all = 4 * a.quads.value;
+    const Quad h = read4(a.h + row + c), scale = read4(a.norm + c), shift = read4(a.norm + all + c);
+    Quad v;
+    for (int e = 0; e < 4; ++e) v.v[e] = h.v[e] * scale.v[e] + shift.v[e];
+    if (!a.skip) return v;
+    const Quad skip = read4(a.skip + row + c);
+    if (a.skip_norm) {
+        const Quad scale = read4(a.skip_norm + c), shift = read4(a.skip_norm + all + c);
+        for (int e = 0; e < 4; ++e) v.v[e] += skip.v[e] * scale.v[e] + shift.v[e];
+    } else {
+        for (int e = 0; e < 4; ++e) v.v[e] += skip.v[e];
+    }
     return v;
 }
 
@@ -23,20 +33,25 @@ __device__ inline float joined(const JoinedArgs& a, int at, int c) {
 PLAIN(joined_forward, JoinedArgs, 256) {
     const int i = blockIdx.x * 256 + threadIdx.x;
     if (i >= a.len) return;
-    const float v = joined(a, i, i - quotient(i, a.channels) * a.channels.value);
-    a.y[i] = narrow(v > 0.0f ? v : 0.0f);
+    const int pixel = quotient(i, a.quads), all = a.quads.value;
+    Quad v = joined(a, pixel * 4 * all, 4 * (i - pixel * all));
+    for (int e = 0; e < 4; ++e) v.v[e] = v.v[e] > 0.0f ? v.v[e] : 0.0f;
+    write4(a.y + 4 * i, v);
 }
 
 // The gradient in front of the ReLU, and sums over it, a stretch of pixels a block.
 KERNEL(joined_backward, JoinedArgs, 128) {
-    const int all = a.channels.value;
-    const auto each = [&](int at, int c, float* sums) {
-        const Cell kept = joined(a, at, c) > 0.0f ? a.y[at] : narrow(0.0f);
-        const float dz = wide(kept);
-        a.y[at] = kept;
-        sums[0] += dz;
-        sums[1] += dz * wide(a.h[at]);
-        if (a.skip_sums) sums[2] += dz * wide(a.skip[at]);
+    const int all = 4 * a.quads.value;
+    const auto each = [&](int row, int c, Quad* sums) {
+        const Quad z = joined(a, row, c), h = read4(a.h + row + c), skip = a.skip_sums ? read4(a.skip + row + c) : Quad{};
+        Quad dz = read4(a.y + row + c);
+        for (int e = 0; e < 4; ++e) {
+            dz.v[e] = z.v[e] > 0.0f ? dz.v[e] : 0.0f;
+            sums[0].v[e] += dz.v[e];
+            sums[1].v[e] += dz.v[e] * h.v[e];
+            sums[2].v[e] += dz.v[e] * skip.v[e];
+        }
+        write4(a.y + row + c, dz);
     };
     stretch_sums<3>(all, a.pixels, a.stretch, each, [&](int c, const float* sums) {
         a.sums[c * a.blocks + blockIdx.x] = sums[0];

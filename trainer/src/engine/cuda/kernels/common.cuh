@@ -17,6 +17,8 @@ typedef unsigned long long u64;
 // In front of a loop whose arrays are to stay in registers, and of one that is to stay small.
 #define UNROLL _Pragma("unroll")
 #define ROLL _Pragma("unroll 1")
+// In front of one whose loads are to be under way together.
+#define SOME _Pragma("unroll 8")
 
 // Two values rounded to bf16, the first in the lower half.
 __device__ inline u32 bf16_pair(float low, float high) {
@@ -115,6 +117,15 @@ __device__ inline void write4(unsigned short* p, const Quad& q) {
     *(Halves*)p = Halves{bf16_pair(q.v[0], q.v[1]), bf16_pair(q.v[2], q.v[3])};
 }
 
+// Four channels of a row of `all`, at row + c; 0 for those past its end.
+template <typename T> __device__ inline Quad some4(const T* p, int row, int c, int all) {
+    if (all % 4 == 0) return read4(p + row + c);
+    Quad v = {};
+    for (int j = 0; j < 4; ++j)
+        if (c + j < all) v.v[j] = wide(p[row + c + j]);
+    return v;
+}
+
 __device__ inline float leaky(float z, float slope) { return z > 0.0f ? z : z * slope; }
 
 __device__ inline float leaky_slope(float z, float slope) { return z > 0.0f ? 1.0f : slope; }
@@ -143,25 +154,44 @@ template <int threads> __device__ inline double block_sum(double v, double* room
     return sum;
 }
 
-// Sums by channel over a stretch of pixels a block of 128 threads: `each(at, c, sums)` adds what the value at `at` gives, `emit(c, sums)`
-// takes them, by one thread a channel.
+// Sums of `terms` terms each, 16 of them a block of 256 threads: 16 lanes take every 16th term, and are added in order.
+template <typename Term, typename Emit> __device__ inline void lane_sums(int len, int terms, const Term& term, const Emit& emit) {
+    __shared__ float room[256];
+    const int t = threadIdx.x, i = blockIdx.x * 16 + t % 16, lane = t / 16;
+    float sum = 0.0f;
+    if (i < len) {
+        SOME for (int k = lane; k < terms; k += 16) sum += term(i, k);
+    }
+    room[t] = sum;
+    __syncthreads();
+    if (lane || i >= len) return;
+    for (int l = 1; l < 16; ++l) sum += room[16 * l + t];
+    emit(i, sum);
+}
+
+// Sums by channel over a stretch of pixels a block of 128 threads, four channels a thread: `each(row, c, sums)` adds what four values of
+// the pixel at `row` give, `emit(c, sums)` takes a channel's.
 template <int SUMS, typename Each, typename Emit>
 __device__ inline void stretch_sums(int channels, int pixels, int stretch, const Each& each, const Emit& emit) {
-    __shared__ float room[SUMS][128];
-    const int t = threadIdx.x, lanes = channels < 128 ? 128 / channels : 1, group = channels < 128 ? channels : 128;
+    __shared__ __align__(16) float room[SUMS][4 * 128];
+    const int t = threadIdx.x, quads = (channels + 3) / 4, lanes = quads < 128 ? 128 / quads : 1, group = quads < 128 ? quads : 128;
     const int from = blockIdx.x * stretch, to = from + stretch < pixels ? from + stretch : pixels;
-    for (int c0 = 0; c0 < channels; c0 += group) {
-        const int lane = t / group, c = c0 + t % group;
-        float sums[SUMS] = {};
-        if (lane < lanes && c < channels)
-            for (int p = from + lane; p < to; p += lanes) each(p * channels + c, c, sums);
-        for (int i = 0; i < SUMS; ++i) room[i][t] = sums[i];
+    for (int q0 = 0; q0 < quads; q0 += group) {
+        const int lane = t / group, q = q0 + t % group;
+        Quad sums[SUMS] = {};
+        if (lane < lanes && q < quads)
+            for (int p = from + lane; p < to; p += lanes) each(p * channels, 4 * q, sums);
+        for (int i = 0; i < SUMS; ++i) write4(&room[i][4 * t], sums[i]);
         __syncthreads();
-        if (lane == 0 && c < channels) {
-            for (int i = 0; i < SUMS; ++i)
-                for (int l = 1; l < lanes; ++l) sums[i] += room[i][l * group + t];
-            emit(c, sums);
-        }
+        if (lane == 0 && q < quads)
+            for (int e = 0; e < 4 && 4 * q + e < channels; ++e) {
+                float one[SUMS];
+                for (int i = 0; i < SUMS; ++i) {
+                    one[i] = sums[i].v[e];
+                    for (int l = 1; l < lanes; ++l) one[i] += room[i][4 * (l * group + t) + e];
+                }
+                emit(4 * q + e, one);
+            }
         __syncthreads();
     }
 }

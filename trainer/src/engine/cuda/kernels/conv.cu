@@ -49,15 +49,6 @@ __device__ inline Quad entering4(int kind, float slope, const Cell* x, const flo
     return v;
 }
 
-// Four channels of a row of oc, at row + c; 0 for those past its end.
-template <typename T> __device__ inline Quad some4(const T* p, int row, int c, int oc) {
-    if (oc % 4 == 0) return read4(p + row + c);
-    Quad v = {};
-    for (int j = 0; j < 4; ++j)
-        if (c + j < oc) v.v[j] = wide(p[row + c + j]);
-    return v;
-}
-
 // In f32: 8 pixels x 4 channels a thread.
 template <int WIDTH> struct Plain {
     static constexpr int WIDE = WIDTH, TALL = 4096 / WIDE, ROWS = 8, COLUMNS = 4, ACROSS = WIDE / 4;

@@ -66,10 +66,12 @@ struct SumArgs {
 
 // Sums of x and x * x by channel, a stretch of pixels a block.
 KERNEL(channel_sums, SumArgs, 128) {
-    const auto each = [&](int at, int, float* sums) {
-        const float v = wide(a.x[at]);
-        sums[0] += v;
-        sums[1] += v * v;
+    const auto each = [&](int row, int c, Quad* sums) {
+        const Quad x = some4(a.x, row, c, a.c);
+        for (int e = 0; e < 4; ++e) {
+            sums[0].v[e] += x.v[e];
+            sums[1].v[e] += x.v[e] * x.v[e];
+        }
     };
     stretch_sums<2>(a.c, a.pixels, a.stretch, each, [&](int c, const float* sums) {
         a.sums[c * a.blocks + blockIdx.x] = sums[0];

@@ -19,6 +19,7 @@
 #define ALIGNED(p, bytes) do { if ((unsigned long long)(p) % (bytes)) abort(); } while (0)
 #define UNROLL
 #define ROLL
+#define SOME
 
 struct alignas(16) float4 {
     float x, y, z, w;

@@ -117,20 +117,17 @@ KERNEL(tail_forward, TailArgs, 256) {
     }
 }
 
-// Gradients of the linear layer, a thread each; row c is the bias'.
-PLAIN(tail_weights, TailArgs, 128) {
-    const int i = blockIdx.x * 128 + threadIdx.x;
-    if (i >= (a.c + 1) * a.classes) return;
-    const int c = i / a.classes, j = i - c * a.classes;
-    float sum = 0.0f;
-    for (int n = 0; n < a.n; ++n) {
+// Gradients of the linear layer; row c is the bias'.
+KERNEL(tail_weights, TailArgs, 256) {
+    const auto term = [&](int i, int n) {
+        const int c = i / a.classes, j = i - c * a.classes;
         const float d = a.dlogits[n * a.classes + j];
-        sum += c < a.c ? a.pooled[n * a.c + c] * d : d;
-    }
-    if (c < a.c)
-        a.dweight[i] = sum;
-    else
-        a.dbias[j] = sum;
+        return c < a.c ? a.pooled[n * a.c + c] * d : d;
+    };
+    lane_sums((a.c + 1) * a.classes, a.n, term, [&](int i, float sum) {
+        float* to = i < a.c * a.classes ? a.dweight + i : a.dbias + (i - a.c * a.classes);
+        *to = sum;
+    });
 }
 
 // Sums of dz and dz * x by channel, a picture a block.

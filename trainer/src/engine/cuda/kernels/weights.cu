@@ -146,13 +146,10 @@ struct ReduceArgs {
     int splits, len;
 };
 
-// Adds partial sums in order.
-PLAIN(reduce, ReduceArgs, 128) {
-    const int i = blockIdx.x * 128 + threadIdx.x;
-    if (i >= a.len) return;
-    float sum = 0.0f;
-    for (int s = 0; s < a.splits; ++s) sum += a.partial[(u64)s * a.len + i];
-    a.to[i] = sum;
+// Adds partial sums.
+KERNEL(reduce, ReduceArgs, 256) {
+    lane_sums(
+        a.len, a.splits, [&](int i, int s) { return a.partial[(u64)s * a.len + i]; }, [&](int i, float sum) { a.to[i] = sum; });
 }
 
 struct ColumnArgs {
@@ -164,6 +161,10 @@ struct ColumnArgs {
 // Sums by channel over a stretch of pixels a block.
 KERNEL(columns, ColumnArgs, 128) {
     stretch_sums<1>(
-        a.c, a.pixels, a.stretch, [&](int at, int, float* sums) { sums[0] += wide(a.x[at]); },
+        a.c, a.pixels, a.stretch,
+        [&](int row, int c, Quad* sums) {
+            const Quad x = some4(a.x, row, c, a.c);
+            for (int e = 0; e < 4; ++e) sums[0].v[e] += x.v[e];
+        },
         [&](int c, const float* sums) { a.partial[blockIdx.x * a.c + c] = sums[0]; });
 }
