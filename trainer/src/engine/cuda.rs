@@ -22,6 +22,7 @@ mod builder;
 mod compile;
 mod driver;
 mod head;
+mod join;
 mod layout;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod mirror;

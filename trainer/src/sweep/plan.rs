@@ -1,0 +1,320 @@
+//! What a sweep file says, and the runs it stands for: every combination of attack, rate, seed and setting is a cell.
+
+use crate::attack::AttackKind;
+use crate::config::{Crop, RunConfig};
+use crate::defend::Replacement;
+use crate::error::Failure;
+use crate::purify::Purification;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use stemguard_runtime::session::Space;
+
+/// A sweep file (TOML).
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Data set.
+    pub data: String,
+    /// Attacks, at least one.
+    pub attacks: Vec<AttackKind>,
+    /// Poison rates.
+    #[serde(default = "tenth")]
+    pub rates: Vec<f64>,
+    /// Seeds.
+    #[serde(default = "zero")]
+    pub seeds: Vec<u64>,
+    /// Target class, 0 by default.
+    #[serde(default)]
+    pub target: u32,
+    /// Trigger files by attack name.
+    #[serde(default)]
+    pub triggers: std::collections::BTreeMap<String, PathBuf>,
+    /// Whether to train on the clean part alone too: the ceiling of what a defence reaches.
+    #[serde(default)]
+    pub ceiling: bool,
+    /// What every setting changes in the published recipe, unless it says otherwise itself.
+    #[serde(default)]
+    pub base: Changes,
+    /// Settings, by name, each a table of what differs from the base; none: the base itself.
+    #[serde(default)]
+    pub settings: std::collections::BTreeMap<String, Changes>,
+}
+
+fn tenth() -> Vec<f64> {
+    vec![0.1]
+}
+
+fn zero() -> Vec<u64> {
+    vec![0]
+}
+
+/// What a setting changes.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Changes {
+    /// Passes over the data.
+    pub epochs: Option<u32>,
+    /// Epochs between measurements.
+    pub every: Option<u32>,
+    /// Pictures a step.
+    pub batch: Option<usize>,
+    /// Learning rate.
+    pub rate: Option<f64>,
+    /// Share held out.
+    pub holdout: Option<f64>,
+    /// Weight of the reconstruction's mean squared error.
+    pub mse: Option<f32>,
+    /// Weight of its total variation.
+    pub tv: Option<f32>,
+    /// Network.
+    pub architecture: Option<crate::model::Architecture>,
+    /// How pictures are cropped.
+    pub crop: Option<Crop>,
+    /// Epochs after which the guard judges.
+    pub guard: Option<u32>,
+    /// Passes over the holdout when the head is replaced.
+    pub replace_epochs: Option<u32>,
+    /// Pictures a step of it.
+    pub replace_batch: Option<usize>,
+    /// Cached views of each holdout picture.
+    pub views: Option<usize>,
+    /// Passes over the data of purification.
+    pub purify_epochs: Option<u32>,
+    /// Share of the trusted pictures that purification inoculates.
+    pub inoculate: Option<f32>,
+}
+
+impl Changes {
+    /// These, and those of `base` that these leave open.
+    fn over(&self, base: &Self) -> Result<Self, String> {
+        let table = |c: &Self| toml::Table::try_from(c).map_err(|e| e.to_string());
+        let mut all = table(base)?;
+        all.extend(table(self)?);
+        all.try_into().map_err(|e: toml::de::Error| e.to_string())
+    }
+
+    /// How the head of a run is replaced under this setting.
+    fn replacement(&self, c: &RunConfig) -> Result<Replacement, String> {
+        if self.views.is_some_and(|views| !(1..=1024).contains(&views)) {
+            return Err("views is not within 1..1024".into());
+        }
+        if [self.replace_batch, self.replace_epochs.map(|e| e as usize)].contains(&Some(0)) {
+            return Err("replace_batch and replace_epochs are at least 1".into());
+        }
+        let mut how = Replacement::cached(c.flip, c.seed);
+        how.settings.epochs = self.replace_epochs.unwrap_or(how.settings.epochs);
+        how.settings.batch = self.replace_batch.unwrap_or(how.settings.batch);
+        if let Some(views) = self.views {
+            how.space = Space::Features { views };
+        }
+        Ok(how)
+    }
+}
+
+/// One run of a sweep: a cell of the grid.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Name of its directory.
+    pub name: String,
+    /// Name of the setting.
+    pub setting: String,
+    /// The trap run; the baseline is the same without the trap.
+    pub config: RunConfig,
+    /// What else is trained: the name of its directory, and the run.
+    pub ceiling: Option<(String, RunConfig)>,
+    /// How the head is replaced.
+    pub replacement: Replacement,
+    /// How the trapped model is purified.
+    pub purification: Purification,
+}
+
+impl Plan {
+    /// Reads a sweep file.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file and what is wrong in it.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, format!("cannot be read: {e}")))?;
+        let mut plan: Self = toml::from_str(&text)
+            .map_err(|e| Failure::file(path, e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
+        for changes in plan.settings.values_mut() {
+            *changes = changes.over(&plan.base).map_err(|e| Failure::file(path, e))?;
+        }
+        for (what, empty) in
+            [("attacks", plan.attacks.is_empty()), ("rates", plan.rates.is_empty()), ("seeds", plan.seeds.is_empty())]
+        {
+            if empty {
+                return Err(Failure::file(path, format!("'{what}' is empty")));
+            }
+        }
+        for name in plan.triggers.keys() {
+            name.parse::<AttackKind>().map_err(|e| Failure::file(path, format!("triggers: {e}")))?;
+        }
+        Ok(plan)
+    }
+
+    /// The grid, in the order of the file.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where a combination is out of range.
+    pub fn cells(&self) -> Result<Vec<Cell>, Failure> {
+        let alone = if self.base == Changes::default() { "published" } else { "base" };
+        let none = std::collections::BTreeMap::from([(alone.to_owned(), self.base.clone())]);
+        let settings = if self.settings.is_empty() { &none } else { &self.settings };
+        let mut cells = Vec::new();
+        for &kind in &self.attacks {
+            // Without an attack there is no rate.
+            let rates = if kind == AttackKind::None { &self.rates[..self.rates.len().min(1)] } else { &self.rates[..] };
+            for &rate in rates {
+                for (setting, changes) in settings {
+                    for &seed in &self.seeds {
+                        let mut c = RunConfig::published(self.data.clone());
+                        c.attack.kind = kind;
+                        c.attack.target = self.target;
+                        c.attack.rate = rate;
+                        c.attack.seed = seed;
+                        c.attack.trigger = self.triggers.get(kind.name()).cloned();
+                        c.seed = seed;
+                        c.epochs = changes.epochs.unwrap_or(c.epochs);
+                        c.every = changes.every.unwrap_or(c.every);
+                        c.batch = changes.batch.unwrap_or(c.batch);
+                        c.rate = changes.rate.unwrap_or(c.rate);
+                        c.holdout = changes.holdout.unwrap_or(c.holdout);
+                        c.mse = changes.mse.unwrap_or(c.mse);
+                        c.tv = changes.tv.unwrap_or(c.tv);
+                        c.architecture = changes.architecture.unwrap_or(c.architecture);
+                        c.crop = changes.crop.unwrap_or(c.crop);
+                        c.guard = changes.guard.or(c.guard);
+                        let default = Purification::default();
+                        let purification = Purification {
+                            epochs: changes.purify_epochs.unwrap_or(default.epochs),
+                            inoculate: changes.inoculate.unwrap_or(default.inoculate),
+                            ..default
+                        };
+                        let checked = c.check().and_then(|()| purification.check());
+                        let replacement = checked
+                            .and_then(|()| changes.replacement(&c))
+                            .map_err(|e| Failure::input(format!("setting '{setting}'"), e))?;
+                        cells.push(Cell {
+                            name: format!("{kind}-{rate}-{setting}-{seed}"),
+                            setting: setting.clone(),
+                            ceiling: self.ceiling.then(|| ceiling(&c, setting)).flatten(),
+                            config: c,
+                            replacement,
+                            purification,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(cells)
+    }
+}
+
+/// The run that trains on the clean part alone, and its name; none without an attack. The kind of attack stands for all that poison
+/// the same pictures.
+fn ceiling(c: &RunConfig, setting: &str) -> Option<(String, RunConfig)> {
+    let (of, kind) = match c.attack.kind {
+        AttackKind::None => return None,
+        kind if kind.clean_label() => ("ceiling-clean-label", AttackKind::Sig),
+        _ => ("ceiling", AttackKind::BadnetGrid),
+    };
+    let mut c = RunConfig { trap: false, guard: None, oracle: true, ..c.clone() };
+    (c.attack.kind, c.attack.trigger) = (kind, None);
+    Some((format!("{of}-{}-{setting}-{}", c.attack.rate, c.seed), c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str) -> Result<Plan, Failure> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sweep.toml");
+        std::fs::write(&path, text).expect("written");
+        Plan::read(&path)
+    }
+
+    #[test]
+    fn a_grid_is_every_combination() {
+        let plan = plan(
+            "data = 'signs:100'\nattacks = ['badnet-grid', 'blend']\nrates = [0.01, 0.1]\nseeds = [0, 1, 2]\n\
+             [settings.short]\nepochs = 2\n[settings.long]\nepochs = 4\nmse = 5.0\n",
+        )
+        .expect("a plan");
+        let cells = plan.cells().expect("cells");
+        assert_eq!(cells.len(), 2 * 2 * 2 * 3);
+        let names: std::collections::BTreeSet<&str> = cells.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(names.len(), cells.len());
+        assert!(cells.iter().any(|c| c.config.epochs == 4 && c.config.mse == 5.0));
+        assert!(cells.iter().all(|c| !c.config.flip));
+    }
+
+    #[test]
+    fn settings_change_what_the_base_says() {
+        let base = "data = 'signs:100'\nattacks = ['blend']\n[base]\nepochs = 3\nbatch = 8\nviews = 2\n";
+        let cells = |settings: &str| plan(&format!("{base}{settings}")).and_then(|p| p.cells()).expect("cells");
+        let alone = &cells("")[0];
+        assert_eq!((alone.setting.as_str(), alone.config.epochs, alone.config.batch), ("base", 3, 8));
+        let both = cells("[settings.a]\n[settings.b]\nepochs = 5\narchitecture = { depth = 16, width = 1, split = 4 }");
+        let found: Vec<_> = both.iter().map(|c| (c.config.epochs, c.config.batch, c.replacement.space)).collect();
+        let space = Space::Features { views: 2 };
+        assert_eq!(found, [(3, 8, space), (5, 8, space)]);
+        assert_eq!(both[1].config.architecture.split, 4);
+    }
+
+    #[test]
+    fn cells_that_poison_the_same_pictures_share_their_ceiling() {
+        let plan = plan(
+            "data = 'signs:100'\nattacks = ['none', 'blend', 'badnet-sq', 'cl', 'sig']\nrates = [0.01, 0.1]\nceiling = true\n\
+             [triggers]\nblend = 'blend.png'\n",
+        );
+        let cells = plan.and_then(|p| p.cells()).expect("cells");
+        let of = |name: &str| {
+            let cell = cells.iter().find(|c| c.name == name).expect("a cell");
+            cell.ceiling.as_ref().map(|(name, c)| (name.as_str(), c))
+        };
+        assert_eq!(cells.len(), 9);
+        assert_eq!(of("none-0.01-published-0"), None);
+        for rate in ["0.01", "0.1"] {
+            assert_eq!(of(&format!("blend-{rate}-published-0")), of(&format!("badnet-sq-{rate}-published-0")));
+            assert_eq!(of(&format!("cl-{rate}-published-0")), of(&format!("sig-{rate}-published-0")));
+        }
+        let names: std::collections::BTreeSet<&str> =
+            cells.iter().filter_map(|c| c.ceiling.as_ref()).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert!(cells.iter().filter_map(|c| c.ceiling.as_ref()).all(|(_, c)| c.oracle && !c.trap && c.check().is_ok()));
+    }
+
+    #[test]
+    fn published_plans_can_be_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/sweeps");
+        let plans: Vec<_> = std::fs::read_dir(folder).expect("plans").map(|f| f.expect("a file").path()).collect();
+        assert!(plans.len() >= 4, "{plans:?}");
+        for plan in plans {
+            let cells = Plan::read(&plan).and_then(|p| p.cells()).expect("cells");
+            assert!(cells.len() > 1, "{}", plan.display());
+        }
+    }
+
+    #[test]
+    fn bad_files_are_named() {
+        for (text, word) in [
+            ("data = 'signs'\nattacks = []", "attacks"),
+            ("data = 'signs'\nattacks = ['nonesuch']", "nonesuch"),
+            ("data = 'signs'\nattacks = ['blend']\nspeed = 3", "speed"),
+            ("data = 'signs'\nattacks = ['blend']\n[settings.a]\nepochs = -1", "sweep.toml"),
+        ] {
+            let message = plan(text).expect_err("refused").to_string();
+            assert!(message.contains(word), "{message}");
+        }
+        for (setting, word) in
+            [("views = 0", "views"), ("replace_batch = 0", "replace_batch"), ("inoculate = 2.0", "--inoculate")]
+        {
+            let bad = plan(&format!("data = 'signs'\nattacks = ['blend']\n[settings.a]\n{setting}")).expect("reads");
+            assert!(bad.cells().expect_err("refused").to_string().contains(word), "{setting}");
+        }
+        let zero = plan("data = 'signs'\nattacks = ['blend']\n[settings.a]\nepochs = 0").expect("reads");
+        assert!(zero.cells().expect_err("refused").to_string().contains("--epochs"));
+    }
+}
