@@ -100,7 +100,7 @@ kernels! {
     Gradient16 "gradient_16" 128, Gradient32 "gradient_32" 128, Gradient64 "gradient_64" 128,
     Weights16 "weights_16" (144, 288), Weights32 "weights_32" (144, 288), Weights64 "weights_64" (144, 288),
     Reduce "reduce" 256, Columns "columns" 128,
-    NormForward "norm_forward" 128, NormRunning "norm_running" 128, NormBackward "norm_backward" 128,
+    NormForward "norm_forward" 256, NormRunning "norm_running" 128, NormBackward "norm_backward" 256,
     NormGradient "norm_gradient" 256,
     JoinedForward "joined_forward" 256, JoinedBackward "joined_backward" 128,
     PoolForward "pool_forward" 256, PoolBackward "pool_backward" 256,

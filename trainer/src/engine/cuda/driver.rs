@@ -21,10 +21,11 @@ const OLDEST: i32 = 12_000;
 /// The first GPU that the driver shows.
 pub(super) struct Driver {
     precision: Precision,
-    stream: Arc<CudaStream>,
+    // Dropped in this order, when the device is done.
+    graphs: Vec<CudaGraph>,
     functions: Vec<CudaFunction>,
     memory: Vec<CudaSlice<u8>>,
-    graphs: Vec<CudaGraph>,
+    stream: Arc<CudaStream>,
 }
 
 fn unavailable(why: impl std::fmt::Display) -> EngineError {
@@ -125,6 +126,13 @@ impl Driver {
     }
 }
 
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // What fails here has failed before, where it was told.
+        let _ = self.stream.synchronize();
+    }
+}
+
 impl Backend for Driver {
     fn precision(&self) -> Precision {
         self.precision
@@ -152,7 +160,9 @@ impl Backend for Driver {
         let Some(memory) = self.memory.get_mut(to.index).filter(|m| m.len() >= bytes.len()) else {
             return Err(EngineError::Failed("CUDA engine: a copy past a region".into()));
         };
-        self.stream.memcpy_htod(bytes, memory).map_err(|e| told("copy to the GPU", e))
+        // The bytes are the caller's again afterwards.
+        let copied = self.stream.memcpy_htod(bytes, memory).and_then(|()| self.stream.synchronize());
+        copied.map_err(|e| told("copy to the GPU", e))
     }
 
     fn read(&mut self, from: Region, first: usize, bytes: &mut [u8]) -> Result<(), EngineError> {

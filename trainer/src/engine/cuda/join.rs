@@ -89,7 +89,8 @@ impl Builder<'_> {
     ) -> Result<Map, EngineError> {
         let dh = self.map(g.x)?;
         let args = PoolArgs { dh: dh.at(), ..self.pool_args(g, h, state, dy, index, g.x) };
-        self.launch(Kernel::PoolBackward, [(args.len as usize).div_ceil(256), 1, 1], &args);
+        quads(g.x)?;
+        self.launch(Kernel::PoolBackward, [(args.len as usize).div_ceil(1024), 1, 1], &args);
         Ok(dh)
     }
 

@@ -388,7 +388,7 @@ pub(super) fn tail_backward(
         let dx = b.map(x.shape)?;
         args.k = b.constant(&[vec![1.0; c], vec![0.0; 2 * c]].concat())?.address;
         args.dx = dx.at();
-        b.launch(Kernel::TailGradient, [n, 1, 1], &args);
+        b.launch(Kernel::TailGradient, [n, x.shape.len().div_ceil(256), 1], &args);
         return Ok(dx);
     };
     let sums = b.sums(c, n)?;
@@ -397,7 +397,7 @@ pub(super) fn tail_backward(
     let k = b.norm_backward(&format!("{name}.bn"), state, x.shape, sums)?;
     let dx = b.map(x.shape)?;
     (args.k, args.dx) = (k.address, dx.at());
-    b.launch(Kernel::TailGradient, [n, 1, 1], &args);
+    b.launch(Kernel::TailGradient, [n, x.shape.len().div_ceil(256), 1], &args);
     b.give(k);
     Ok(dx)
 }

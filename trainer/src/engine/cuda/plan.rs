@@ -74,7 +74,7 @@ pub(super) fn bring(b: &mut Builder<'_>, source: &Source, shape: Shape) -> Resul
         flip: i32::from(source.flip),
     };
     let n = b.n;
-    b.launch(Kernel::Pictures, [n, 1, 1], &args);
+    b.launch(Kernel::Pictures, [n, shape.len().div_ceil(1024), 1], &args);
     Ok(x)
 }
 

@@ -95,22 +95,23 @@ PLAIN(pool_forward, PoolArgs, 256) {
     a.index[i] = (u32)place;
 }
 
-// Each value's gradient from the windows whose largest it is.
+// Each value's gradient from the windows whose largest it is, four channels a thread.
 PLAIN(pool_backward, PoolArgs, 256) {
     const int i = blockIdx.x * 256 + threadIdx.x, all = a.channels.value;
-    if (i >= a.len) return;
-    const int pixel = quotient(i, a.channels), c = i - pixel * all;
+    if (4 * i >= a.len) return;
+    const int pixel = quotient(4 * i, a.channels), c = 4 * i - pixel * all;
     const int up = quotient(pixel, a.columns), x = pixel - up * a.iw, picture = quotient(up, a.rows), y = up - picture * a.ih;
     const u32 own = (u32)((y * a.iw + x) * all + c);
-    float d = 0.0f;
-    for (int ky = a.kernel - 1; ky >= 0; --ky)
-        for (int kx = a.kernel - 1; kx >= 0; --kx) {
-            const int sy = y + a.pad - ky, sx = x + a.pad - kx;
-            if (sy < 0 || sx < 0 || sy % a.stride || sx % a.stride) continue;
-            const int oy = sy / a.stride, ox = sx / a.stride;
-            if (oy >= a.oh || ox >= a.ow) continue;
+    // Windows that hold the pixel; what is below 0 is none.
+    const int below = a.pad - a.kernel + a.stride, last_y = (y + a.pad) / a.stride, last_x = (x + a.pad) / a.stride;
+    const int first_y = y + below > 0 ? (y + below) / a.stride : 0, first_x = x + below > 0 ? (x + below) / a.stride : 0;
+    Quad d = {};
+    for (int oy = first_y; oy <= last_y && oy < a.oh; ++oy)
+        for (int ox = first_x; ox <= last_x && ox < a.ow; ++ox) {
             const u64 o = (((u64)picture * a.oh + oy) * a.ow + ox) * all + c;
-            if (a.index[o] == own) d += wide(a.y[o]);
+            const Quad dy = read4(a.y + o);
+            for (int e = 0; e < 4; ++e)
+                if (a.index[o + e] == own + e) d.v[e] += dy.v[e];
         }
-    a.dh[i] = narrow(d);
+    write4(a.dh + 4 * i, d);
 }

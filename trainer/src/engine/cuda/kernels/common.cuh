@@ -10,7 +10,7 @@ typedef unsigned long long u64;
 
 #ifndef MIRROR
 // A kernel whose blocks have `threads` threads; PLAIN: one that never synchronises them.
-#define KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args a)
+#define KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Args a)
 #define PLAIN(name, Args, threads) KERNEL(name, Args, threads)
 // What wide reads and writes ask of an address; the mirror looks.
 #define ALIGNED(p, bytes)
@@ -51,14 +51,14 @@ struct Control {
     float second;
 };
 
-// Division by a constant, for dividends below 2^31: `mul` is ceil(2^(31 + l) / value), `shift` 31 + l, l >= log2(value).
+// Division by a constant, for dividends below 2^31: `mul` is ceil(2^(31 + l) / value), `shift` 31 + l, l >= log2(value); it has 32 bits.
 struct Divisor {
     u64 mul;
     u32 shift;
     u32 value;
 };
 
-__device__ inline int quotient(int n, const Divisor& d) { return (int)(((u64)n * d.mul) >> d.shift); }
+__device__ inline int quotient(int n, const Divisor& d) { return (int)(((u64)(u32)n * (u32)d.mul) >> d.shift); }
 
 // A value of a map.
 #ifdef BF16
@@ -93,18 +93,34 @@ struct __align__(8) Halves {
     u32 low, high;
 };
 
+// Four cells as they are kept.
+#ifdef BF16
+typedef Halves Raw;
+#else
+typedef float4 Raw;
+#endif
+
+__device__ inline Raw raw4(const Cell* p) {
+    ALIGNED(p, sizeof(Raw));
+    return *(const Raw*)p;
+}
+
 // Four values, the first at a multiple of four.
+__device__ inline Quad wide4(const float4& f) { return Quad{{f.x, f.y, f.z, f.w}}; }
+
+__device__ inline Quad wide4(const Halves& h) {
+    return Quad{{wide((unsigned short)h.low), wide((unsigned short)(h.low >> 16)), wide((unsigned short)h.high),
+                 wide((unsigned short)(h.high >> 16))}};
+}
+
 __device__ inline Quad read4(const float* p) {
     ALIGNED(p, 16);
-    const float4 f = *(const float4*)p;
-    return Quad{{f.x, f.y, f.z, f.w}};
+    return wide4(*(const float4*)p);
 }
 
 __device__ inline Quad read4(const unsigned short* p) {
     ALIGNED(p, 8);
-    const Halves h = *(const Halves*)p;
-    return Quad{{wide((unsigned short)h.low), wide((unsigned short)(h.low >> 16)), wide((unsigned short)h.high),
-                 wide((unsigned short)(h.high >> 16))}};
+    return wide4(*(const Halves*)p);
 }
 
 __device__ inline void write4(float* p, const Quad& q) {

@@ -36,15 +36,29 @@ __device__ inline float entering(int kind, float slope, const Cell* x, const flo
     return v;
 }
 
-// Four channels of it, c and ic multiples of 4.
-__device__ inline Quad entering4(int kind, float slope, const Cell* x, const float* entry, const Cell* other, int ic, int at, int c) {
-    Quad v = read4(x + at);
+// What an entry multiplies four channels by, c and ic multiples of 4.
+struct Coefficients {
+    Quad k1, k2, k3;
+};
+
+__device__ inline Coefficients coefficients(int kind, const float* entry, int ic, int c) {
+    Coefficients k = {};
+    if (kind) {
+        k.k1 = read4(entry + c);
+        k.k2 = read4(entry + ic + c);
+    }
+    if (kind == 2) k.k3 = read4(entry + 2 * ic + c);
+    return k;
+}
+
+// Four channels of it, and of the other map where the kind has one.
+__device__ inline Quad entering4(int kind, float slope, const Coefficients& k, const Raw& raw, const Raw& other) {
+    Quad v = wide4(raw);
     if (kind == 1) {
-        const Quad scale = read4(entry + c), shift = read4(entry + ic + c);
-        for (int i = 0; i < 4; ++i) v.v[i] = leaky(v.v[i] * scale.v[i] + shift.v[i], slope);
+        for (int i = 0; i < 4; ++i) v.v[i] = leaky(v.v[i] * k.k1.v[i] + k.k2.v[i], slope);
     } else if (kind == 2) {
-        const Quad k1 = read4(entry + c), k2 = read4(entry + ic + c), k3 = read4(entry + 2 * ic + c), o = read4(other + at);
-        for (int i = 0; i < 4; ++i) v.v[i] = k1.v[i] * v.v[i] + k2.v[i] * o.v[i] + k3.v[i];
+        const Quad o = wide4(other);
+        for (int i = 0; i < 4; ++i) v.v[i] = k.k1.v[i] * v.v[i] + k.k2.v[i] * o.v[i] + k.k3.v[i];
     }
     return v;
 }
@@ -145,20 +159,55 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
     UNROLL for (int j = 0; j < FETCH; ++j) locate(j, base[j], y0[j], x0[j]);
     Tile tile;
 
-    for (int k0 = 0; k0 < depth; k0 += 16) {
+    // What a step needs is fetched while the one before multiplies: first all loads, from somewhere harmless where there is nothing.
+    constexpr int WEIGHTS = 16 * WIDE / 128;
+    Raw raw[FETCH], other[FETCH];
+    float weights[WEIGHTS];
+    Coefficients entry;
+    u32 there = 0;
+    const auto fetch = [&](int k0) {
         const int k = k0 + 4 * quad;
+        // Steps of a multiple of 16 channels lie within one tap.
+        const int own = quotient(k, a.channels), common = quotient(k0, a.channels);
         if (ic % 4 == 0) {
-            const int tap = quotient(k, a.channels), c = k - tap * ic;
-            const int ty = quotient(tap, taps_x), tx = tap - ty * taps_x.value;
+            const int c = k < depth ? k - own * ic : 0, ty = quotient(own, taps_x), tx = own - ty * taps_x.value;
+            entry = coefficients(a.entry_kind, a.entry, ic, c);
+            there = 0;
             UNROLL for (int j = 0; j < FETCH; ++j) {
                 const int y = GRADIENT ? y0[j] - ty : y0[j] + ty, x = GRADIENT ? x0[j] - tx : x0[j] + tx;
-                Quad v = {{0.0f, 0.0f, 0.0f, 0.0f}};
-                if (k < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
-                    v = entering4(a.entry_kind, a.slope, a.x, a.entry, a.other, ic, ((base[j] + y) * a.iw + x) * ic + c, c);
+                const bool inside = k < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw;
+                const int at = inside ? ((base[j] + y) * a.iw + x) * ic + c : 0;
+                raw[j] = raw4(a.x + at);
+                if (a.entry_kind == 2) other[j] = raw4(a.other + at);
+                there |= (u32)inside << j;
+            }
+        }
+        const int ty = quotient(common, taps_x), tx = common - ty * taps_x.value;
+        UNROLL for (int i = 0; i < WEIGHTS; ++i) {
+            // Neighbouring threads read neighbouring weights.
+            const int e = t + 128 * i, row = GRADIENT ? e % 16 : e / WIDE, column = GRADIENT ? e / 16 : e % WIDE;
+            const int kw = k0 + row, o = column0 + column;
+            weights[i] = 0.0f;
+            if (kw >= depth || o >= a.oc) continue;
+            if (!GRADIENT) {
+                weights[i] = a.w[kw * a.oc + o];
+            } else {
+                const int tap = ic % 16 ? quotient(kw, a.channels) : common;
+                const int y = ic % 16 ? quotient(tap, taps_x) : ty, x = ic % 16 ? tap - y * (int)taps_x.value : tx;
+                weights[i] = a.w[(((ky0 + y * step) * a.kw + kx0 + x * step) * a.oc + o) * ic + kw - tap * ic];
+            }
+        }
+    };
+    const auto put = [&](int k0) {
+        if (ic % 4 == 0) {
+            UNROLL for (int j = 0; j < FETCH; ++j) {
+                Quad v = entering4(a.entry_kind, a.slope, entry, raw[j], other[j]);
+                for (int e = 0; e < 4; ++e) v.v[e] = there >> j & 1 ? v.v[e] : 0.0f;
                 Tile::put_x(s_x, t / 4 + 32 * j, quad, v);
             }
         } else {
             for (int j = 0; j < FETCH; ++j) {
+                const int k = k0 + 4 * quad;
                 int from, top, left;
                 locate(j, from, top, left);
                 Quad v = {{0.0f, 0.0f, 0.0f, 0.0f}};
@@ -172,22 +221,16 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
                 Tile::put_x(s_x, t / 4 + 32 * j, quad, v);
             }
         }
-        for (int i = t; i < 16 * WIDE; i += 128) {
-            // Neighbouring threads read neighbouring weights.
-            const int row = GRADIENT ? i % 16 : i / WIDE, column = GRADIENT ? i / 16 : i % WIDE;
-            const int kw = k0 + row, o = column0 + column;
-            float v = 0.0f;
-            if (kw < depth && o < a.oc) {
-                if (GRADIENT) {
-                    const int tap = quotient(kw, a.channels), y = quotient(tap, taps_x), x = tap - y * taps_x.value;
-                    v = a.w[(((ky0 + y * step) * a.kw + kx0 + x * step) * a.oc + o) * ic + kw - tap * ic];
-                } else {
-                    v = a.w[kw * a.oc + o];
-                }
-            }
-            Tile::put_w(s_w, row, column, v);
+        UNROLL for (int i = 0; i < WEIGHTS; ++i) {
+            const int e = t + 128 * i;
+            Tile::put_w(s_w, GRADIENT ? e % 16 : e / WIDE, GRADIENT ? e / 16 : e % WIDE, weights[i]);
         }
+    };
+    fetch(0);
+    for (int k0 = 0; k0 < depth; k0 += 16) {
+        put(k0);
         __syncthreads();
+        if (k0 + 16 < depth) fetch(k0 + 16);
         tile.multiply(s_x, s_w);
         __syncthreads();
     }
@@ -198,6 +241,14 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
     __syncthreads();
     const int lane = t / ACROSS, inside = 4 * (t % ACROSS);
     float one[4] = {}, two[4] = {};
+    Quad scale = {}, shift = {}, bias = {};
+    if (column0 + inside < a.oc) {
+        if (a.gate_kind == 1) {
+            scale = some4(a.gate_norm, 0, column0 + inside, a.oc);
+            shift = some4(a.gate_norm, a.oc, column0 + inside, a.oc);
+        }
+        for (int j = 0; j < 4 && a.bias && column0 + inside + j < a.oc; ++j) bias.v[j] = a.bias[column0 + inside + j];
+    }
     ROLL for (int i = lane; i < TALL && first + i < pixels; i += LANES) {
         const int m = first + i, up = quotient(m, columns), picture = quotient(up, rows);
         const int oy = (up - picture * rows.value) * step + py, ox = (m - up * columns.value) * step + px;
@@ -205,10 +256,9 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
         const int o = column0 + inside;
         if (o >= a.oc) continue;
         Quad v = read4(&s_x[i * WIDE + inside]), with = {};
-        for (int j = 0; j < 4 && a.bias; ++j) v.v[j] += o + j < a.oc ? a.bias[o + j] : 0.0f;
+        for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
         if (a.gate_kind) with = some4(a.gate, at, o, a.oc);
         if (a.gate_kind == 1) {
-            const Quad scale = some4(a.gate_norm, 0, o, a.oc), shift = some4(a.gate_norm, a.oc, o, a.oc);
             for (int j = 0; j < 4; ++j) v.v[j] *= leaky_slope(with.v[j] * scale.v[j] + shift.v[j], a.slope);
         } else if (a.gate_kind == 2) {
             for (int j = 0; j < 4; ++j) v.v[j] = with.v[j] > 0.0f ? v.v[j] : 0.0f;

@@ -13,17 +13,25 @@ struct NormArgs {
     int c, blocks, count;
 };
 
-__device__ inline double norm_sum(const NormArgs& a, int which, double* room) {
-    double v = 0.0;
-    for (int i = threadIdx.x; i < a.blocks; i += 128) v += (double)a.sums[(which * a.c + blockIdx.x) * a.blocks + i];
-    return block_sum<128>(v, room);
+// Both sums of a channel.
+__device__ inline void norm_sums(const NormArgs& a, double (&sums)[2]) {
+    __shared__ double room[256];
+    const float* one = a.sums + blockIdx.x * a.blocks;
+    const float* two = one + a.c * a.blocks;
+    double v[2] = {};
+    SOME for (int i = threadIdx.x; i < a.blocks; i += 256) {
+        v[0] += (double)one[i];
+        v[1] += (double)two[i];
+    }
+    for (int which = 0; which < 2; ++which) sums[which] = block_sum<256>(v[which], room);
 }
 
 // The affine map of a batch's statistics; running ones follow. A block a channel.
-KERNEL(norm_forward, NormArgs, 128) {
-    __shared__ double room[128];
+KERNEL(norm_forward, NormArgs, 256) {
     const int c = blockIdx.x;
-    const double mean = norm_sum(a, 0, room) / a.count, square = norm_sum(a, 1, room) / a.count;
+    double sums[2];
+    norm_sums(a, sums);
+    const double mean = sums[0] / a.count, square = sums[1] / a.count;
     if (threadIdx.x) return;
     const double spread = square - mean * mean;
     const float m = (float)mean, v = (float)(spread > 0.0 ? spread : 0.0);
@@ -47,10 +55,11 @@ PLAIN(norm_running, NormArgs, 128) {
 }
 
 // Parameters' gradients and the coefficients of the input gradient. A block a channel.
-KERNEL(norm_backward, NormArgs, 128) {
-    __shared__ double room[128];
+KERNEL(norm_backward, NormArgs, 256) {
     const int c = blockIdx.x;
-    const double dz = norm_sum(a, 0, room), dzx = norm_sum(a, 1, room);
+    double sums[2];
+    norm_sums(a, sums);
+    const double dz = sums[0], dzx = sums[1];
     if (threadIdx.x) return;
     const double mean = a.state[c], rstd = 1.0 / sqrt((double)a.state[a.c + c] + (double)EPS), scale = a.state[2 * a.c + c];
     const double dgamma = rstd * (dzx - mean * dz);

@@ -105,7 +105,7 @@ __device__ inline Between between(float start, float size, int i, int n) {
     return Between{low, low + 1 < n ? low + 1 : n - 1, v - (float)low};
 }
 
-// A block a picture of the batch.
+// Blocks: (a picture of the batch, 1024 values of it).
 PLAIN(pictures, PictureArgs, 256) {
     const Control& control = *a.control;
     const int c = a.pixel.value, len = a.h * a.w * c;
@@ -125,7 +125,8 @@ PLAIN(pictures, PictureArgs, 256) {
     const bool mirrored = a.crop && a.flip && (bits(p) & 1);
     const u8* from = a.pixels + (u64)chosen * len;
     Cell* to = a.x + (u64)blockIdx.x * len;
-    for (int i = threadIdx.x; i < len; i += 256) {
+    const int end = (blockIdx.y + 1) * 1024 < (u32)len ? (blockIdx.y + 1) * 1024 : len;
+    for (int i = blockIdx.y * 1024 + threadIdx.x; i < end; i += 256) {
         const int y = quotient(i, a.row), in_row = i - y * a.row.value;
         const int x = quotient(in_row, a.pixel), k = in_row - x * c;
         const int ox = mirrored ? a.w - 1 - x : x;

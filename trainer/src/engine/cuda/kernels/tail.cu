@@ -46,26 +46,45 @@ __device__ inline float target(const TailArgs& a, int j, int label, int mate, fl
 KERNEL(tail_forward, TailArgs, 256) {
     __shared__ float pooled[TAIL_MOST];
     __shared__ float z[TAIL_MOST];
+    __shared__ float room[256];
     __shared__ float shared[3];
     const int t = threadIdx.x, picture = blockIdx.x;
     const u32 place = a.control->step * (u32)a.n + picture;
     const bool inside = place < a.control->pictures;
     const Cell* x = a.x + (u64)picture * a.pixels * a.c;
-    for (int c = t; c < a.c; c += 256) {
-        const float scale = a.norm[c], shift = a.norm[a.c + c];
+    // Lanes share a channel's pixels, and then a class' channels; they are added in order.
+    const int group = a.c < 256 ? a.c : 256, lanes = 256 / group;
+    for (int c0 = 0; c0 < a.c; c0 += group) {
+        const int lane = t / group, c = c0 + t % group;
         float sum = 0.0f;
-        for (int p = 0; p < a.pixels; ++p) sum += leaky(wide(x[p * a.c + c]) * scale + shift, a.slope);
-        pooled[c] = sum / a.pixels;
-        a.pooled[picture * a.c + c] = pooled[c];
+        if (lane < lanes && c < a.c) {
+            const float scale = a.norm[c], shift = a.norm[a.c + c];
+            for (int p = lane; p < a.pixels; p += lanes) sum += leaky(wide(x[p * a.c + c]) * scale + shift, a.slope);
+        }
+        room[t] = sum;
+        __syncthreads();
+        if (lane == 0 && c < a.c) {
+            for (int l = 1; l < lanes; ++l) sum += room[l * group + t];
+            pooled[c] = sum / a.pixels;
+            a.pooled[picture * a.c + c] = pooled[c];
+        }
+        __syncthreads();
     }
-    __syncthreads();
-    for (int j = t; j < a.classes; j += 256) {
-        float sum = a.bias[j];
-        for (int c = 0; c < a.c; ++c) sum += pooled[c] * a.weight[c * a.classes + j];
-        z[j] = sum;
-        a.logits[picture * a.classes + j] = sum;
+    for (int j0 = 0; j0 < a.classes; j0 += 16) {
+        const int lane = t / 16, j = j0 + t % 16;
+        float sum = 0.0f;
+        if (j < a.classes)
+            for (int c = lane; c < a.c; c += 16) sum += pooled[c] * a.weight[c * a.classes + j];
+        room[t] = sum;
+        __syncthreads();
+        if (lane == 0 && j < a.classes) {
+            sum += a.bias[j];
+            for (int l = 1; l < 16; ++l) sum += room[16 * l + t];
+            z[j] = sum;
+            a.logits[picture * a.classes + j] = sum;
+        }
+        __syncthreads();
     }
-    __syncthreads();
     const u32 chosen = a.labels && inside ? a.order ? a.order[place] : place : 0;
     const int label = a.labels ? (int)a.labels[chosen] : 0, mate = a.mates ? (int)a.mates[chosen] : label;
     const float keep = a.mates ? a.keep[a.control->step] : 1.0f;
@@ -146,16 +165,13 @@ PLAIN(tail_sums, TailArgs, 256) {
     }
 }
 
-// The gradient with respect to the map, a picture a block.
+// The gradient with respect to the map. Blocks: (a picture, 256 values of it).
 PLAIN(tail_gradient, TailArgs, 256) {
-    const int picture = blockIdx.x;
-    for (int c = threadIdx.x; c < a.c; c += 256) {
-        const float scale = a.norm[c], shift = a.norm[a.c + c], d = a.dpooled[picture * a.c + c];
-        const float k1 = a.k[c], k2 = a.k[a.c + c], k3 = a.k[2 * a.c + c];
-        for (int p = 0; p < a.pixels; ++p) {
-            const u64 at = ((u64)picture * a.pixels + p) * a.c + c;
-            const float x = wide(a.x[at]);
-            a.dx[at] = narrow(k1 * d * leaky_slope(x * scale + shift, a.slope) + k2 * x + k3);
-        }
-    }
+    const int picture = blockIdx.x, i = blockIdx.y * 256 + threadIdx.x;
+    if (i >= a.pixels * a.c) return;
+    const int c = i % a.c;
+    const u64 at = (u64)picture * a.pixels * a.c + i;
+    const float d = a.dpooled[picture * a.c + c], x = wide(a.x[at]);
+    const float slope = leaky_slope(x * a.norm[c] + a.norm[a.c + c], a.slope);
+    a.dx[at] = narrow(a.k[c] * d * slope + a.k[a.c + c] * x + a.k[2 * a.c + c]);
 }

@@ -44,26 +44,32 @@ template <int WIDTH> struct PlainWeights {
     }
 };
 
+// Words of a row of the x tile of 16 pixels. Rows stand by channel of their quad first, so that threads of a warp, each with a quad,
+// write to different banks.
+#define WEIGHT_ROW 9
+
 // In bf16 on the tensor cores: 16 rows a warp; both tiles row by row, pixels in pairs.
 template <int WIDTH> struct HalfWeights {
     static constexpr int THREADS = 288, WIDE = WIDTH, TALL = 144, ROWS = 2, COLUMNS = WIDE / 4;
-    static constexpr int X = TALL * HALF_ROW, Y = WIDE * HALF_ROW;
+    static constexpr int X = TALL * WEIGHT_ROW, Y = WIDE * HALF_ROW;
     float sums[COLUMNS / 2][4] = {};
 
-    __device__ static int row(int i) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8; }
+    // A row of the product stands in the tile in this place; it is this row of the gradient.
+    __device__ static int place(int i) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8; }
+    __device__ static int row(int i) { return place(i) % (TALL / 4) * 4 + place(i) / (TALL / 4); }
     __device__ static int column(int j) { return j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
-    __device__ static void put(float* s, int row, int pixel, float v) {
-        ((unsigned short*)s)[2 * row * HALF_ROW + pixel] = (unsigned short)bf16_pair(v, 0.0f);
-    }
     __device__ static void put_x(float* s, int quad, int pixel, const Quad& v) {
-        for (int e = 0; e < 4; ++e) put(s, 4 * quad + e, pixel, v.v[e]);
+        for (int e = 0; e < 4; ++e)
+            ((unsigned short*)s)[2 * (e * (TALL / 4) + quad) * WEIGHT_ROW + pixel] = (unsigned short)bf16_pair(v.v[e], 0.0f);
     }
-    __device__ static void put_y(float* s, int pixel, int column, float v) { put(s, column, pixel, v); }
+    __device__ static void put_y(float* s, int pixel, int column, float v) {
+        ((unsigned short*)s)[2 * column * HALF_ROW + pixel] = (unsigned short)bf16_pair(v, 0.0f);
+    }
     __device__ float sum(int i, int j) const { return sums[j / 2][i * 2 + j % 2]; }
     __device__ void multiply(const float* x, const float* y) {
         const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
-        const u32* from = (const u32*)x + row(0) * HALF_ROW + pair;
-        const u32 a[4] = {from[0], from[8 * HALF_ROW], from[4], from[8 * HALF_ROW + 4]};
+        const u32* from = (const u32*)x + place(0) * WEIGHT_ROW + pair;
+        const u32 a[4] = {from[0], from[8 * WEIGHT_ROW], from[4], from[8 * WEIGHT_ROW + 4]};
         UNROLL for (int n = 0; n < WIDE / 8; ++n) {
             const u32* other = (const u32*)y + (8 * n + group) * HALF_ROW + pair;
             const u32 b[2] = {other[0], other[4]};
@@ -76,7 +82,7 @@ template <typename Tile> __device__ inline void weight_product(const WeightArgs&
     constexpr int WIDE = Tile::WIDE, TALL = Tile::TALL, QUADS = TALL / 4, THREADS = Tile::THREADS;
     __shared__ __align__(16) float s_x[Tile::X];
     __shared__ __align__(16) float s_y[Tile::Y];
-    __shared__ float s_bias[16 * WIDE];
+    __shared__ __align__(16) float s_bias[16 * WIDE];
     const int t = threadIdx.x;
     const int ic = a.channels.value, kw = a.taps_x.value, ow = a.columns.value, oh = a.rows.value;
     const int row0 = blockIdx.x * TALL, column0 = blockIdx.y * WIDE, depth = a.kh * kw * ic;
@@ -87,6 +93,8 @@ template <typename Tile> __device__ inline void weight_product(const WeightArgs&
     const int tap = quotient(k, a.channels), c = k - tap * ic, ky = quotient(tap, a.taps_x), kx = tap - ky * kw;
     Tile tile;
     float bias = 0.0f;
+    const Coefficients entry =
+        ic % 4 == 0 && k < depth ? coefficients(a.x_kind, a.x_entry, ic, c) : Coefficients{};
 
     for (int m0 = from; m0 < to; m0 += 16) {
         for (int p = t / QUADS; p < 16; p += THREADS / QUADS) {
@@ -96,7 +104,7 @@ template <typename Tile> __device__ inline void weight_product(const WeightArgs&
             if (ic % 4 == 0) {
                 const int y = iy + ky, x = ix + kx;
                 if (m < to && k < depth && y >= 0 && y < a.ih && x >= 0 && x < a.iw)
-                    v = entering4(a.x_kind, a.slope, a.x, a.x_entry, 0, ic, ((picture * a.ih + y) * a.iw + x) * ic + c, c);
+                    v = entering4(a.x_kind, a.slope, entry, raw4(a.x + ((picture * a.ih + y) * a.iw + x) * ic + c), Raw{});
             } else {
                 UNROLL for (int e = 0; e < 4; ++e) {
                     const int tap = quotient(k + e, a.channels), c = k + e - tap * ic, ky = quotient(tap, a.taps_x);
@@ -107,17 +115,24 @@ template <typename Tile> __device__ inline void weight_product(const WeightArgs&
             }
             Tile::put_x(s_x, quad, p, v);
         }
-        for (int i = t; i < 16 * WIDE; i += THREADS) {
-            const int p = i / WIDE, o = column0 + i % WIDE;
-            float v = 0.0f;
-            if (m0 + p < to && o < a.oc)
-                v = entering(a.dy_kind, a.slope, a.dy, a.dy_entry, a.dy_other, a.oc, (m0 + p) * a.oc + o, o);
-            Tile::put_y(s_y, p, i % WIDE, v);
-            s_bias[i] = v;
+        for (int i = t; i < 4 * WIDE; i += THREADS) {
+            const int p = i / (WIDE / 4), inside = i % (WIDE / 4) * 4, o = column0 + inside, at = (m0 + p) * a.oc + o;
+            Quad v = {};
+            if (m0 + p < to && o < a.oc) {
+                if (a.oc % 4 == 0) {
+                    const Raw other = a.dy_kind == 2 ? raw4(a.dy_other + at) : Raw{};
+                    v = entering4(a.dy_kind, a.slope, coefficients(a.dy_kind, a.dy_entry, a.oc, o), raw4(a.dy + at), other);
+                } else {
+                    for (int e = 0; e < 4 && o + e < a.oc; ++e)
+                        v.v[e] = entering(a.dy_kind, a.slope, a.dy, a.dy_entry, a.dy_other, a.oc, at + e, o + e);
+                }
+            }
+            for (int e = 0; e < 4; ++e) Tile::put_y(s_y, p, inside + e, v.v[e]);
+            if (a.bias) write4(&s_bias[p * WIDE + inside], v);
         }
         __syncthreads();
         tile.multiply(s_x, s_y);
-        if (t < WIDE && blockIdx.x == 0)
+        if (a.bias && t < WIDE && blockIdx.x == 0)
             for (int p = 0; p < 16; ++p) bias += s_bias[p * WIDE + t];
         __syncthreads();
     }
