@@ -25,8 +25,10 @@ const FLOOR: f64 = 1e-2;
 const STEP: f32 = 5e-4;
 /// Steps tried, each a quarter of the one before.
 const TRIES: usize = 3;
+/// What rounding makes of a loss of up to 1, which short steps magnify: a kink in the longer ones may leave nothing but it.
+const ROUNDING: f64 = 1e-6;
 /// Largest share of the entries looked at that may have a kink within every step.
-const KINKS: f64 = 0.02;
+const KINKS: f64 = 0.03;
 /// Entries looked at, drawn at random, where a tensor has more.
 const ENTRIES: usize = 40;
 /// The same for a whole tensor.
@@ -109,10 +111,11 @@ fn compare(what: &str, grads: &[(String, Vec<f32>)], step: f32, mut loss: impl F
                     worst = worst.max(error);
                     break;
                 }
+                let rounding = ROUNDING * middle.abs().max(1.0) / width / top;
                 // One kink within the step makes the difference wrong by at most this much; without one it is far smaller.
                 let bend = (up - 2.0 * middle + down).abs() / width / top;
                 assert!(
-                    bend >= 0.5 * error,
+                    bend >= 0.5 * error || error <= rounding,
                     "{what}, {name}[{i}]: {} where differences give {difference}; largest {top}",
                     grad[i]
                 );
