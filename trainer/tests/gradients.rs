@@ -26,7 +26,7 @@ const STEP: f32 = 5e-4;
 /// Steps tried, each a quarter of the one before.
 const TRIES: usize = 3;
 /// What rounding makes of a loss of up to 1, which short steps magnify: a kink in the longer ones may leave nothing but it.
-const ROUNDING: f64 = 1e-6;
+const ROUNDING: f64 = 5e-6;
 /// Largest share of the entries looked at that may have a kink within every step.
 const KINKS: f64 = 0.03;
 /// Entries looked at, drawn at random, where a tensor has more.
