@@ -23,12 +23,12 @@ const TOLERANCE: f64 = 2e-2;
 const FLOOR: f64 = 1e-2;
 /// Half the distance of a difference. Where a kink of a ReLU or a max pool shows within it (the loss bends), a shorter one is taken.
 const STEP: f32 = 5e-4;
+/// How much longer it is where a tensor has no gradient: nothing bends there, and short steps magnify rounding.
+const FLAT: f32 = 16.0;
 /// Steps tried, each a quarter of the one before.
 const TRIES: usize = 3;
-/// What rounding makes of a loss of up to 1, which short steps magnify: a kink in the longer ones may leave nothing but it.
-const ROUNDING: f64 = 5e-6;
 /// Largest share of the entries looked at that may have a kink within every step.
-const KINKS: f64 = 0.03;
+const KINKS: f64 = 0.02;
 /// Entries looked at, drawn at random, where a tensor has more.
 const ENTRIES: usize = 40;
 /// The same for a whole tensor.
@@ -96,6 +96,7 @@ fn compare(what: &str, grads: &[(String, Vec<f32>)], step: f32, mut loss: impl F
     let middle = loss(0, 0, 0.0);
     for (number, (name, grad)) in grads.iter().enumerate() {
         let top = largest(grad).max(FLOOR * overall);
+        let step = if largest(grad) < FLOOR * overall { FLAT * step } else { step };
         let mut entries: Vec<usize> = (0..grad.len()).collect();
         Rng::new(number as u64, 5).shuffle(&mut entries);
         for &i in entries.iter().take(ENTRIES) {
@@ -111,11 +112,10 @@ fn compare(what: &str, grads: &[(String, Vec<f32>)], step: f32, mut loss: impl F
                     worst = worst.max(error);
                     break;
                 }
-                let rounding = ROUNDING * middle.abs().max(1.0) / width / top;
                 // One kink within the step makes the difference wrong by at most this much; without one it is far smaller.
                 let bend = (up - 2.0 * middle + down).abs() / width / top;
                 assert!(
-                    bend >= 0.5 * error || error <= rounding,
+                    bend >= 0.5 * error,
                     "{what}, {name}[{i}]: {} where differences give {difference}; largest {top}",
                     grad[i]
                 );
