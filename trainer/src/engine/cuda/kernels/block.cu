@@ -71,7 +71,7 @@ struct PoolArgs {
     Cell* dh;                    // as h
     Divisor channels;            // c
     Divisor rows, columns;       // forward oh and ow, backward ih and iw
-    int ih, iw, oh, ow, kernel, stride, pad, len; // len: threads
+    int ih, iw, oh, ow, kernel, stride, pad, len; // len: values
 };
 
 // The largest value of each window, the first of equals.

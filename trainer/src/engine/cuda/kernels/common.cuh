@@ -105,7 +105,6 @@ __device__ inline Raw raw4(const Cell* p) {
     return *(const Raw*)p;
 }
 
-// Four values, the first at a multiple of four.
 __device__ inline Quad wide4(const float4& f) { return Quad{{f.x, f.y, f.z, f.w}}; }
 
 __device__ inline Quad wide4(const Halves& h) {
@@ -113,6 +112,7 @@ __device__ inline Quad wide4(const Halves& h) {
                  wide((unsigned short)(h.high >> 16))}};
 }
 
+// Four values, the first at a multiple of four.
 __device__ inline Quad read4(const float* p) {
     ALIGNED(p, 16);
     return wide4(*(const float4*)p);
