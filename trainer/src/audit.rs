@@ -15,7 +15,7 @@ mod signals;
 mod verdict;
 
 pub use signals::Signals;
-pub use verdict::{ClassVerdict, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, SIGNIFICANCE, Verdict, judge};
+pub use verdict::{ClassVerdict, HINT, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, SIGNIFICANCE, Verdict, judge};
 
 use crate::attack::Truth;
 use crate::checkpoint::write_whole;
@@ -56,7 +56,7 @@ pub fn audit(
     tell: &mut dyn FnMut(usize),
 ) -> Result<Audit, Failure> {
     let signals = Witnesses { trapped, new, kernels }.signals(suspects, clean, history, seed, tell)?;
-    let verdict = judge(&signals, &suspects.labels, suspects.classes.len());
+    let verdict = judge(&signals, &suspects.labels, &clean.labels, suspects.classes.len());
     Ok(Audit { signals, verdict })
 }
 

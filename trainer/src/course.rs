@@ -39,6 +39,8 @@ pub struct Course<'a> {
     pub pictures: &'a Pictures,
     /// Whether a picture's label is unlearned instead; empty: none is.
     pub forget: &'a [bool],
+    /// Labels of the clean holdout, which the guard holds those of the suspects against; empty: it does without.
+    pub clean: &'a [u32],
     /// Where checkpoint, metrics and fitting are kept.
     pub dir: &'a RunDir,
     /// What the checkpoint belongs to.
@@ -98,7 +100,7 @@ impl Course<'_> {
         for epoch in done..c.epochs {
             if let Some(guard) = c.guard.filter(|&g| epoch == g || (epoch == done && epoch > g)) {
                 let early = Signals::of_history(&history.until(guard as usize));
-                let verdict = judge(&early, &pictures.labels, pictures.classes.len());
+                let verdict = judge(&early, &pictures.labels, self.clean, pictures.classes.len());
                 self.dir.write_json("guard.json", &verdict.classes)?;
                 tell(Event::Guard(&verdict));
                 forget = verdict.accused;

@@ -191,8 +191,8 @@ pub fn purify(
         std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
         let round = RunDir { path };
         let mark = fingerprint(&(&config, p, &m.pictures.labels, &m.forget, DOUBT));
-        let course =
-            Course { config: &config, pictures: &m.pictures, forget: &m.forget, dir: &round, fingerprint: &mark };
+        let (pictures, forget) = (&m.pictures, &m.forget);
+        let course = Course { config: &config, pictures, forget, clean: &[], dir: &round, fingerprint: &mark };
         let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
         let done = course.resume(&mut engine)?;
         let mut site = Site::open(device, &config, &engine)?;

@@ -136,7 +136,8 @@ pub fn train(
     let mut site = Site::open(device, c, &engine)?;
     let dir = RunDir::create(out, &record, resume)?;
     let fingerprint = fingerprint(&(&record.config, record.counts));
-    let course = Course { config: c, pictures, forget: &[], dir: &dir, fingerprint: &fingerprint };
+    let clean = &data.holdout.pictures().labels;
+    let course = Course { config: c, pictures, forget: &[], clean, dir: &dir, fingerprint: &fingerprint };
     let done = course.resume(&mut engine)?;
     if done == 0 {
         dir.write_json("split.json", &data.split)?;

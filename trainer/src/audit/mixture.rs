@@ -47,7 +47,7 @@ pub(super) fn otsu(values: &[f64]) -> (f64, f64) {
 }
 
 /// A Gaussian with its share of the points.
-struct Cluster {
+pub(super) struct Cluster {
     share: f64,
     mean: Point,
     /// Lower triangle of the covariance's Cholesky factor.
@@ -70,7 +70,8 @@ fn cholesky(m: &Matrix) -> Option<Matrix> {
 }
 
 impl Cluster {
-    fn fit(points: &[Point], weights: impl Fn(usize) -> f64) -> Option<Self> {
+    /// Of points that weigh 0..=1 each; `None` where they give no Gaussian.
+    pub(super) fn fit(points: &[Point], weights: impl Fn(usize) -> f64) -> Option<Self> {
         let total: f64 = (0..points.len()).map(&weights).sum();
         let mut mean = [0.0; D];
         for (i, p) in points.iter().enumerate() {
@@ -89,7 +90,7 @@ impl Cluster {
     }
 
     /// The logarithm of share times density, without the constant.
-    fn log(&self, p: &Point) -> f64 {
+    pub(super) fn log(&self, p: &Point) -> f64 {
         let (mut z, mut square, mut det) = ([0.0; D], 0.0, 0.0);
         for i in 0..D {
             let sum: f64 = (0..i).map(|k| self.factor[i][k] * z[k]).sum();

@@ -1,22 +1,25 @@
 //! From signals to a verdict: which class is the target, if any, and which of its pictures are poisoned.
 //!
 //! A class names itself in two ways, each held against the other classes (median and median absolute deviation), so that without
-//! poison none stands out:
+//! poison none stands out, and a third bears witness beside them:
 //!
 //! - *discord*: on clean data, what is easy is easy for both heads; within a class the trapped head's confidence in the given label
 //!   and the new head's probability of it rank the pictures nearly alike. Poison is what the trapped head is surest of and the new
 //!   head, which never saw the trigger, doubts: in a target class the agreement breaks;
 //! - *split*: within a clean class, how early, how well and how steadily pictures are fitted is spread around one middle. Poison is
 //!   fitted in its own way: the class falls into two groups, and more of the variance lies between them (Otsu's measure).
-//!   This holds even where the new head agrees with the poison because the backdoor sits in the stem.
+//!   This holds even where the new head agrees with the poison because the backdoor sits in the stem;
+//! - *excess*: pictures given a target's label swell its class, against its share of the clean holdout. Suspects and holdout may
+//!   have been drawn differently, so that excess alone names nobody: it speaks where one of the others hints at the same class.
 //!
-//! In a class so named, Otsu's threshold on the signals that named it, weighted by how much they stand out, splits the pictures;
-//! two Gaussians over all signals, started there, refine the split. Poison is the group that is less like the pictures of the
+//! In a class that the first two name, Otsu's threshold on the signals that named it, weighted by how much they stand out, splits
+//! the pictures; where it took the excess, as many of them as the class has too many are set apart, those least like the pictures
+//! of the classes not named. Two Gaussians over all signals, started there, refine the split. Poison is the group that is less like the pictures of the
 //! classes not named: as a rule it is fitted harder than they are, but where an attack is too weak to be learnt, its pictures are
 //! nothing but mislabelled, fitted worse than any, and it is the clean ones of their class that stand above them.
 
 use super::Signals;
-use super::mixture::{D, Point, otsu, split};
+use super::mixture::{Cluster, D, Point, otsu, split};
 use serde::{Deserialize, Serialize};
 
 /// How far below the others a target class's agreement lies at least, in Fisher's transform.
@@ -25,8 +28,10 @@ pub const LEAST_DISCORD: f64 = 0.5;
 pub const SIGNIFICANCE: f64 = 1e-3;
 /// How much more of a target class's variance lies between two groups at least, as a share.
 pub const LEAST_SPLIT: f64 = 0.05;
-/// Least spread between clean classes of the agreement, in Fisher's transform, and of the split.
-const LEAST_SPREAD: [f64; 2] = [0.08, 0.012];
+/// Least spread between clean classes of the agreement, in Fisher's transform, of the split, and of the logarithm of the excess.
+const LEAST_SPREAD: [f64; 3] = [0.08, 0.012, 0.02];
+/// Largest probability of standing out so far by chance that counts as a hint at a class, beside its excess.
+pub const HINT: f64 = 0.05;
 /// Signals weigh in where they stand out by this many robust standard deviations.
 const LEAST_WEIGHT: f64 = 4.0;
 /// A class with fewer pictures is not judged.
@@ -46,6 +51,10 @@ pub struct ClassVerdict {
     /// How far the share of variance between two groups lies above that of the other classes, in robust standard deviations, for
     /// confidence, early, late and swing.
     pub split: [f64; 4],
+    /// How far its share of the suspects, over that of the holdout, lies above that of the other classes, in robust standard
+    /// deviations; 0 without a holdout.
+    #[serde(default)]
+    pub excess: f64,
     /// Probability that a clean class stands out so far, times the number of classes and tests (Bonferroni), at most 1.
     pub p_value: f64,
     /// Whether it is a target class.
@@ -131,8 +140,28 @@ fn of(values: &[f32], members: &[usize]) -> Vec<f64> {
     members.iter().map(|&i| f64::from(values[i])).collect()
 }
 
-/// Every class against the others.
-fn compare(signals: &Signals, members: &[Vec<usize>]) -> Vec<ClassVerdict> {
+/// How each class's share of the suspects exceeds its share of the clean holdout, as a logarithm, against the other classes: by how
+/// much, and in robust standard deviations. Nothing stands out without a holdout.
+fn excess(members: &[Vec<usize>], clean: &[u32]) -> Vec<(f64, f64)> {
+    let mut counts = vec![0usize; members.len()];
+    clean.iter().for_each(|&l| counts[l as usize] += 1);
+    let both = |c: usize| (members[c].len() as f64 + 0.5, counts[c] as f64 + 0.5);
+    let judged = |c: usize| !clean.is_empty() && members[c].len() >= LEAST_PICTURES;
+    let ratio: Vec<Option<f64>> =
+        (0..members.len()).map(|c| Some(both(c)).filter(|_| judged(c)).map(|(s, h)| (s / h).ln())).collect();
+    // The uncertainty of the logarithm of a ratio of two counts.
+    stand_out(&ratio, LEAST_SPREAD[2], |c| (1.0 / both(c).0 + 1.0 / both(c).1).sqrt())
+}
+
+/// The probability that two independent tests give a product of theirs so small by chance (Fisher 1925), twice because one of the
+/// two could have been enough.
+fn together(a: f64, b: f64) -> f64 {
+    let product = (a * b).max(f64::MIN_POSITIVE);
+    2.0 * product * (1.0 - product.ln())
+}
+
+/// Every class against the others; of each, too, the part of it that it has too many, 0 where it has not.
+fn compare(signals: &Signals, members: &[Vec<usize>], clean: &[u32]) -> (Vec<ClassVerdict>, Vec<Named>) {
     let size = |c: usize| members[c].len() as f64;
     let judged = |members: &Vec<usize>| members.len() >= LEAST_PICTURES;
     let agreement: Vec<f64> = members
@@ -148,23 +177,45 @@ fn compare(signals: &Signals, members: &[Vec<usize>]) -> Vec<ClassVerdict> {
         let share: Vec<Option<f64>> = members.iter().map(|m| judged(m).then(|| otsu(&of(s, m)).1)).collect();
         stand_out(&share, LEAST_SPREAD[1], |c| 0.25 / size(c).max(1.0).sqrt())
     });
-    let tests = members.iter().filter(|m| judged(m)).count() as f64 * (1 + fits.len()) as f64;
+    let excess = excess(members, clean);
+    let classes = members.iter().filter(|m| judged(m)).count() as f64;
+    let tests = classes * (1 + fits.len()) as f64;
     let class = |c: usize| {
         let named = std::iter::once((discord[c], LEAST_DISCORD)).chain(splits.each_ref().map(|s| (s[c], LEAST_SPLIT)));
         let best = named.filter(|((by, _), least)| by >= least).map(|((_, z), _)| z).fold(0.0, f64::max);
-        let p_value = if best > 0.0 { (upper_tail(best) * tests).min(1.0) } else { 1.0 };
-        ClassVerdict {
+        let alone = if best > 0.0 { (upper_tail(best) * tests).min(1.0) } else { 1.0 };
+        let swollen = (upper_tail(excess[c].1) * classes).min(1.0);
+        let p_value = if alone <= HINT { together(alone, swollen).min(alone) } else { alone };
+        let found = ClassVerdict {
             class: c as u32,
             pictures: members[c].len(),
             agreement: agreement[c],
             discord: discord[c].1,
             split: splits.each_ref().map(|s| s[c].1),
+            excess: excess[c].1,
             p_value,
             suspected: p_value <= SIGNIFICANCE,
             accused: 0,
-        }
+        };
+        let named = match found.suspected {
+            false => Named::Not,
+            true if alone <= SIGNIFICANCE => Named::Alone,
+            true => Named::Swollen(1.0 - (-excess[c].0).exp()),
+        };
+        (found, named)
     };
-    (0..members.len()).map(class).collect()
+    (0..members.len()).map(class).unzip()
+}
+
+/// What named a class.
+#[derive(Clone, Copy)]
+enum Named {
+    /// Nothing.
+    Not,
+    /// Discord or a split.
+    Alone,
+    /// A hint of them and its excess: the share of its pictures that it has too many.
+    Swollen(f64),
 }
 
 /// Mean and variance.
@@ -174,31 +225,37 @@ fn moments(values: &[f64]) -> (f64, f64) {
     (mean, values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
 }
 
-/// Subtracts the median and divides by the spread (standard deviation).
-fn standardise(values: &mut [f64]) {
-    let middle = median(values);
-    let spread = moments(values).1.sqrt().max(1e-9);
-    values.iter_mut().for_each(|v| *v = (*v - middle) / spread);
+/// The signals that split a class: disagreement, confidence, early, late, swing and survival, which differs too much from class to
+/// class to name one and only refines.
+const fn splitting(s: &Signals) -> [&Vec<f32>; D] {
+    [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing, &s.survival]
 }
 
-/// The verdict on pictures with these labels.
-pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
+/// The verdict on pictures with these labels; `clean` are those of the holdout, none where there is none to hold them against.
+pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize) -> Verdict {
     let mut members = vec![Vec::new(); classes];
     labels.iter().enumerate().for_each(|(i, &l)| members[l as usize].push(i));
-    let mut verdict = Verdict {
-        classes: compare(signals, &members),
-        score: vec![0.0; labels.len()],
-        accused: vec![false; labels.len()],
-    };
+    let (classes, named) = compare(signals, &members, clean);
+    let mut verdict = Verdict { classes, score: vec![0.0; labels.len()], accused: vec![false; labels.len()] };
     let unnamed: Vec<usize> = (0..labels.len()).filter(|&i| !verdict.classes[labels[i] as usize].suspected).collect();
     for (c, members) in members.iter().enumerate() {
-        let found = &verdict.classes[c];
-        if !found.suspected {
-            continue;
-        }
-        let [confidence, early, late, swing] = found.split;
-        let weights = [found.discord, confidence, early, late, swing, 0.0];
-        let mut likely = accuse(members, signals, weights.map(|w| if w >= LEAST_WEIGHT { w } else { 0.0 }));
+        // A class's own middle and spread are the units.
+        let units = splitting(signals).map(|s| {
+            let values = of(s, members);
+            (median(&values), moments(&values).1.sqrt().max(1e-9))
+        });
+        let points = |members: &[usize]| -> Vec<Point> {
+            let s = splitting(signals);
+            let point = |&i: &usize| std::array::from_fn(|d| (f64::from(s[d][i]) - units[d].0) / units[d].1);
+            members.iter().map(point).collect()
+        };
+        let own = points(members);
+        let start = match named[c] {
+            Named::Not => continue,
+            Named::Alone => strongest(&own, &verdict.classes[c]),
+            Named::Swollen(share) => unlike(&own, &points(&unnamed), share),
+        };
+        let mut likely = refine(&own, &start);
         if inverted(signals, members, &likely, &unnamed) {
             likely.iter_mut().for_each(|p| *p = 1.0 - *p);
         }
@@ -211,21 +268,35 @@ pub fn judge(signals: &Signals, labels: &[u32], classes: usize) -> Verdict {
     verdict
 }
 
+/// Those above Otsu's threshold on the signals that named the class, weighted by how much they stand out.
+fn strongest(points: &[Point], found: &ClassVerdict) -> Vec<bool> {
+    let [confidence, early, late, swing] = found.split;
+    let weights = [found.discord, confidence, early, late, swing];
+    let least = weights.iter().copied().fold(0.0, f64::max).min(LEAST_WEIGHT);
+    let weigh = |p: &Point| weights.iter().zip(p).filter(|(w, _)| **w >= least).map(|(w, p)| w * p).sum();
+    let sum: Vec<f64> = points.iter().map(weigh).collect();
+    let (threshold, _) = otsu(&sum);
+    sum.iter().map(|&v| v > threshold).collect()
+}
+
+/// The `share` of the points that is least like the others, by one Gaussian over these; none without others.
+fn unlike(points: &[Point], others: &[Point], share: f64) -> Vec<bool> {
+    let usual = (others.len() >= LEAST_PICTURES).then(|| Cluster::fit(others, |_| 1.0)).flatten();
+    let Some(usual) = usual else { return vec![false; points.len()] };
+    let like: Vec<f64> = points.iter().map(|p| usual.log(p)).collect();
+    let mut sorted = like.clone();
+    sorted.sort_by(f64::total_cmp);
+    let many = (share.clamp(0.0, 1.0) * points.len() as f64) as usize;
+    like.iter().map(|l| sorted.get(many).is_some_and(|limit| l < limit)).collect()
+}
+
 /// Least overlap (intersection over union) of the refined split with the one it started from; below it the Gaussians have found
 /// something else, and the start stands.
 const LEAST_OVERLAP: f64 = 0.5;
 
-/// How likely each member of a suspected class is poisoned. `weights` belong to disagreement, confidence, early, late, swing and
-/// survival, which differs too much from class to class to name one and only refines.
-fn accuse(members: &[usize], signals: &Signals, weights: [f64; D]) -> Vec<f64> {
-    let s = signals;
-    let mut all = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing, &s.survival].map(|s| of(s, members));
-    all.iter_mut().for_each(|s| standardise(s));
-    let points: Vec<Point> = (0..members.len()).map(|i| std::array::from_fn(|d| all[d][i])).collect();
-    let sum: Vec<f64> = points.iter().map(|p| p.iter().zip(&weights).map(|(p, w)| p * w).sum()).collect();
-    let (threshold, _) = otsu(&sum);
-    let start: Vec<bool> = sum.iter().map(|&v| v > threshold).collect();
-    let refined = split(&points, &start).filter(|likely| {
+/// How likely each point is one of those that two Gaussians, started from `start`, tell from the rest.
+fn refine(points: &[Point], start: &[bool]) -> Vec<f64> {
+    let refined = split(points, start).filter(|likely| {
         let count = |f: fn(bool, bool) -> bool| start.iter().zip(likely).filter(|&(&s, &p)| f(s, p > 0.5)).count();
         count(|s, p| s && p) as f64 >= LEAST_OVERLAP * count(|s, p| s || p) as f64
     });
@@ -243,13 +314,12 @@ fn inverted(signals: &Signals, members: &[usize], likely: &[f64], unnamed: &[usi
     if accused.is_empty() || kept.is_empty() || unnamed.len() < LEAST_PICTURES {
         return false;
     }
-    let s = signals;
-    let usual = [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing].map(|s| (s, moments(&of(s, unnamed))));
+    let usual = splitting(signals).map(|s| (s, moments(&of(s, unnamed))));
     let distance = |group: &[usize]| -> f64 {
         let one = |&(s, (mean, variance)): &(&Vec<f32>, (f64, f64))| {
             (moments(&of(s, group)).0 - mean).powi(2) / variance.max(1e-9)
         };
-        usual.iter().map(one).sum()
+        usual[..D - 1].iter().map(one).sum()
     };
     distance(&kept) > distance(&accused)
 }
@@ -283,11 +353,21 @@ mod tests {
         (s, labels)
     }
 
+    /// Labels of a holdout of `n` pictures, spread evenly over ten classes.
+    fn even(n: u32) -> Vec<u32> {
+        (0..n).map(|i| i % 10).collect()
+    }
+
+    /// The classes named.
+    fn named(v: &Verdict) -> Vec<u32> {
+        v.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect()
+    }
+
     #[test]
     fn clean_suspects_are_not_accused() {
         for seed in 0..20 {
             let (s, labels) = suspects(3000, 0, seed);
-            let v = judge(&s, &labels, 10);
+            let v = judge(&s, &labels, &even(250), 10);
             assert!(v.classes.iter().all(|c| !c.suspected), "{:?}", v.classes);
             assert!(v.accused.iter().all(|&a| !a));
         }
@@ -297,9 +377,8 @@ mod tests {
     fn poison_names_its_class_and_itself() {
         for (poisoned, seed) in [(300, 1), (120, 2), (60, 3)] {
             let (s, labels) = suspects(3000, poisoned, seed);
-            let v = judge(&s, &labels, 10);
-            let named: Vec<u32> = v.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect();
-            assert_eq!(named, [3], "{:?}", v.classes);
+            let v = judge(&s, &labels, &even(250), 10);
+            assert_eq!(named(&v), [3], "{:?}", v.classes);
             let caught = v.accused[..poisoned].iter().filter(|&&a| a).count();
             let wrong = v.accused[poisoned..].iter().filter(|&&a| a).count();
             assert!(caught * 100 >= poisoned * 95 && wrong <= 30, "{caught} of {poisoned}, {wrong} wrong");
@@ -318,9 +397,8 @@ mod tests {
                 s.early[i] -= 5.0;
                 s.late[i] -= 7.0;
             }
-            let v = judge(&s, &labels, 10);
-            let named: Vec<u32> = v.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect();
-            assert_eq!(named, [3], "{:?}", v.classes);
+            let v = judge(&s, &labels, &even(250), 10);
+            assert_eq!(named(&v), [3], "{:?}", v.classes);
             let caught = v.accused[..300].iter().filter(|&&a| a).count();
             let wrong = v.accused[300..].iter().filter(|&&a| a).count();
             assert!(caught >= 285 && wrong <= 30, "{caught} of 300, {wrong} wrong");
@@ -328,13 +406,58 @@ mod tests {
         }
     }
 
+    /// Classes whose heads agree more or less, and poison that the new head half believes in.
+    fn weakly_poisoned(seed: u64) -> (Signals, Vec<u32>) {
+        let (mut s, labels) = suspects(3000, 500, seed);
+        let share = |z: f32| 1.0 / (1.0 + (-z).exp());
+        let mut rng = Rng::new(seed, 1);
+        for (i, &label) in labels.iter().enumerate() {
+            let ease = 1.5 * rng.normal() + 1.0;
+            let poison = if i < 500 { 1.0 } else { 0.0 };
+            let noise = 0.5 + 0.15 * label as f32;
+            s.confidence[i] = ease + 1.0 + 2.0 * poison + 0.6 * rng.normal();
+            s.new_probability[i] = share(ease - 3.5 * poison + noise * rng.normal());
+            s.disagreement[i] = share(s.confidence[i]) - s.new_probability[i];
+            s.early[i] = ease - 2.0 + 2.0 * poison + 0.5 * rng.normal();
+            s.late[i] = ease + 0.5 * rng.normal();
+        }
+        (s, labels)
+    }
+
+    #[test]
+    fn a_hint_and_too_many_pictures_name_a_class_together() {
+        // Of the first seeds those whose agreement is low enough to hint at the class, and not to name it.
+        for seed in [0, 2, 5] {
+            let (s, labels) = weakly_poisoned(seed);
+            let without = judge(&s, &labels, &[], 10);
+            assert!(named(&without).is_empty() && without.classes[3].p_value <= HINT, "{:?}", without.classes);
+            assert!(without.accused.iter().all(|&a| !a) && without.classes.iter().all(|c| c.excess == 0.0));
+            let v = judge(&s, &labels, &even(250), 10);
+            assert_eq!(named(&v), [3], "{:?}", v.classes);
+            let caught = v.accused[..500].iter().filter(|&&a| a).count();
+            let wrong = v.accused[500..].iter().filter(|&&a| a).count();
+            assert!(caught >= 475 && wrong <= 10, "{caught} of 500, {wrong} wrong");
+        }
+    }
+
+    #[test]
+    fn too_many_pictures_alone_name_no_class() {
+        for seed in 0..20 {
+            let (s, mut labels) = suspects(3000, 0, seed);
+            // A class three times as large as in the holdout, of pictures like any other.
+            labels.iter_mut().filter(|l| **l == 4 || **l == 5).for_each(|l| *l = 3);
+            let v = judge(&s, &labels, &even(250), 10);
+            assert!(v.classes[3].excess > 4.0 && named(&v).is_empty(), "{:?}", v.classes);
+        }
+    }
+
     #[test]
     fn small_single_and_empty_classes_are_left_alone() {
         let (s, labels) = suspects(200, 0, 4);
-        assert!(judge(&s, &labels, 12).classes.iter().all(|c| !c.suspected));
+        assert!(judge(&s, &labels, &even(90), 12).classes.iter().all(|c| !c.suspected));
         let one = vec![0; 200];
-        assert!(judge(&s, &one, 1).classes.iter().all(|c| !c.suspected));
-        assert!(judge(&Signals::default(), &[], 3).accused.is_empty());
+        assert!(judge(&s, &one, &[0; 20], 1).classes.iter().all(|c| !c.suspected));
+        assert!(judge(&Signals::default(), &[], &[2], 3).accused.is_empty());
     }
 
     #[test]
@@ -347,5 +470,8 @@ mod tests {
             assert!((upper_tail(z) - p).abs() <= 0.03 * p, "{z}: {}", upper_tail(z));
         }
         assert!((upper_tail(-1.0) - 0.841_345).abs() < 1e-5);
+        // Chi squared with four degrees of freedom, of -2 ln(0.05 * 0.05), and a product that is 0.
+        assert!((together(0.05, 0.05) - 2.0 * 0.017_478_7).abs() < 1e-6);
+        assert!(together(0.05, 0.0) < 1e-100);
     }
 }

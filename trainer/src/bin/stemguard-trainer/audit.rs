@@ -79,12 +79,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     for c in &summary.classes {
         let note = if c.suspected { format!("target: {} accused", c.accused) } else { String::new() };
         ui::say(&format!(
-            "{:<24} {:6} pictures  agreement {:+.2}  discord {:5.1}  split {:5.1}  p {:.0e}  {note}",
+            "{:<24} {:6} pictures  agreement {:+.2}  discord {:5.1}  split {:5.1}  excess {:5.1}  p {:.0e}  {note}",
             classes[c.class as usize],
             c.pictures,
             c.agreement,
             c.discord,
             c.split.iter().copied().fold(f64::MIN, f64::max),
+            c.excess,
             c.p_value
         ))?;
     }

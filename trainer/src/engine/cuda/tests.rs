@@ -448,7 +448,7 @@ fn a_course_on_the_device_is_that_of_the_cpu() {
         let Some(mut cuda) = there(place, &c, &mut cpu, F32) else { return };
         let homes = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
         let [ours, theirs] = homes.each_ref().map(|h| RunDir { path: h.path().to_owned() });
-        let course = |dir| Course { config: &c, pictures: &p, forget: &[], dir, fingerprint: "x" };
+        let course = |dir| Course { config: &c, pictures: &p, forget: &[], clean: &[], dir, fingerprint: "x" };
         let a = course(&ours).run(&mut cuda, 0, &test, &mut |_| {}).expect("a course");
         let b = course(&theirs).run(&mut cpu, 0, &test, &mut |_| {}).expect("a course");
         assert_eq!(a, b);
