@@ -15,7 +15,9 @@ mod signals;
 mod verdict;
 
 pub use signals::Signals;
-pub use verdict::{ClassVerdict, HINT, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, SIGNIFICANCE, Verdict, judge};
+pub use verdict::{
+    ClassVerdict, DOUBT, HINT, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, SIGNIFICANCE, Verdict, judge,
+};
 
 use crate::attack::Truth;
 use crate::checkpoint::write_whole;

@@ -110,6 +110,14 @@ pub fn finish(
     new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
     let found = witness(dir, c, data, trapped, &new.head, kernels, &mut |done, of| tell(Told::Audited(done, of)))?;
+    let suspects = (data.suspect.pictures(), &found.verdict);
+    let sharpening = new.sharpen((device, &trapped.net), suspects, holdout, &data.test, how, kernels, &mut |p| {
+        tell(Told::Replacing("tripwire", p));
+        true
+    })?;
+    if sharpening.is_some_and(|s| s.taken()) {
+        write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
+    }
     let purified =
         purify(dir, c, data, &trapped.state()?, &found, how, p, resume, device, kernels, &mut |told| match told {
             purify::Told::Training(_, e) => tell(Told::Training("purify", e)),

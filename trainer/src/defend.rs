@@ -5,8 +5,12 @@
 //!
 //! The defended model keeps the trapped head as a tripwire: both heads read the stem they were trained on. A purified model has
 //! another stem, on whose features the trapped head's answers mean nothing, and no head that has learnt the backdoor: it gets none.
+//! Once the audit has accused, the tripwire is sharpened ([`Defended::sharpen`]).
 
 mod device;
+mod sharpen;
+
+pub use sharpen::Sharpening;
 
 use crate::checkpoint::write_whole;
 use crate::engine::Device;
@@ -135,20 +139,33 @@ pub fn replace(
 ) -> Result<Defended, Failure> {
     let started = Instant::now();
     let Frozen { packed: stem, device, net } = stem;
-    let (pictures, labels, classes) = (to_f32(holdout), &holdout.labels, holdout.classes.len());
-    let head = match device {
-        Device::Cpu => {
-            let session = Session::of_net(stem.as_net(), kernels.clone());
-            let (kind, space, augment, settings) = (how.kind, how.space, how.augment, &how.settings);
-            replace_head(&session, kind, classes, &pictures, labels, space, augment, settings, progress)
-                .map_err(|e| Failure::input("holdout", e))?
-        }
-        Device::Cuda { gpu, precision } => device::replace_head(gpu, precision, net, &pictures, labels, how, progress)?,
-    };
+    let head = train_head(&stem, device, net, holdout, how, kernels, progress)?;
     let seconds = started.elapsed().as_secs_f64();
     let mut defended = Defended { stem, head, evaluation: Evaluation::default(), tripwire: None, seconds };
     defended.evaluation = defended.with_logits(kernels, |logits| evaluate(test, logits))?;
     Ok(defended)
+}
+
+/// Trains a head on pictures over a frozen stem: the packed one on the CPU, the network it was packed from on a GPU.
+fn train_head(
+    stem: &OwnedNet,
+    device: Device,
+    net: &TrapNet,
+    pictures: &Pictures,
+    how: &Replacement,
+    kernels: &Simd,
+    progress: &mut dyn FnMut(Progress) -> bool,
+) -> Result<NewHead, Failure> {
+    let (x, labels, classes) = (to_f32(pictures), &pictures.labels, pictures.classes.len());
+    match device {
+        Device::Cpu => {
+            let session = Session::of_net(stem.as_net(), kernels.clone());
+            let (kind, space, augment, settings) = (how.kind, how.space, how.augment, &how.settings);
+            replace_head(&session, kind, classes, &x, labels, space, augment, settings, progress)
+                .map_err(|e| Failure::input("holdout", e))
+        }
+        Device::Cuda { gpu, precision } => device::replace_head(gpu, precision, net, &x, labels, how, progress),
+    }
 }
 
 impl Defended {
@@ -257,6 +274,7 @@ pub fn write(dir: &RunDir, name: &str, classes: &[String], trap: bool, defended:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::Verdict;
     use crate::engine::{CpuEngine, Objective, Optimizer};
     use crate::model::Architecture;
     use crate::nn::loss::Reconstruction;
@@ -302,7 +320,7 @@ mod tests {
             model.keep_trapped(net, &clean, &test, rate, &kernels).map(|()| model.tripwire.as_ref().map(|t| t.alarms))
         };
         let all = keep(&engine.net, 1.0).expect("kept").expect("a tripwire");
-        assert_eq!((all.rate, all.true_positives, all.false_positives), (1.0, 1.0, 1.0));
+        assert_eq!((all.rate, all.true_positives, all.false_positives, all.at_rate), (1.0, 1.0, 1.0, Some(1.0)));
         let some = keep(&engine.net, 0.25).expect("kept").expect("a tripwire");
         assert!(some.threshold > all.threshold && (0.0..1.0).contains(&some.false_positives), "{some:?}");
         // The same head twice: the score is minus half the log-odds of its answer, of three classes at most half of ln 2.
@@ -310,5 +328,60 @@ mod tests {
         assert!(none.threshold <= 0.5 * std::f32::consts::LN_2 + 1e-5 && none.threshold < some.threshold, "{none:?}");
         assert!(matches!(keep(&engine.net, 1.5), Err(Failure::Input(m)) if m.contains("false-positive rate")));
         assert_eq!(keep(&trapped(4, 7).net, 0.1).expect("left out"), None);
+    }
+
+    #[test]
+    fn a_sharpened_tripwire_finds_what_the_audit_accused() {
+        let kernels = Simd::new(1);
+        let engine = trapped(5, 7);
+        let square = |pictures: &mut Pictures, first: usize| {
+            for i in 0..pictures.len() {
+                // The label is a colour.
+                let label = pictures.labels[i] as usize;
+                let picture = pictures.picture_mut(i);
+                picture.iter_mut().skip(label).step_by(3).for_each(|v| *v |= 0x80);
+                if i < first {
+                    continue;
+                }
+                (0..6).for_each(|row| picture[48 * row..][..18].fill(255));
+                pictures.labels[i] = 0;
+            }
+        };
+        let drawn = |n, stream, first| {
+            let mut pictures = pictures(n, stream);
+            square(&mut pictures, first);
+            pictures
+        };
+        let (clean, suspects) = (drawn(100, 1, 100), drawn(400, 2, 300));
+        let test = TestSet { clean: drawn(60, 4, 60), triggered: drawn(60, 3, 0), target: 0 };
+        let mut verdict = Verdict { classes: Vec::new(), score: vec![0.0; 400], accused: vec![false; 400] };
+        let mut how = Replacement::cached(false, 1);
+        how.alarm_fpr = 0.05;
+        how.settings.epochs = 20;
+        let stem = onnx::lower(&Model::from_bytes(&export::stem(&engine.net).expect("a stem")).expect("ONNX"), None);
+        let stem = Frozen { packed: stem.expect("a net"), device: Device::Cpu, net: &engine.net };
+        let mut model = replace(stem, &clean, &test, &how, &kernels, &mut |_| true).expect("a head");
+        let sharpen = |model: &mut Defended, verdict: &Verdict| {
+            let net = (Device::Cpu, &engine.net);
+            model.sharpen(net, (&suspects, verdict), &clean, &test, &how, &kernels, &mut |_| true).expect("taught")
+        };
+        verdict.accused[300..].fill(true);
+        verdict.score[300..].fill(1.0);
+        assert_eq!(sharpen(&mut model, &verdict), None, "no tripwire to sharpen");
+        model.keep_trapped(&engine.net, &clean, &test, how.alarm_fpr, &kernels).expect("kept");
+        let before = model.tripwire.as_ref().map(|t| t.alarms).expect("a tripwire");
+        verdict.accused[320..].fill(false);
+        assert_eq!(sharpen(&mut model, &verdict), None, "too few accused");
+        verdict.accused[300..].fill(true);
+        let judged = sharpen(&mut model, &verdict).expect("taught");
+        assert!(judged.taken() && judged.taught >= 0.9, "{judged:?}");
+        let after = model.tripwire.as_ref().map(|t| t.alarms).expect("a tripwire");
+        assert_eq!(before.rate, after.rate);
+        // This stem is not trained, its head knows no trigger; the witness has seen what was accused.
+        assert!(before.true_positives <= 0.5 && after.true_positives >= 0.95, "{before:?} {after:?}");
+        assert!(after.false_positives <= 0.2, "{after:?}");
+        // Nobody is trusted: the other classes have no picture to teach.
+        verdict.score.fill(1.0);
+        assert_eq!(sharpen(&mut model, &verdict), None);
     }
 }

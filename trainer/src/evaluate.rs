@@ -52,6 +52,11 @@ pub struct Alarms {
     pub true_positives: f64,
     /// Clean test pictures that raise it, 0..=1.
     pub false_positives: f64,
+    /// Triggered pictures that would raise it, were it set on the clean test pictures instead, 0..=1: how well the score tells, whatever
+    /// the holdout is like.
+    /// `None` in the results of older versions.
+    #[serde(default)]
+    pub at_rate: Option<f64>,
 }
 
 impl std::fmt::Display for Alarms {
@@ -61,7 +66,8 @@ impl std::fmt::Display for Alarms {
         write!(
             f,
             "{caught:.1} % of the triggered, {wrong:.2} % of the clean pictures raise the alarm, set for {set:.2} %"
-        )
+        )?;
+        self.at_rate.map_or(Ok(()), |at| write!(f, " ({:.1} % of the triggered at exactly that)", 100.0 * at))
     }
 }
 

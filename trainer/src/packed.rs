@@ -9,7 +9,7 @@ use stemguard_runtime::error::Error;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::metrics::Rate;
 use stemguard_runtime::session::Session;
-use stemguard_runtime::tripwire::Alarm;
+use stemguard_runtime::tripwire::{self, Alarm};
 
 /// What a packed model answers.
 #[derive(Clone, Debug)]
@@ -71,16 +71,29 @@ pub(crate) fn logits(session: &Session<'_>, x: &[f32]) -> Result<Vec<f32>, Failu
 
 /// How often a session with this tripwire raises the alarm.
 pub(crate) fn alarms(session: &Session<'_>, set: &TripwireParts<'_>, test: &TestSet) -> Result<Alarms, Failure> {
-    let raised = |pictures: &Pictures| -> Result<f64, Failure> {
-        let mut raised = Rate::default();
+    let scored = |pictures: &Pictures| -> Result<Vec<f32>, Failure> {
+        let mut all = Vec::with_capacity(pictures.len());
         in_batches(pictures, |x, n| {
             let mut scores = vec![0.0; n];
             session.infer_watched(x, &mut vec![0.0; n * session.output().len()], &mut scores)?;
-            scores.iter().for_each(|&score| raised.count(Alarm::of(score, set.threshold).raised));
+            all.extend(scores);
             Ok(())
         })?;
-        Ok(raised.fraction())
+        Ok(all)
     };
-    let (true_positives, false_positives) = (raised(&test.triggered)?, raised(&test.clean)?);
-    Ok(Alarms { rate: set.false_positive_rate, threshold: set.threshold, true_positives, false_positives })
+    let above = |scores: &[f32], threshold: f32| {
+        let mut raised = Rate::default();
+        scores.iter().for_each(|&score| raised.count(Alarm::of(score, threshold).raised));
+        raised.fraction()
+    };
+    let (triggered, clean) = (scored(&test.triggered)?, scored(&test.clean)?);
+    let (rate, threshold) = (set.false_positive_rate, set.threshold);
+    let exact = tripwire::threshold(&clean, rate)?;
+    Ok(Alarms {
+        rate,
+        threshold,
+        true_positives: above(&triggered, threshold),
+        false_positives: above(&clean, threshold),
+        at_rate: Some(above(&triggered, exact)),
+    })
 }

@@ -14,7 +14,7 @@ mod material;
 
 pub use imprint::Imprint;
 
-use crate::audit::Audit;
+use crate::audit::{Audit, DOUBT};
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
@@ -25,7 +25,7 @@ use crate::evaluate::{Evaluation, evaluate_engine};
 use crate::export;
 use crate::run::{Prepared, RunDir, StageResult};
 use crate::trap::{Site, engine, fingerprint};
-use material::{DOUBT, Opinion, material};
+use material::{Opinion, material};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 use stemguard_runtime::kernels::simd::Simd;

@@ -49,8 +49,9 @@ pub struct Row {
     /// Of the score of its verdict: the area under the curve, and the poisoned pictures found at 1 % false positives; without any
     /// poisoned picture, neither.
     pub verdict: Option<[f64; 2]>,
-    /// Of the replaced model with its tripwire: triggered and clean test pictures that raise the alarm.
-    pub tripwire: Option<[f64; 2]>,
+    /// Of the replaced model with its tripwire: triggered and clean test pictures that raise the alarm, and triggered ones that
+    /// would, were it set on the clean ones.
+    pub tripwire: Option<[Option<f64>; 3]>,
 }
 
 /// What the chain of a cell ended with.
@@ -107,7 +108,7 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         recall: measures.recall,
         false_positives: measures.false_positives,
         verdict: measures.signals.last().map(|m| [m.auc, m.recall_at_1_percent]),
-        tripwire: tripwire.map(|alarms| [alarms.true_positives, alarms.false_positives]),
+        tripwire: tripwire.map(|a| [Some(a.true_positives), Some(a.false_positives), a.at_rate]),
     }))
 }
 
@@ -126,7 +127,7 @@ pub fn table(rows: &[Row]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from(
         "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | replaced | purified | RA | DER | chance | \
-         ceiling ACC | poisoned accused | clean accused | audit AUC | recall at 1 % FPR | tripwire TPR / FPR |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+         ceiling ACC | poisoned accused | clean accused | audit AUC | recall at 1 % FPR | tripwire TPR / FPR / TPR at the rate |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     for row in rows {
@@ -149,8 +150,9 @@ pub fn table(rows: &[Row]) -> String {
             true => cell(&|r| value(r).unwrap_or_default()),
             false => String::new(),
         };
-        let alarms = [0, 1].map(|i: usize| known(&|r| r.tripwire.map(|t| t[i])));
-        let alarms = if alarms[0].is_empty() { String::new() } else { alarms.join(" / ") };
+        let alarms = [0, 1, 2].map(|i: usize| known(&|r| r.tripwire.and_then(|t| t[i])));
+        let alarms: Vec<String> = alarms.into_iter().filter(|a| !a.is_empty()).collect();
+        let alarms = alarms.join(" / ");
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
@@ -202,10 +204,15 @@ mod tests {
         let text = table(&[row(0, 0.1), row(1, 0.3)]);
         assert!(text.contains("| blend | 0.1 | short | 2 |"), "{text}");
         assert!(text.contains("20.0 ± 14.1") && text.ends_with("|  |  |  |\n"), "{text}");
-        let watched =
-            |seed, caught| Row { verdict: Some([0.5, 0.25]), tripwire: Some([caught, 0.01]), ..row(seed, 0.1) };
-        let text = table(&[watched(0, 0.9), watched(1, 1.0)]);
+        let watched = |seed, caught, at| Row {
+            verdict: Some([0.5, 0.25]),
+            tripwire: Some([Some(caught), Some(0.01), at]),
+            ..row(seed, 0.1)
+        };
+        let text = table(&[watched(0, 0.9, None), watched(1, 1.0, Some(1.0))]);
         assert!(text.ends_with("| 50.0 ± 0.0 | 25.0 ± 0.0 | 95.0 ± 7.1 / 1.0 ± 0.0 |\n"), "{text}");
+        let text = table(&[watched(0, 0.9, Some(0.8))]);
+        assert!(text.ends_with("| 90.0 / 1.0 / 80.0 |\n"), "{text}");
         let columns = |line: &str| line.matches('|').count();
         assert!(text.lines().all(|line| columns(line) == 19), "{text}");
         assert_eq!(mean_and_spread(&[3.0]), (3.0, 0.0));

@@ -63,6 +63,9 @@ pub struct ClassVerdict {
     pub accused: usize,
 }
 
+/// A picture that is not accused but likelier poisoned than this is neither trusted nor unlearned: it is left out.
+pub const DOUBT: f32 = 0.05;
+
 /// The verdict on a set of suspects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
@@ -72,6 +75,13 @@ pub struct Verdict {
     pub score: Vec<f32>,
     /// Whether a picture is accused.
     pub accused: Vec<bool>,
+}
+
+impl Verdict {
+    /// Whether picture `i` is neither accused nor doubtful. It is for `i` below the number of pictures only.
+    pub fn trusts(&self, i: usize) -> bool {
+        !self.accused[i] && self.score[i] <= DOUBT
+    }
 }
 
 /// Ranks, ties sharing their mean.

@@ -2,12 +2,11 @@
 
 use super::imprint::Imprint;
 use super::{Mode, Purification};
+use crate::audit::DOUBT;
 use crate::error::Failure;
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::rng::Rng;
 
-/// A picture that is not accused but likelier poisoned than this is neither trusted nor unlearned: it is left out.
-pub(super) const DOUBT: f32 = 0.05;
 /// Stream of the seed for the choice of pictures to inoculate.
 const INOCULATE: u64 = 0x696e_6f63;
 

@@ -4,10 +4,11 @@ use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::audit::{Audit, witness};
-use stemguard_trainer::defend::{Frozen, Replacement, packed_stem, replace, write};
+use stemguard_trainer::audit::{Audit, Summary, witness};
+use stemguard_trainer::defend::{Frozen, Replacement, Sharpening, packed_stem, replace, write};
 use stemguard_trainer::engine::{CpuEngine, Device};
 use stemguard_trainer::error::Failure;
+use stemguard_trainer::evaluate::Alarms;
 use stemguard_trainer::run::{Prepared, Record, RunDir, prepare};
 use stemguard_trainer::trap::restore;
 
@@ -32,6 +33,7 @@ pub(crate) struct Examined {
     pub(crate) engine: CpuEngine,
     pub(crate) how: Replacement,
     pub(crate) found: Audit,
+    pub(crate) tripwires: Tripwires,
     pub(crate) kernels: Simd,
 }
 
@@ -64,8 +66,41 @@ pub(crate) fn examine(run: &Path, how: &ReplaceOptions, device: Device, output: 
         bar.set_length(of as u64);
         bar.set_position(done as u64);
     })?;
+    bar.set_message("tripwire");
+    let suspects = (data.suspect.pictures(), &found.verdict);
+    let before = new.tripwire.as_ref().map(|t| t.alarms);
+    let holdout = data.holdout.pictures();
+    let sharpening = new.sharpen((device, &engine.net), suspects, holdout, &data.test, &how, &kernels, &mut |p| {
+        bar.set_length(u64::from(p.epochs));
+        bar.set_position(u64::from(p.epoch));
+        true
+    })?;
+    if sharpening.is_some_and(|s| s.taken()) {
+        write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
+    }
     bar.finish_and_clear();
-    Ok(Examined { dir, record, data, engine, how, found, kernels })
+    let alarms = new.tripwire.map(|t| t.alarms);
+    let tripwires = Tripwires { trapped_head: before, sharpening, alarms };
+    Ok(Examined { dir, record, data, engine, how, found, tripwires, kernels })
+}
+
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    summary: &'a Summary,
+    tripwire: Tripwires,
+}
+
+/// What a tripwire says of the test pictures.
+#[derive(Clone, Copy, serde::Serialize)]
+pub(crate) struct Tripwires {
+    /// With the trapped head.
+    trapped_head: Option<Alarms>,
+    /// What made the choice, where another witness was taught.
+    sharpening: Option<Sharpening>,
+    /// With the witness that stays.
+    alarms: Option<Alarms>,
 }
 
 /// Audits and tells.
@@ -73,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let e = examine(&args.run, &args.how, args.place.device()?, &args.output)?;
     let summary = e.found.summary(Some(&e.data.truth));
     if args.output.json {
-        return ui::json(&summary);
+        return ui::json(&Told { summary: &summary, tripwire: e.tripwires });
     }
     let classes = &e.data.suspect.pictures().classes;
     for c in &summary.classes {
@@ -95,6 +130,19 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         summary.pictures,
         e.dir.file("audit.csv").display()
     ))?;
+    let Tripwires { trapped_head, sharpening, alarms } = e.tripwires;
+    if let Some(alarms) = trapped_head {
+        ui::say(&format!("tripwire, trapped head: {alarms}"))?;
+    }
+    if let Some(s) = sharpening {
+        let [before, after] = [s.trapped_head, s.taught].map(|v| 100.0 * v);
+        ui::say(&format!(
+            "a witness taught on the accused finds {after:.1} % of those it was not taught, the trapped head {before:.1} %"
+        ))?;
+        if let Some(alarms) = alarms.filter(|_| s.taken()) {
+            ui::say(&format!("tripwire, sharpened: {alarms}"))?;
+        }
+    }
     if let Some(m) = &summary.measures {
         ui::say("against the truth:")?;
         for s in &m.signals {

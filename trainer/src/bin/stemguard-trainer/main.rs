@@ -39,7 +39,8 @@ enum Command {
     Trap(train::Args),
     /// Replace the head of a run on its clean holdout: stage 2.
     Replace(replace::Args),
-    /// Name the target classes and the poisoned pictures of a trapped run: the trapped head as a witness.
+    /// Name the target classes and the poisoned pictures of a trapped run: the trapped head as a witness. Where it accuses, the
+    /// tripwire is taught on what it found.
     Audit(audit::Args),
     /// Measure any packed model on a run's test pictures, clean and triggered.
     Eval(eval::Args),

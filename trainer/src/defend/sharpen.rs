@@ -1,0 +1,151 @@
+//! The tripwire sharpened: once the audit has accused, its witness is taught anew from what was found.
+//!
+//! The trapped head learnt the trigger beside everything else, as one sign among many; where a picture shows it poorly, it goes by
+//! the picture. A head taught on the accused and on twice as many trusted pictures, on the features of the same trapped stem, each
+//! with its given label, goes by the trigger. The threshold is set again on the clean holdout: what the audit got wrong costs alarms
+//! that are missed, not false ones. It takes the trapped head's place where it finds more of those accused that it was not taught,
+//! each head with its own threshold; the trapped head was trained on these, so that the doubt is on its side.
+
+use super::{Defended, Replacement, Tripwire, to_f32, train_head};
+use crate::audit::Verdict;
+use crate::engine::Device;
+use crate::error::Failure;
+use crate::evaluate::TestSet;
+use crate::model::TrapNet;
+use serde::Serialize;
+use stemguard_runtime::artifact::HeadKind;
+use stemguard_runtime::data::Pictures;
+use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::replace::{Progress, Settings, check_holdout};
+use stemguard_runtime::rng::Rng;
+use stemguard_runtime::session::{NewHead, Space};
+
+/// Most of the accused that a witness is taught on.
+const ACCUSED: usize = 4500;
+/// Trusted pictures for each of them.
+const TRUSTED: usize = 2;
+/// Of so many accused, one is not taught but found or missed.
+const JUDGE: usize = 5;
+/// Most values of all these pictures together.
+const ROOM: usize = 1 << 28;
+/// Fewer accused teach nothing.
+const LEAST_ACCUSED: usize = 30;
+/// Stream of the seed for the choice of pictures.
+const CHOICE: u64 = 0x7769_746e;
+/// How it is taught: neither smoothed nor mixed, for it may be as sure as it can.
+const SETTINGS: Settings = Settings { rate: 0.003, smoothing: 0.0, cutmix: false, dropout: 0.0, ..Settings::CACHED };
+/// Steps it takes, about: more than that, and it goes by the pictures, too.
+const STEPS: usize = 700;
+/// Views of each picture.
+const VIEWS: usize = 2;
+
+/// What the two witnesses find of the accused that the taught one was not taught on, 0..=1; the trapped head was trained on them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Sharpening {
+    /// The trapped head.
+    pub trapped_head: f64,
+    /// The one taught on the other accused.
+    pub taught: f64,
+}
+
+impl Sharpening {
+    /// Whether the taught one took the trapped head's place.
+    pub fn taken(&self) -> bool {
+        self.taught > self.trapped_head
+    }
+}
+
+/// Places of the pictures that a witness is taught on, and of those accused that judge it.
+struct Lesson {
+    taught: Vec<usize>,
+    judges: Vec<usize>,
+}
+
+/// What a verdict on pictures of so many values each has to teach; `None` where too few are accused.
+fn lesson(verdict: &Verdict, values: usize, seed: u64) -> Option<Lesson> {
+    let mut rng = Rng::new(seed ^ CHOICE, 0);
+    let mut pick = |mut from: Vec<usize>, most: usize| {
+        rng.shuffle(&mut from);
+        from.truncate(most);
+        from
+    };
+    let places = 0..verdict.accused.len();
+    let most = ACCUSED.min(ROOM / (1 + TRUSTED) / values.max(1));
+    let mut taught = pick(places.clone().filter(|&i| verdict.accused[i]).collect(), most);
+    if taught.len() < LEAST_ACCUSED {
+        return None;
+    }
+    let judges = taught.split_off(taught.len() - taught.len() / JUDGE);
+    taught.extend(pick(places.filter(|&i| verdict.trusts(i)).collect(), TRUSTED * taught.len()));
+    Some(Lesson { taught, judges })
+}
+
+impl Defended {
+    /// Teaches the tripwire a new witness from the verdict on the suspects that the trapped `net` was trained on; it takes the trapped
+    /// head's place if it is the better one. None is taught without a tripwire, with fewer than 30 accused, or where some class has
+    /// no picture to teach it on.
+    ///
+    /// # Errors
+    /// [`Failure`] where the parts do not belong together, or a device is not there.
+    #[allow(clippy::too_many_arguments)]
+    pub fn sharpen(
+        &mut self,
+        (device, net): (Device, &TrapNet),
+        (suspects, verdict): (&Pictures, &Verdict),
+        holdout: &Pictures,
+        test: &TestSet,
+        how: &Replacement,
+        kernels: &Simd,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Option<Sharpening>, Failure> {
+        let lesson = lesson(verdict, suspects.shape().len(), how.settings.seed);
+        let (Some(Lesson { taught, judges }), Some(old)) = (lesson, &self.tripwire) else { return Ok(None) };
+        let pictures = suspects.subset(&taught);
+        if check_holdout(&pictures.labels, pictures.classes.len(), SETTINGS.batch).is_err() {
+            return Ok(None);
+        }
+        let epochs = (STEPS * SETTINGS.batch / taught.len()).max(1) as u32;
+        let settings = Settings { epochs, seed: how.settings.seed ^ CHOICE, ..SETTINGS };
+        let how = Replacement { kind: HeadKind::Residual, space: Space::Features { views: VIEWS }, settings, ..*how };
+        let witness = train_head(&self.stem, device, net, &pictures, &how, kernels, progress)?;
+        let clean = to_f32(holdout);
+        let unseen = TestSet { clean: holdout.clone(), triggered: suspects.subset(&judges), target: test.target };
+        let found =
+            |head: &NewHead| self.watch(head, &clean, &unseen, how.alarm_fpr, kernels).map(|a| a.true_positives);
+        let sharpening = Sharpening { trapped_head: found(&old.witness)?, taught: found(&witness)? };
+        if sharpening.taken() {
+            let alarms = self.watch(&witness, &clean, test, how.alarm_fpr, kernels)?;
+            self.tripwire = Some(Tripwire { witness, alarms });
+        }
+        Ok(Some(sharpening))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lesson_takes_the_accused_and_twice_as_many_trusted() {
+        let verdict = |accused: usize, doubtful: usize, n: usize| Verdict {
+            classes: Vec::new(),
+            score: (0..n)
+                .map(|i| if i < accused { 1.0 } else { 0.2 * f32::from(u8::from(i < accused + doubtful)) })
+                .collect(),
+            accused: (0..n).map(|i| i < accused).collect(),
+        };
+        let v = verdict(40, 30, 400);
+        let Lesson { taught, judges } = lesson(&v, 3072, 1).expect("enough");
+        assert_eq!((taught.len(), judges.len()), (96, 8));
+        assert_eq!(taught.iter().filter(|&&i| v.accused[i]).count(), 32);
+        assert!(judges.iter().all(|&i| v.accused[i] && !taught.contains(&i)));
+        assert!(taught.iter().all(|&i| !(40..70).contains(&i)), "the doubtful are left out");
+        assert_eq!(lesson(&v, 3072, 1).expect("the same").taught, taught);
+        assert!(lesson(&verdict(29, 0, 400), 3072, 1).is_none());
+        let sizes = |v: &Verdict, values| lesson(v, values, 1).map(|l| (l.taught.len(), l.judges.len()));
+        assert_eq!(sizes(&verdict(5000, 0, 20_000), 3072), Some((10_800, 900)));
+        assert_eq!(sizes(&verdict(5000, 0, 20_000), 1 << 20), Some((204, 17)));
+        // Everybody accused: nobody is left to trust.
+        assert_eq!(sizes(&verdict(50, 0, 50), 3072), Some((40, 10)));
+    }
+}
