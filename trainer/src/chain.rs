@@ -1,8 +1,8 @@
 //! The whole chain on one data set: plant, train, trap, replace, audit, purify, with the control beside it.
 
-use crate::audit::{self, witness};
+use crate::audit::{self, Audit, witness};
 use crate::config::RunConfig;
-use crate::defend::{Frozen, Replacement, packed_stem, replace, write};
+use crate::defend::{Defended, Frozen, Replacement, Sharpening, packed_stem, replace, write};
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
@@ -84,6 +84,67 @@ pub struct Outcome {
     pub purified: Evaluation,
 }
 
+/// What a tripwire says of the test pictures.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Tripwires {
+    /// With the trapped head.
+    pub trapped_head: Option<Alarms>,
+    /// What made the choice, where another witness was taught.
+    pub sharpening: Option<Sharpening>,
+    /// With the witness that stays.
+    pub alarms: Option<Alarms>,
+}
+
+/// A model whose head was replaced and whose suspects were audited.
+pub struct Examined {
+    /// The head replaced on its stem.
+    pub replaced: Evaluation,
+    /// The tripwire beside it; none on an undefended model, or where the head is of another build than the runtime's heads.
+    pub tripwires: Tripwires,
+    /// The audit.
+    pub found: Audit,
+}
+
+/// Replaces the head of a model, audits with both heads, and sharpens the tripwire with what was found.
+///
+/// # Errors
+/// Those of the stages.
+#[allow(clippy::too_many_arguments)]
+pub fn examine(
+    dir: &RunDir,
+    c: &RunConfig,
+    data: &Prepared,
+    trapped: &mut CpuEngine,
+    how: &Replacement,
+    device: Device,
+    kernels: &Simd,
+    tell: &mut dyn FnMut(Told<'_>),
+) -> Result<Examined, Failure> {
+    let holdout = data.holdout.pictures();
+    let stem = Frozen { packed: packed_stem(dir)?, device, net: &trapped.net };
+    let mut new = replace(stem, holdout, &data.test, how, kernels, &mut |p| {
+        tell(Told::Replacing("replace", p));
+        true
+    })?;
+    if c.trap {
+        new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
+    }
+    let write = |new: &Defended| write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, new);
+    write(&new)?;
+    let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
+    let found = witness(dir, c, data, trapped, &new.head, kernels, &mut |done, of| tell(Told::Audited(done, of)))?;
+    let suspects = (data.suspect.pictures(), &found.verdict);
+    let sharpening = new.sharpen((device, &trapped.net), suspects, holdout, &data.test, how, kernels, &mut |p| {
+        tell(Told::Replacing("tripwire", p));
+        true
+    })?;
+    if sharpening.is_some_and(|s| s.taken()) {
+        write(&new)?;
+    }
+    let tripwires = Tripwires { trapped_head, sharpening, alarms: new.tripwire.map(|t| t.alarms) };
+    Ok(Examined { replaced: new.evaluation, tripwires, found })
+}
+
 /// Replaces, audits and purifies a trapped model.
 ///
 /// # Errors
@@ -101,23 +162,7 @@ pub fn finish(
     kernels: &Simd,
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Outcome, Failure> {
-    let holdout = data.holdout.pictures();
-    let stem = Frozen { packed: packed_stem(dir)?, device, net: &trapped.net };
-    let mut new = replace(stem, holdout, &data.test, how, kernels, &mut |p| {
-        tell(Told::Replacing("replace", p));
-        true
-    })?;
-    new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
-    write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
-    let found = witness(dir, c, data, trapped, &new.head, kernels, &mut |done, of| tell(Told::Audited(done, of)))?;
-    let suspects = (data.suspect.pictures(), &found.verdict);
-    let sharpening = new.sharpen((device, &trapped.net), suspects, holdout, &data.test, how, kernels, &mut |p| {
-        tell(Told::Replacing("tripwire", p));
-        true
-    })?;
-    if sharpening.is_some_and(|s| s.taken()) {
-        write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
-    }
+    let Examined { replaced, tripwires, found } = examine(dir, c, data, trapped, how, device, kernels, tell)?;
     let purified =
         purify(dir, c, data, &trapped.state()?, &found, how, p, resume, device, kernels, &mut |told| match told {
             purify::Told::Training(_, e) => tell(Told::Training("purify", e)),
@@ -125,8 +170,7 @@ pub fn finish(
         })?;
     // The list of pictures stays in audit.json.
     let audit = audit::Summary { accused_pictures: Vec::new(), ..found.summary(Some(&data.truth)) };
-    let tripwire = new.tripwire.map(|t| t.alarms);
-    Ok(Outcome { replaced: new.evaluation, tripwire, audit, purified: purified.evaluation })
+    Ok(Outcome { replaced, tripwire: tripwires.alarms, audit, purified: purified.evaluation })
 }
 
 /// Runs the chain into `out/baseline` and `out/trap`; networks and heads train on `device`, audit and figures run on the CPU.

@@ -191,23 +191,25 @@ impl Defended {
         kernels: &Simd,
     ) -> Result<(), Failure> {
         let Some(witness) = export::residual_head(net) else { return Ok(()) };
-        let alarms = self.watch(&witness, &to_f32(holdout), test, rate, kernels)?;
+        let alarms = self.count(self.set(&witness, &to_f32(holdout), rate, kernels)?, test, kernels)?;
         self.tripwire = Some(Tripwire { witness, alarms });
         Ok(())
     }
 
-    /// Sets a tripwire on the clean pictures and counts its alarms on the test pictures.
-    fn watch(
-        &self,
-        witness: &NewHead,
+    /// A tripwire with this witness, set on the clean pictures.
+    fn set<'a>(
+        &'a self,
+        witness: &'a NewHead,
         clean: &[f32],
-        test: &TestSet,
         rate: f32,
         kernels: &Simd,
-    ) -> Result<Alarms, Failure> {
-        let stem = self.stem.as_net().into();
-        let set = set_tripwire(stem, self.head.parts(), witness.parts(), clean, rate, kernels)
-            .map_err(|e| Failure::input("the tripwire", e))?;
+    ) -> Result<TripwireParts<'a>, Failure> {
+        set_tripwire(self.stem.as_net().into(), self.head.parts(), witness.parts(), clean, rate, kernels)
+            .map_err(|e| Failure::input("the tripwire", e))
+    }
+
+    /// Counts the alarms of a tripwire on the test pictures.
+    fn count(&self, set: TripwireParts<'_>, test: &TestSet, kernels: &Simd) -> Result<Alarms, Failure> {
         let parts = ArtifactParts { tripwire: Some(set), ..parts("", "", "", &self.stem, Some(&self.head)) };
         packed::alarms(&Session::of_artifact(&parts, kernels.clone())?, &set, test)
     }

@@ -54,7 +54,7 @@ pub struct Alarms {
     pub false_positives: f64,
     /// Triggered pictures that would raise it, were it set on the clean test pictures instead, 0..=1: how well the score tells, whatever
     /// the holdout is like.
-    /// `None` in the results of older versions.
+    /// `None` without any, and in the results of older versions.
     #[serde(default)]
     pub at_rate: Option<f64>,
 }

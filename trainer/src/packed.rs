@@ -88,12 +88,13 @@ pub(crate) fn alarms(session: &Session<'_>, set: &TripwireParts<'_>, test: &Test
     };
     let (triggered, clean) = (scored(&test.triggered)?, scored(&test.clean)?);
     let (rate, threshold) = (set.false_positive_rate, set.threshold);
-    let exact = tripwire::threshold(&clean, rate)?;
+    // Without clean pictures there is nothing to set it on.
+    let exact = (!clean.is_empty()).then(|| tripwire::threshold(&clean, rate)).transpose()?;
     Ok(Alarms {
         rate,
         threshold,
         true_positives: above(&triggered, threshold),
         false_positives: above(&clean, threshold),
-        at_rate: Some(above(&triggered, exact)),
+        at_rate: exact.map(|exact| above(&triggered, exact)),
     })
 }

@@ -14,9 +14,10 @@
 //!
 //! In a class that the first two name, Otsu's threshold on the signals that named it, weighted by how much they stand out, splits
 //! the pictures; where it took the excess, as many of them as the class has too many are set apart, those least like the pictures
-//! of the classes not named. Two Gaussians over all signals, started there, refine the split. Poison is the group that is less like the pictures of the
-//! classes not named: as a rule it is fitted harder than they are, but where an attack is too weak to be learnt, its pictures are
-//! nothing but mislabelled, fitted worse than any, and it is the clean ones of their class that stand above them.
+//! of the classes not named. Two Gaussians over all signals, started there, refine the split. Poison is the group that is less
+//! like the pictures of the classes not named: as a rule it is fitted harder than they are, but where an attack is too weak to be
+//! learnt, its pictures are nothing but mislabelled, fitted worse than any, and it is the clean ones of their class that stand
+//! above them.
 
 use super::Signals;
 use super::mixture::{Cluster, D, Point, otsu, split};
@@ -170,8 +171,8 @@ fn together(a: f64, b: f64) -> f64 {
     2.0 * product * (1.0 - product.ln())
 }
 
-/// Every class against the others; of each, too, the part of it that it has too many, 0 where it has not.
-fn compare(signals: &Signals, members: &[Vec<usize>], clean: &[u32]) -> (Vec<ClassVerdict>, Vec<Named>) {
+/// Every class against the others, and what named it.
+fn compare(signals: &Signals, members: &[Vec<usize>], clean: &[u32]) -> (Vec<ClassVerdict>, Vec<Option<Named>>) {
     let size = |c: usize| members[c].len() as f64;
     let judged = |members: &Vec<usize>| members.len() >= LEAST_PICTURES;
     let agreement: Vec<f64> = members
@@ -207,11 +208,11 @@ fn compare(signals: &Signals, members: &[Vec<usize>], clean: &[u32]) -> (Vec<Cla
             suspected: p_value <= SIGNIFICANCE,
             accused: 0,
         };
-        let named = match found.suspected {
-            false => Named::Not,
-            true if alone <= SIGNIFICANCE => Named::Alone,
-            true => Named::Swollen(1.0 - (-excess[c].0).exp()),
+        let by = match alone <= SIGNIFICANCE {
+            true => Named::Alone,
+            false => Named::Swollen(1.0 - (-excess[c].0).exp()),
         };
+        let named = found.suspected.then_some(by);
         (found, named)
     };
     (0..members.len()).map(class).unzip()
@@ -220,8 +221,6 @@ fn compare(signals: &Signals, members: &[Vec<usize>], clean: &[u32]) -> (Vec<Cla
 /// What named a class.
 #[derive(Clone, Copy)]
 enum Named {
-    /// Nothing.
-    Not,
     /// Discord or a split.
     Alone,
     /// A hint of them and its excess: the share of its pictures that it has too many.
@@ -249,6 +248,7 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize) -
     let mut verdict = Verdict { classes, score: vec![0.0; labels.len()], accused: vec![false; labels.len()] };
     let unnamed: Vec<usize> = (0..labels.len()).filter(|&i| !verdict.classes[labels[i] as usize].suspected).collect();
     for (c, members) in members.iter().enumerate() {
+        let Some(named) = named[c] else { continue };
         // A class's own middle and spread are the units.
         let units = splitting(signals).map(|s| {
             let values = of(s, members);
@@ -260,8 +260,7 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize) -
             members.iter().map(point).collect()
         };
         let own = points(members);
-        let start = match named[c] {
-            Named::Not => continue,
+        let start = match named {
             Named::Alone => strongest(&own, &verdict.classes[c]),
             Named::Swollen(share) => unlike(&own, &points(&unnamed), share),
         };

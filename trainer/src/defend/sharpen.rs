@@ -18,7 +18,7 @@ use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::{Progress, Settings, check_holdout};
 use stemguard_runtime::rng::Rng;
-use stemguard_runtime::session::{NewHead, Space};
+use stemguard_runtime::session::Space;
 
 /// Most of the accused that a witness is taught on.
 const ACCUSED: usize = 4500;
@@ -108,13 +108,13 @@ impl Defended {
         let settings = Settings { epochs, seed: how.settings.seed ^ CHOICE, ..SETTINGS };
         let how = Replacement { kind: HeadKind::Residual, space: Space::Features { views: VIEWS }, settings, ..*how };
         let witness = train_head(&self.stem, device, net, &pictures, &how, kernels, progress)?;
-        let clean = to_f32(holdout);
-        let unseen = TestSet { clean: holdout.clone(), triggered: suspects.subset(&judges), target: test.target };
-        let found =
-            |head: &NewHead| self.watch(head, &clean, &unseen, how.alarm_fpr, kernels).map(|a| a.true_positives);
-        let sharpening = Sharpening { trapped_head: found(&old.witness)?, taught: found(&witness)? };
+        let set = self.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
+        // Only the accused are asked for; the trapped head's threshold was set when it was kept.
+        let unseen = TestSet { clean: holdout.subset(&[]), triggered: suspects.subset(&judges), target: test.target };
+        let found = |set| self.count(set, &unseen, kernels).map(|alarms| alarms.true_positives);
+        let sharpening = Sharpening { trapped_head: found(old.parts())?, taught: found(set)? };
         if sharpening.taken() {
-            let alarms = self.watch(&witness, &clean, test, how.alarm_fpr, kernels)?;
+            let alarms = self.count(set, test, kernels)?;
             self.tripwire = Some(Tripwire { witness, alarms });
         }
         Ok(Some(sharpening))

@@ -4,11 +4,11 @@ use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::audit::{Audit, Summary, witness};
-use stemguard_trainer::defend::{Frozen, Replacement, Sharpening, packed_stem, replace, write};
+use stemguard_trainer::audit::{Audit, Summary};
+use stemguard_trainer::chain::{self, Tripwires};
+use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::{CpuEngine, Device};
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::evaluate::Alarms;
 use stemguard_trainer::run::{Prepared, Record, RunDir, prepare};
 use stemguard_trainer::trap::restore;
 
@@ -51,36 +51,21 @@ pub(crate) fn examine(run: &Path, how: &ReplaceOptions, device: Device, output: 
     }
     let how = how.replacement(record.config.flip, record.config.seed)?;
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
-    let stem = Frozen { packed: packed_stem(&dir)?, device, net: &engine.net };
-    let mut new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
-        bar.set_position(u64::from(p.epoch));
-        true
-    })?;
-    let c = &record.config;
-    if c.trap {
-        new.keep_trapped(&engine.net, data.holdout.pictures(), &data.test, how.alarm_fpr, &kernels)?;
-    }
-    write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
-    bar.set_message("audit");
-    let found = witness(&dir, c, &data, &mut engine, &new.head, &kernels, &mut |done, of| {
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
-    })?;
-    bar.set_message("tripwire");
-    let suspects = (data.suspect.pictures(), &found.verdict);
-    let before = new.tripwire.as_ref().map(|t| t.alarms);
-    let holdout = data.holdout.pictures();
-    let sharpening = new.sharpen((device, &engine.net), suspects, holdout, &data.test, &how, &kernels, &mut |p| {
-        bar.set_length(u64::from(p.epochs));
-        bar.set_position(u64::from(p.epoch));
-        true
-    })?;
-    if sharpening.is_some_and(|s| s.taken()) {
-        write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
-    }
+    let chain::Examined { tripwires, found, .. } =
+        chain::examine(&dir, &record.config, &data, &mut engine, &how, device, &kernels, &mut |told| match told {
+            chain::Told::Replacing(stage, p) => {
+                bar.set_length(u64::from(p.epochs));
+                bar.set_position(u64::from(p.epoch));
+                bar.set_message(stage);
+            }
+            chain::Told::Audited(done, of) => {
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+                bar.set_message("audit");
+            }
+            chain::Told::Training(..) => {}
+        })?;
     bar.finish_and_clear();
-    let alarms = new.tripwire.map(|t| t.alarms);
-    let tripwires = Tripwires { trapped_head: before, sharpening, alarms };
     Ok(Examined { dir, record, data, engine, how, found, tripwires, kernels })
 }
 
@@ -90,17 +75,6 @@ struct Told<'a> {
     #[serde(flatten)]
     summary: &'a Summary,
     tripwire: Tripwires,
-}
-
-/// What a tripwire says of the test pictures.
-#[derive(Clone, Copy, serde::Serialize)]
-pub(crate) struct Tripwires {
-    /// With the trapped head.
-    trapped_head: Option<Alarms>,
-    /// What made the choice, where another witness was taught.
-    sharpening: Option<Sharpening>,
-    /// With the witness that stays.
-    alarms: Option<Alarms>,
 }
 
 /// Audits and tells.
