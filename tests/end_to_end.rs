@@ -171,17 +171,23 @@ fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     assert!(out.join(names[0]).exists() && !out.join(names[2]).exists());
     std::fs::remove_file(out.join(names[1])).expect("removed");
     let begun = Mutex::new(BTreeSet::new());
-    let tell = |worker: usize, job: usize, _: chain::Told<'_>| {
+    let done = Mutex::new(Vec::new());
+    let tell = |worker: usize, job: usize, told: sweep::Told<'_>| {
         assert_eq!(worker, 0);
         begun.lock().expect("alive").insert(job);
+        if let sweep::Told::Done(seconds) = told {
+            assert!(seconds > 0.0);
+            done.lock().expect("alive").push(job);
+        }
     };
     sweep::run(&jobs, &out, &workers(1), &tell).expect("the rest");
     assert_eq!(*begun.lock().expect("alive"), BTreeSet::from([1, 2]), "the first is done");
+    assert_eq!(*done.lock().expect("alive"), [1, 2]);
 
     // All at a time: the same figures.
     let together = dir.path().join("together");
     let begun = Mutex::new(BTreeSet::new());
-    let tell = |worker: usize, job: usize, _: chain::Told<'_>| {
+    let tell = |worker: usize, job: usize, _: sweep::Told<'_>| {
         begun.lock().expect("alive").insert((job, worker));
     };
     sweep::run(&jobs, &together, &workers(3), &tell).expect("all");

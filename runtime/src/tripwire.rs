@@ -30,7 +30,7 @@ impl Alarm {
 }
 
 /// How much the new head's opinion weighs against the witness's. Trained with smoothed labels on few pictures, its log-odds are the
-/// smaller ones. What this weight finds in attacked runs is in docs/findings.md.
+/// smaller ones.
 pub const WEIGHT: f32 = 1.5;
 
 /// Log-odds are cut off here, on both sides.

@@ -7,7 +7,7 @@
 mod jobs;
 mod plan;
 
-pub use jobs::{Job, Worker, jobs, run};
+pub use jobs::{Job, Told, Worker, jobs, run};
 pub use plan::{Cell, Changes, Plan};
 
 use crate::attack::AttackKind;
@@ -36,10 +36,10 @@ pub struct Row {
     pub asr: [f64; 5],
     /// ACC of training on the clean part alone, where it was trained.
     pub ceiling: Option<f64>,
-    /// Robust accuracy of the purified model.
-    pub ra: f64,
-    /// Its defence effectiveness rating.
-    pub der: f64,
+    /// Robust accuracy: replaced, purified.
+    pub ra: [f64; 2],
+    /// Defence effectiveness rating of the same.
+    pub der: [f64; 2],
     /// Clean pictures of other classes given the target class by the purified model.
     pub chance: f64,
     /// Poisoned pictures that the audit accused; 0 without any.
@@ -73,18 +73,17 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     Ok(Some(Stages { all: [trained, control, trapped, replaced, purified], tripwire }))
 }
 
-/// The figures of a cell, if all its runs are done.
+/// The figures of a cell, if its chain is done; its ceiling where that is done too.
 ///
 /// # Errors
 /// [`Failure::Input`] naming a damaged file.
 pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
     let Some(Stages { all, tripwire }) = stages(cell, out)? else { return Ok(None) };
-    let [trained, _, _, _, purified] = &all;
+    let [trained, _, _, replaced, purified] = &all;
     let ideal = match &cell.ceiling {
         Some((name, _)) => {
             let stages = RunDir { path: out.join(name) }.results()?.stages;
-            let Some(stage) = stages.into_iter().find(|s| s.name == "ceiling") else { return Ok(None) };
-            Some(stage.evaluation.acc)
+            stages.into_iter().find(|s| s.name == "ceiling").map(|s| s.evaluation.acc)
         }
         None => (cell.config.attack.kind == AttackKind::None).then_some(trained.acc),
     };
@@ -102,8 +101,8 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         acc: all.each_ref().map(|e| e.acc),
         asr: all.each_ref().map(|e| e.asr),
         ceiling: ideal,
-        ra: purified.ra,
-        der: der(trained.acc, trained.asr, purified.acc, purified.asr),
+        ra: [replaced, purified].map(|e| e.ra),
+        der: [replaced, purified].map(|e| der(trained.acc, trained.asr, e.acc, e.asr)),
         chance: purified.chance,
         recall: measures.recall,
         false_positives: measures.false_positives,
@@ -126,8 +125,8 @@ pub fn mean_and_spread(values: &[f64]) -> (f64, f64) {
 pub fn table(rows: &[Row]) -> String {
     use std::fmt::Write as _;
     let mut text = String::from(
-        "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | replaced | purified | RA | DER | chance | \
-         ceiling ACC | poisoned accused | clean accused | audit AUC | recall at 1 % FPR | tripwire TPR / FPR / TPR at the rate |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+        "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | \
+         replaced: ACC / ASR / RA / DER | purified: ACC / ASR / RA / DER | chance, purified | ceiling ACC | poisoned accused | clean accused | audit AUC | recall at 1 % FPR | tripwire TPR / FPR / TPR at the rate |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     for row in rows {
@@ -145,6 +144,7 @@ pub fn table(rows: &[Row]) -> String {
             if values.len() > 1 { format!("{mean:.1} ± {spread:.1}") } else { format!("{mean:.1}") }
         };
         let pair = |i: usize| format!("{} / {}", cell(&|r| r.acc[i]), cell(&|r| r.asr[i]));
+        let four = |i: usize| format!("{} / {} / {}", pair(3 + i), cell(&|r| r.ra[i]), cell(&|r| r.der[i]));
         // What some runs do not have is left empty.
         let known = |value: &dyn Fn(&Row) -> Option<f64>| match group.iter().all(|r| value(r).is_some()) {
             true => cell(&|r| value(r).unwrap_or_default()),
@@ -155,7 +155,7 @@ pub fn table(rows: &[Row]) -> String {
         let alarms = alarms.join(" / ");
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             first.attack,
             first.rate,
             first.setting,
@@ -163,10 +163,8 @@ pub fn table(rows: &[Row]) -> String {
             pair(0),
             pair(1),
             pair(2),
-            pair(3),
-            pair(4),
-            cell(&|r| r.ra),
-            cell(&|r| r.der),
+            four(0),
+            four(1),
             cell(&|r| r.chance),
             known(&|r| r.ceiling),
             cell(&|r| r.recall),
@@ -193,8 +191,8 @@ mod tests {
             acc: [0.5; 5],
             asr: [1.0, 0.5, 1.0, 0.5, asr],
             ceiling: None,
-            ra: 0.25,
-            der: 0.75,
+            ra: [0.125, 0.25],
+            der: [0.5, 0.75],
             chance: 0.02,
             recall: 0.9,
             false_positives: 0.01,
@@ -203,7 +201,11 @@ mod tests {
         };
         let text = table(&[row(0, 0.1), row(1, 0.3)]);
         assert!(text.contains("| blend | 0.1 | short | 2 |"), "{text}");
-        assert!(text.contains("20.0 ± 14.1") && text.ends_with("|  |  |  |\n"), "{text}");
+        assert!(text.contains("| 50.0 ± 0.0 / 20.0 ± 14.1 / 25.0 ± 0.0 / 75.0 ± 0.0 |"), "{text}");
+        assert!(
+            text.contains("| 50.0 ± 0.0 / 50.0 ± 0.0 / 12.5 ± 0.0 / 50.0 ± 0.0 |") && text.ends_with("|  |  |  |\n"),
+            "{text}"
+        );
         let watched = |seed, caught, at| Row {
             verdict: Some([0.5, 0.25]),
             tripwire: Some([Some(caught), Some(0.01), at]),
@@ -214,7 +216,7 @@ mod tests {
         let text = table(&[watched(0, 0.9, Some(0.8))]);
         assert!(text.ends_with("| 90.0 / 1.0 / 80.0 |\n"), "{text}");
         let columns = |line: &str| line.matches('|').count();
-        assert!(text.lines().all(|line| columns(line) == 19), "{text}");
+        assert!(text.lines().all(|line| columns(line) == 17), "{text}");
         assert_eq!(mean_and_spread(&[3.0]), (3.0, 0.0));
     }
 }

@@ -4,15 +4,16 @@
 //! and a device of its own, take them in order. Where one fails, those that run are finished, and no other is begun.
 
 use super::{Cell, stages};
-use crate::chain::{self, Told};
+use crate::chain;
 use crate::config::RunConfig;
 use crate::engine::Device;
 use crate::error::Failure;
 use crate::run::{RunDir, prepare};
-use crate::trap::train;
+use crate::trap::{Event, train};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 use stemguard_runtime::kernels::simd::Simd;
 
 /// Something to run.
@@ -22,6 +23,14 @@ pub enum Job<'a> {
     Cell(&'a Cell),
     /// Training on the clean part alone: the name of its directory, and the run.
     Ceiling(&'a str, &'a RunConfig),
+}
+
+/// What a sweep tells of a job.
+pub enum Told<'a> {
+    /// A stage goes on.
+    Stage(chain::Told<'a>),
+    /// It is done, after so many seconds; not told of a job that was done before.
+    Done(f64),
 }
 
 /// The jobs of a grid, in its order: each ceiling once, behind the first cell that has it.
@@ -60,21 +69,27 @@ impl Job<'_> {
     /// Those of the stages.
     pub fn run(&self, out: &Path, worker: &Worker, tell: &mut dyn FnMut(Told<'_>)) -> Result<(), Failure> {
         let Worker { device, kernels } = worker;
+        let started = Instant::now();
+        let mut stage = |told: chain::Told<'_>| tell(Told::Stage(told));
         match self {
             Self::Cell(cell) => {
-                if stages(cell, out)?.is_none() {
-                    let (how, own) = (&cell.replacement, out.join(&cell.name));
-                    chain::run(&cell.config, how, &cell.purification, &own, true, *device, kernels, tell)?;
+                if stages(cell, out)?.is_some() {
+                    return Ok(());
                 }
+                let (how, own) = (&cell.replacement, out.join(&cell.name));
+                chain::run(&cell.config, how, &cell.purification, &own, true, *device, kernels, &mut stage)?;
             }
             Self::Ceiling(name, c) => {
                 let dir = RunDir { path: out.join(name) };
-                if dir.results()?.stages.iter().all(|s| s.name != "ceiling") {
-                    let data = prepare(c, kernels, None)?;
-                    train(c, &data, &dir.path, true, *device, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
+                if dir.results()?.stages.iter().any(|s| s.name == "ceiling") {
+                    return Ok(());
                 }
+                let data = prepare(c, kernels, None)?;
+                let mut training = |e: Event<'_>| stage(chain::Told::Training("ceiling", e));
+                train(c, &data, &dir.path, true, *device, kernels, &mut training)?;
             }
         }
+        tell(Told::Done(started.elapsed().as_secs_f64()));
         Ok(())
     }
 }

@@ -5,10 +5,10 @@ use crate::ui;
 use indicatif::{MultiProgress, ProgressBar};
 use std::path::PathBuf;
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::chain::Told;
+use stemguard_trainer::chain;
 use stemguard_trainer::checkpoint::write_whole;
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::sweep::{self, Job, Plan, Worker, row, table};
+use stemguard_trainer::sweep::{self, Plan, Told, Worker, row, table};
 use stemguard_trainer::trap::Event;
 
 /// Options of `sweep`.
@@ -55,8 +55,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let all = MultiProgress::new();
         let bars: Vec<ProgressBar> = workers.iter().map(|_| all.add(ui::bar(0, ""))).collect();
         outcome = sweep::run(&jobs, &args.out, &workers, &|worker, job, told| {
-            if let (Some(bar), Some(of)) = (bars.get(worker), jobs.get(job)) {
-                show(bar, &format!("{}/{}", job + 1, jobs.len()), of, &told);
+            let (Some(bar), Some(of)) = (bars.get(worker), jobs.get(job)) else { return };
+            let which = format!("{}/{} {}", job + 1, jobs.len(), of.name());
+            match told {
+                Told::Stage(told) => show(bar, &which, of.epochs(), &told),
+                Told::Done(seconds) => all.suspend(|| ui::note(&format!("{which}: done in {seconds:.0} s"))),
             }
         });
         bars.iter().for_each(ProgressBar::finish_and_clear);
@@ -85,16 +88,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 /// Shows how far a job is.
-fn show(bar: &ProgressBar, which: &str, job: &Job<'_>, told: &Told<'_>) {
+fn show(bar: &ProgressBar, which: &str, epochs: u32, told: &chain::Told<'_>) {
     let (done, of, what) = match told {
-        Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
-            (*done, *of, format!("{stage} {epoch}/{} loss {:.3}", job.epochs(), losses.total))
+        chain::Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
+            (*done, *of, format!("{stage} {epoch}/{epochs} loss {:.3}", losses.total))
         }
-        Told::Training(..) => return,
-        Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, (*stage).to_owned()),
-        Told::Audited(done, of) => (*done, *of, "audit".to_owned()),
+        chain::Told::Training(..) => return,
+        chain::Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, (*stage).to_owned()),
+        chain::Told::Audited(done, of) => (*done, *of, "audit".to_owned()),
     };
     bar.set_length(of as u64);
     bar.set_position(done as u64);
-    bar.set_message(format!("{which} {} {what}", job.name()));
+    bar.set_message(format!("{which} {what}"));
 }

@@ -25,6 +25,11 @@ pub(crate) fn say(text: &str) -> Result<(), Failure> {
     }
 }
 
+/// A line on standard error, where nobody parses it; lost where it cannot be written.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// A JSON object as one line on standard output.
 pub(crate) fn json<T: Serialize>(value: &T) -> Result<(), Failure> {
     say(&serde_json::to_string(value).map_err(|e| Failure::Other(e.to_string()))?)
