@@ -24,6 +24,8 @@ mod error;
 mod folder;
 mod gtsrb;
 #[cfg(feature = "data")]
+mod npy;
+#[cfg(feature = "data")]
 mod npz;
 #[cfg(feature = "data")]
 mod rng;
@@ -33,6 +35,8 @@ mod spec;
 
 pub use decode::read_picture;
 pub use error::DataError;
+#[cfg(feature = "data")]
+pub use npy::{Numbers, read_npy};
 #[cfg(feature = "data")]
 pub use npz::{write_npz, write_npz_split};
 #[cfg(feature = "data")]

@@ -6,6 +6,7 @@ use std::format;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Writes a file. A link stays a link: what it names is replaced. A device or a pipe is written as it is.
 ///
@@ -35,6 +36,9 @@ pub fn write_by(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> 
     write_as(path, OpenOptions::new().write(true).create(true).truncate(true), fill)
 }
 
+/// Files written so far: no two that are written at a time share a name.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
+
 fn write_as(path: &Path, options: &OpenOptions, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     if fs::metadata(&target).is_ok_and(|data| !data.is_file()) {
@@ -45,7 +49,7 @@ fn write_as(path: &Path, options: &OpenOptions, fill: impl FnOnce(&mut File) -> 
     };
     let mut name = OsString::from(".");
     name.push(last);
-    name.push(format!(".{}.part", std::process::id()));
+    name.push(format!(".{}-{}.part", std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed)));
     let beside = target.with_file_name(name);
     let written = options.open(&beside).and_then(|mut file| {
         fill(&mut file)?;

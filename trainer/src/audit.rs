@@ -134,7 +134,7 @@ fn measure(name: &str, values: &[f32], positive: &[bool]) -> Measure {
     let allowed = negatives / 100;
     let (mut above, mut wrong, mut area, mut recall, mut at) = (0usize, 0usize, 0.0f64, 0usize, 0);
     while at < order.len() {
-        let equal = order[at..].iter().take_while(|&&i| values[i] == values[order[at]]).count();
+        let equal = order[at..].iter().take_while(|&&i| values[i] == values[order[at]]).count().max(1);
         let hits = order[at..at + equal].iter().filter(|&&i| positive[i]).count();
         area += (equal - hits) as f64 * (above as f64 + hits as f64 / 2.0);
         above += hits;

@@ -121,7 +121,7 @@ pub fn examine(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Examined, Failure> {
     let holdout = data.holdout.pictures();
-    let stem = Frozen { packed: packed_stem(dir)?, device, net: &trapped.net };
+    let stem = Frozen { packed: packed_stem(dir, &trapped.net)?, device, net: &trapped.net };
     let mut new = replace(stem, holdout, &data.test, how, kernels, &mut |p| {
         tell(Told::Replacing("replace", p));
         true
@@ -189,18 +189,20 @@ pub fn run(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, Failure> {
     let started = Instant::now();
-    let data = prepare(c, kernels, Some(out))?;
     let plain = RunConfig { trap: false, guard: None, ..c.clone() };
+    let c = RunConfig { trap: true, ..c.clone() };
+    RunDir::admits(&out.join("baseline"), &plain, resume)?;
+    RunDir::admits(&out.join("trap"), &c, resume)?;
+    let data = prepare(&c, kernels, Some(out))?;
     let baseline = train(&plain, &data, &out.join("baseline"), resume, device, kernels, &mut |e| {
         tell(Told::Training("baseline", e))
     })?;
-    let stem = Frozen { packed: packed_stem(&baseline.dir)?, device, net: &baseline.engine.net };
+    let stem = Frozen { packed: packed_stem(&baseline.dir, &baseline.engine.net)?, device, net: &baseline.engine.net };
     let control = replace(stem, data.holdout.pictures(), &data.test, how, kernels, &mut |p| {
         tell(Told::Replacing("control", p));
         true
     })?;
     write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control)?;
-    let c = RunConfig { trap: true, ..c.clone() };
     let mut trapped =
         train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;
     let end = finish(&trapped.dir, &c, &data, &mut trapped.engine, how, p, resume, device, kernels, tell)?;

@@ -59,6 +59,9 @@ pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
     let metadata = header.metadata().clone().unwrap_or_default();
     let text = metadata.get(PROGRESS).ok_or_else(|| bad(format!("not a checkpoint: no '{PROGRESS}'")))?;
     let progress: Progress = serde_json::from_str(text).map_err(|e| bad(format!("'{PROGRESS}': {e}")))?;
+    if i32::try_from(progress.steps).is_err() {
+        return Err(bad(format!("'{PROGRESS}': {} steps are too many", progress.steps)));
+    }
     if progress.fingerprint != fingerprint {
         return Err(bad("belongs to a run with another configuration".into()));
     }

@@ -29,6 +29,7 @@ use stemguard_runtime::net::OwnedNet;
 use stemguard_runtime::onnx::{self, Model};
 use stemguard_runtime::replace::{Progress, Settings};
 use stemguard_runtime::session::{self, Augment, NewHead, Session, Space, replace_head, set_tripwire};
+use stemguard_runtime::shape::Shape;
 
 /// How the head of a run is replaced.
 #[derive(Clone, Copy, Debug)]
@@ -100,12 +101,20 @@ pub fn packed_onnx(path: &Path) -> Result<OwnedNet, Failure> {
     onnx::lower(&model, None).map_err(|e| Failure::file(path, e))
 }
 
-/// Reads and lowers a run's stem.
+/// Reads and lowers a run's stem, which `net` was written as.
 ///
 /// # Errors
-/// As [`packed_onnx`].
-pub fn packed_stem(dir: &RunDir) -> Result<OwnedNet, Failure> {
-    packed_onnx(&dir.file("stem.onnx"))
+/// As [`packed_onnx`], and where the file's pictures or features are of another shape than the network's.
+pub fn packed_stem(dir: &RunDir, net: &TrapNet) -> Result<OwnedNet, Failure> {
+    let path = dir.file("stem.onnx");
+    let stem = packed_onnx(&path)?;
+    let (found, here) = ([stem.as_net().input(), stem.as_net().output()], [net.input, net.stem.output()]);
+    if found != here {
+        let one = |s: Shape| format!("{}x{}x{}", s.h, s.w, s.c);
+        let of = |[input, output]: [Shape; 2]| format!("from {} to {}", one(input), one(output));
+        return Err(Failure::file(&path, format!("leads {}, the run's network {}", of(found), of(here))));
+    }
+    Ok(stem)
 }
 
 /// All pictures as `[n][h][w][3]`, 0..=1.
@@ -281,7 +290,6 @@ mod tests {
     use crate::model::Architecture;
     use crate::nn::loss::Reconstruction;
     use stemguard_runtime::rng::Rng;
-    use stemguard_runtime::shape::Shape;
 
     fn trapped(split: u32, seed: u64) -> CpuEngine {
         let dev = dfdx::prelude::Cpu::default();
@@ -330,6 +338,17 @@ mod tests {
         assert!(none.threshold <= 0.5 * std::f32::consts::LN_2 + 1e-5 && none.threshold < some.threshold, "{none:?}");
         assert!(matches!(keep(&engine.net, 1.5), Err(Failure::Input(m)) if m.contains("false-positive rate")));
         assert_eq!(keep(&trapped(4, 7).net, 0.1).expect("left out"), None);
+    }
+
+    #[test]
+    fn a_stem_of_another_shape_is_refused_by_name() {
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = RunDir { path: home.path().to_owned() };
+        let (five, four) = (trapped(5, 7), trapped(4, 7));
+        write_whole(&dir.file("stem.onnx"), &export::stem(&five.net).expect("a stem")).expect("written");
+        assert!(packed_stem(&dir, &five.net).is_ok());
+        let e = packed_stem(&dir, &four.net).err().expect("refused").to_string();
+        assert!(e.contains("stem.onnx: leads from 16x16x3 to 4x4x64"), "{e}");
     }
 
     #[test]

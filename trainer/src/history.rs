@@ -8,6 +8,7 @@ use crate::checkpoint::write_whole;
 use crate::error::Failure;
 use npyz::WriterBuilder as _;
 use std::path::Path;
+use stemguard_runtime::data::{Numbers, read_npy};
 
 /// The record of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,13 +86,14 @@ impl History {
     /// [`Failure::Input`] naming the file.
     pub fn read(path: &Path, pictures: usize, epochs: usize) -> Result<Self, Failure> {
         let bytes = std::fs::read(path).map_err(|e| Failure::file(path, format!("cannot be read: {e}")))?;
-        let file = npyz::NpyFile::new(&bytes[..]).map_err(|e| Failure::file(path, e))?;
-        let shape = file.shape().to_vec();
-        if shape.len() != 2 || shape[1] != pictures as u64 || shape[0] < epochs as u64 {
+        let Numbers { shape, fortran, descr, values } = read_npy(&bytes).map_err(|e| Failure::file(path, e))?;
+        if !matches!(shape[..], [e, p] if e >= epochs && p == pictures) {
             return Err(Failure::file(path, format!("has shape {shape:?}, not at least [{epochs}, {pictures}]")));
         }
-        let mut rows: Vec<i8> = file.into_vec().map_err(|e| Failure::file(path, e))?;
-        rows.truncate(epochs * pictures);
+        if descr != "i1" || fortran {
+            return Err(Failure::file(path, "is not of signed bytes, epoch by epoch"));
+        }
+        let rows = values.iter().take(epochs * pictures).map(|&v| v as i8).collect();
         Ok(Self { pictures, rows })
     }
 

@@ -7,10 +7,12 @@ use crate::config::RunConfig;
 use crate::engine::{CpuEngine, Lesson};
 use crate::error::Failure;
 use crate::model::TrapNet;
+use crate::trap::fingerprint;
 use dfdx::prelude::Cpu;
 use std::error::Error;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use stemguard_runtime::data::{LoadOptions, Part, Pictures, Spec, load_part, write_npz};
+use stemguard_runtime::data::{LoadOptions, Part, Pictures, Source, Spec, load_part, write_npz};
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::session::to_f32;
 
@@ -23,6 +25,21 @@ pub const STEP: f32 = 4.0;
 /// Pictures perturbed together.
 const BATCH: usize = 100;
 
+/// The name of the file that keeps a run's pictures: `perturbed-FINGERPRINT.npz`, of the settings that they come from.
+pub fn kept_as(c: &RunConfig) -> String {
+    let c =
+        RunConfig { trap: false, oracle: false, guard: None, epochs: EPOCHS, every: 1, mse: 0.0, tv: 0.0, ..c.clone() };
+    format!("{KEPT}{}.npz", fingerprint(&c))
+}
+
+/// Whether a file has such a name.
+pub fn is_kept(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|n| n.starts_with(KEPT) && n.ends_with(".npz"))
+}
+
+/// What such names begin with.
+const KEPT: &str = "perturbed-";
+
 /// Perturbs by descent, or takes what an earlier call of the same run left in a file.
 pub struct Descent<'a> {
     config: &'a RunConfig,
@@ -31,15 +48,15 @@ pub struct Descent<'a> {
 }
 
 impl<'a> Descent<'a> {
-    /// For a run; with a directory, the perturbed pictures are kept there as `perturbed.npz`.
+    /// For a run; with a directory, the perturbed pictures are kept there, as [`kept_as`] names the file.
     pub fn new(config: &'a RunConfig, kernels: &'a Simd, dir: Option<&Path>) -> Self {
-        Self { config, kernels, kept: dir.map(|d| d.join("perturbed.npz")) }
+        Self { config, kernels, kept: dir.map(|d| d.join(kept_as(config))) }
     }
 
     /// What an earlier call left, if it fits.
     fn load(&self, pictures: &Pictures, count: usize) -> Result<Option<Pictures>, Failure> {
         let Some(path) = self.kept.as_ref().filter(|p| p.is_file()) else { return Ok(None) };
-        let spec: Spec = format!("npz:{}", path.display()).parse()?;
+        let spec = Spec { source: Source::Npz(path.clone()), part: None };
         let kept = load_part(&spec, &LoadOptions::default(), Part::Train)?;
         if kept.len() != count || (kept.h, kept.w) != (pictures.h, pictures.w) {
             return Err(Failure::file(path, "does not belong to this run"));

@@ -212,7 +212,7 @@ pub fn purify(
         };
         if number < p.rounds {
             write_whole(&round.file("stem.onnx"), &export::stem(&engine.net)?)?;
-            let stem = Frozen { packed: packed_stem(&round)?, device, net: &engine.net };
+            let stem = Frozen { packed: packed_stem(&round, &engine.net)?, device, net: &engine.net };
             let new = replace(stem, holdout, &data.test, how, kernels, &mut |e| {
                 tell(Told::Replacing(e));
                 true

@@ -12,10 +12,11 @@
 use crate::attack::{Attack, Perturb, SuspectSet, Truth, build, poison, triggered};
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
+use crate::course;
 use crate::engine::Losses;
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation, TestSet};
-use crate::perturb::Descent;
+use crate::perturb::{self, Descent};
 use crate::split::{CleanHoldout, Split};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -121,7 +122,13 @@ pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prep
     drop(train);
     let attack = build(&c.attack, rest.h, rest.w)?;
     let descent = Descent::new(c, kernels, dir);
-    let perturb: Option<&dyn Perturb> = if c.attack.kind.needs_perturb() { Some(&descent) } else { None };
+    let perturb: Option<&dyn Perturb> = if c.attack.kind.needs_perturb() {
+        // Before minutes are spent on it.
+        course::check(c, &rest)?;
+        Some(&descent)
+    } else {
+        None
+    };
     let (mut suspect, mut truth) = poison(rest, &c.attack, &*attack, perturb)?;
     if c.oracle {
         (suspect, truth) = truth.clean_part(&suspect);
@@ -130,6 +137,9 @@ pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prep
     let test = TestSet { clean: test, triggered: stamped, target: c.attack.target };
     Ok(Prepared { suspect, truth, holdout, test, split, attack })
 }
+
+/// The most classes of a run: which were taken for which is counted in a square of them.
+const MAX_CLASSES: usize = 4096;
 
 /// Both parts of a run's data set.
 ///
@@ -142,6 +152,9 @@ pub fn load_both(c: &RunConfig) -> Result<(Pictures, Pictures), Failure> {
         return Err(Failure::input(&c.data, "a run needs a training and a test part"));
     }
     let classes = set.train.classes.len();
+    if classes > MAX_CLASSES {
+        return Err(Failure::input(&c.data, format!("{classes} classes are more than {MAX_CLASSES}")));
+    }
     if c.attack.target as usize >= classes {
         return Err(Failure::input(
             "--target",
@@ -164,6 +177,9 @@ impl Prepared {
     }
 }
 
+/// Why a directory is refused.
+const OTHER: &str = "already holds another run; choose another --out";
+
 /// A run directory.
 #[derive(Clone, Debug)]
 pub struct RunDir {
@@ -179,13 +195,9 @@ impl RunDir {
     pub fn create(path: &Path, record: &Record, resume: bool) -> Result<Self, Failure> {
         let dir = Self { path: path.to_owned() };
         std::fs::create_dir_all(path).map_err(|e| Failure::file(path, format!("cannot be made: {e}")))?;
-        if dir.file("run.json").exists() {
-            let old = dir.record()?;
-            if old.config != record.config || old.counts != record.counts {
-                return Err(Failure::file(path, "already holds another run; choose another --out"));
-            }
-            if !resume {
-                return Err(Failure::file(path, "already holds this run; --resume continues it"));
+        if let Some(old) = Self::admits(path, &record.config, resume)? {
+            if old.counts != record.counts {
+                return Err(Failure::file(path, OTHER));
             }
             if old.kernels.split(" + ").all(|k| k != record.kernels) {
                 // A change of device is asked for, and recorded; one of the instruction set comes unasked.
@@ -200,13 +212,31 @@ impl RunDir {
                 ));
             }
         } else {
-            let foreign = |e: std::fs::DirEntry| e.file_name() != "perturbed.npz";
-            if std::fs::read_dir(path).is_ok_and(|d| d.flatten().any(foreign)) {
-                return Err(Failure::file(path, "is not empty and holds no run; choose another --out"));
-            }
             dir.write_json("run.json", record)?;
         }
         Ok(dir)
+    }
+
+    /// Whether a run may be written here: the record of the same run, to be continued with `resume`, or none, where there is no
+    /// directory or an empty one.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where the directory holds another run or anything else, or this run without `resume`.
+    pub fn admits(path: &Path, config: &RunConfig, resume: bool) -> Result<Option<Record>, Failure> {
+        let dir = Self { path: path.to_owned() };
+        if dir.file("run.json").exists() {
+            let old = dir.record()?;
+            return match old.config == *config {
+                true if resume => Ok(Some(old)),
+                true => Err(Failure::file(path, "already holds this run; --resume continues it")),
+                false => Err(Failure::file(path, OTHER)),
+            };
+        }
+        let foreign = |e: std::fs::DirEntry| !perturb::is_kept(&e.file_name());
+        if std::fs::read_dir(path).is_ok_and(|d| d.flatten().any(foreign)) {
+            return Err(Failure::file(path, "is not empty and holds no run; choose another --out"));
+        }
+        Ok(None)
     }
 
     /// An existing run.
@@ -229,15 +259,18 @@ impl RunDir {
 
     /// Where the pictures that `cl` made are kept: here, or beside, where two runs of one chain share them.
     pub fn kept(&self, c: &RunConfig) -> PathBuf {
-        let beside = self.path.parent().filter(|p| p.join("perturbed.npz").is_file());
+        let name = perturb::kept_as(c);
+        let beside = self.path.parent().filter(|p| p.join(&name).is_file());
         match beside {
-            Some(p) if c.attack.kind.needs_perturb() && !self.file("perturbed.npz").is_file() => p.to_owned(),
+            Some(p) if c.attack.kind.needs_perturb() && !self.file(&name).is_file() => p.to_owned(),
             _ => self.path.clone(),
         }
     }
 
     fn record(&self) -> Result<Record, Failure> {
-        self.read_json("run.json")
+        let record: Record = self.read_json("run.json")?;
+        record.config.check().map_err(|e| Failure::file(&self.file("run.json"), e))?;
+        Ok(record)
     }
 
     /// Reads a JSON file of the run.

@@ -25,7 +25,17 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     std::fs::create_dir(&full).expect("made");
     std::fs::write(full.join("something"), "else").expect("written");
     let full = full.to_str().expect("a path");
+    let plan = |name: &str, rest: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, format!("data = 'signs:200'\nattacks = ['blend']\n{rest}")).expect("written");
+        path.to_str().expect("a path").to_owned()
+    };
+    let (twice, astray) =
+        (plan("twice.toml", "seeds = [0, 0]\n"), plan("astray.toml", "[settings.'../a']\nepochs = 1\n"));
     let cases: &[(&[&str], &str)] = &[
+        (&["trap", "--attack", "cl", "--data", "signs:400", "--batch", "500", "--out", out], "--batch"),
+        (&["sweep", &twice, "--out", out], "blend-0.1-published-0: is asked for twice"),
+        (&["sweep", &astray, "--out", out], "\"../a\""),
         (&["trap", "--data", "cifar10:/no/such/place", "--out", out], "/no/such/place"),
         (&["trap", "--data", &cifar, "--out", out], "data_batch_1.bin"),
         (&["trap", "--data", "pictures:here", "--out", out], "pictures"),
@@ -68,7 +78,8 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         assert_eq!(result.status.code(), Some(2), "{args:?}: {text}");
         assert!(text.contains(word), "{args:?} does not name {word}: {text}");
         assert!(!text.contains("panicked"), "{args:?}: {text}");
-        assert!(!Path::new(out).join("run.json").exists(), "{args:?} left a run behind");
+        assert!(!Path::new(out).exists(), "{args:?} left something behind");
+        assert_eq!(std::fs::read_dir(full).expect("a folder").count(), 1, "{args:?} left something in the wrong place");
     }
 }
 
@@ -140,4 +151,30 @@ fn a_trapped_run_is_audited_and_purified() {
     let first = std::fs::read(Path::new(run).join("purified.onnx")).expect("a model");
     ok(&again);
     assert!(first == std::fs::read(Path::new(run).join("purified.onnx")).expect("a model"));
+
+    // A path that is not Unicode is as good as any.
+    #[cfg(unix)]
+    {
+        let odd = dir.path().join(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"r\xff"));
+        std::fs::rename(run, &odd).expect("renamed");
+        for command in ["eval", "export", "report"] {
+            let mut trainer = Command::new(env!("CARGO_BIN_EXE_stemguard-trainer"));
+            let result = trainer.arg(command).arg(&odd).arg("--json").output().expect("the binary starts");
+            assert!(result.status.success(), "{command}: {}", String::from_utf8_lossy(&result.stderr));
+        }
+        std::fs::rename(&odd, run).expect("renamed");
+    }
+
+    // What is out of range in run.json is named before anything is made of it.
+    let record = Path::new(run).join("run.json");
+    let text = std::fs::read_to_string(&record).expect("run.json");
+    let broken = text.replace("\"batch\": 32", "\"batch\": 0");
+    assert_ne!(text, broken);
+    std::fs::write(&record, broken).expect("written");
+    for command in ["replace", "audit", "purify", "eval", "export", "report"] {
+        let refused = trainer(&[command, run]);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{command}: {text}");
+        assert!(text.contains("run.json: --batch"), "{command}: {text}");
+    }
 }

@@ -13,10 +13,8 @@ use npyz::{DType, WriterBuilder};
 
 use crate::files;
 
-use super::{DataError, MAX_BYTES, MAX_CLASSES, MAX_SIDE, Part, Pictures};
-
-/// The longest array header read, in bytes. NumPy writes about 128.
-const MAX_HEADER: usize = 4096;
+use super::npy::{Array, Header, float, integer, read_array};
+use super::{DataError, MAX_CLASSES, MAX_SIDE, Part, Pictures};
 
 /// Reads one part; with `x` and `y` the test part is empty.
 pub(super) fn read(path: &Path, part: Part) -> Result<Pictures, DataError> {
@@ -55,12 +53,6 @@ fn read_from<R: Read + io::Seek>(path: &Path, source: R, part: Part) -> Result<P
 struct Archive<'a, R: Read + io::Seek> {
     path: &'a Path,
     zip: NpzArchive<R>,
-}
-
-/// One array, its data as bytes in the order stored.
-struct Array {
-    header: Header,
-    data: Vec<u8>,
 }
 
 impl<R: Read + io::Seek> Archive<'_, R> {
@@ -170,114 +162,6 @@ impl<R: Read + io::Seek> Archive<'_, R> {
         let names: Option<Vec<String>> = array.data.chunks_exact(array.header.size).map(one).collect();
         names.ok_or_else(|| self.refuse(name, "not valid Unicode"))
     }
-}
-
-/// Reads one `.npy` member. The reader is driven to its end, where the archive checks its CRC.
-fn read_array(file: &mut impl Read, accept: &impl Fn(&Header) -> Result<(), String>) -> Result<Array, String> {
-    let text = |error: io::Error| error.to_string();
-    let mut start = [0; 12];
-    file.read_exact(&mut start[..10]).map_err(text)?;
-    if &start[..6] != b"\x93NUMPY" {
-        return Err("not a NumPy array".into());
-    }
-    let len = match start[6] {
-        1 => usize::from(u16::from_le_bytes([start[8], start[9]])),
-        2 | 3 => {
-            file.read_exact(&mut start[10..]).map_err(text)?;
-            u32::from_le_bytes([start[8], start[9], start[10], start[11]]) as usize
-        }
-        version => return Err(format!("unknown format version {version}")),
-    };
-    if len > MAX_HEADER {
-        return Err(format!("a header of {len} bytes, more than {MAX_HEADER}"));
-    }
-    let mut header = vec![0; len];
-    file.read_exact(&mut header).map_err(text)?;
-    let header = std::str::from_utf8(&header).ok().and_then(Header::parse).ok_or("the header does not parse")?;
-    let bytes = header.bytes().filter(|&b| b <= MAX_BYTES).ok_or("more than the limit of 8 GiB")?;
-    accept(&header)?;
-    // Grows with what is there, not with what the header claims.
-    let mut data = Vec::new();
-    file.by_ref().take(bytes).read_to_end(&mut data).map_err(text)?;
-    if data.len() as u64 != bytes {
-        return Err(format!("truncated: {} bytes where {bytes} are needed", data.len()));
-    }
-    if file.read(&mut [0]).map_err(text)? != 0 {
-        return Err("longer than its header says".into());
-    }
-    Ok(Array { header, data })
-}
-
-/// What a `.npy` header says.
-#[derive(Debug, PartialEq)]
-struct Header {
-    /// `u`, `i`, `f`, `U` and so on, as in NumPy's type strings.
-    kind: char,
-    /// Bytes of one element, 1 or more.
-    size: usize,
-    /// Most significant byte first.
-    big: bool,
-    fortran: bool,
-    shape: Vec<u64>,
-}
-
-impl Header {
-    /// Parses `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`. `None` for anything else.
-    fn parse(text: &str) -> Option<Self> {
-        let body = text.trim().strip_prefix('{')?.strip_suffix('}')?;
-        let value = |key: &str| {
-            let quoted = [format!("'{key}'"), format!("\"{key}\"")];
-            let (_, rest) = quoted.iter().find_map(|q| body.split_once(q.as_str()))?;
-            rest.trim_start().strip_prefix(':').map(str::trim_start)
-        };
-        let descr = value("descr")?;
-        let quote = descr.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
-        let (descr, _) = descr[1..].split_once(quote)?;
-        let fortran = value("fortran_order")?;
-        let fortran = match (fortran.starts_with("True"), fortran.starts_with("False")) {
-            (false, false) => return None,
-            (fortran, _) => fortran,
-        };
-        let (shape, _) = value("shape")?.strip_prefix('(')?.split_once(')')?;
-        let shape: Option<Vec<u64>> =
-            shape.split(',').map(str::trim).filter(|s| !s.is_empty()).map(|s| s.parse().ok()).collect();
-        let mut letters = descr.chars();
-        let order = letters.next().filter(|c| matches!(c, '<' | '>' | '|' | '='))?;
-        let kind = letters.next().filter(char::is_ascii_alphabetic)?;
-        let size: usize = if kind == 'O' { 8 } else { letters.as_str().parse().ok()? };
-        let size = if kind == 'U' { size.checked_mul(4)? } else { size };
-        let fits = match kind {
-            'i' | 'u' => matches!(size, 1 | 2 | 4 | 8),
-            'f' => matches!(size, 2 | 4 | 8 | 16),
-            _ => (1..=1 << 20).contains(&size),
-        };
-        let big = order == '>' || (order == '=' && cfg!(target_endian = "big"));
-        fits.then_some(Self { kind, size, big, fortran, shape: shape? })
-    }
-
-    /// Bytes of the data, if they can be counted.
-    fn bytes(&self) -> Option<u64> {
-        self.shape.iter().try_fold(self.size as u64, |product, &side| product.checked_mul(side))
-    }
-
-    /// The type as NumPy writes it, for messages.
-    fn descr(&self) -> String {
-        if self.kind == 'O' { "object".into() } else { format!("{}{}", self.kind, self.size) }
-    }
-}
-
-/// An integer of 1 to 8 bytes.
-fn integer(bytes: &[u8], signed: bool, big: bool) -> i128 {
-    let first = if big { bytes.first() } else { bytes.last() };
-    let fill = if signed && first.is_some_and(|b| b & 0x80 != 0) { -1i128 } else { 0 };
-    let push = |value: i128, &b: &u8| (value << 8) | i128::from(b);
-    if big { bytes.iter().fold(fill, push) } else { bytes.iter().rev().fold(fill, push) }
-}
-
-/// A float of 4 or 8 bytes.
-fn float(bytes: &[u8], big: bool) -> f64 {
-    let bits = integer(bytes, false, big);
-    if bytes.len() == 4 { f64::from(f32::from_bits(bits as u32)) } else { f64::from_bits(bits as u64) }
 }
 
 /// Writes pictures as arrays `x` (`uint8`, `[n][h][w][3]`), `y` (`int64`, `[n]`) and `classes` (strings).

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use image::{DynamicImage, ImageReader, Limits};
+use stemguard_runtime::data::{Numbers, read_npy};
 
 use super::AttackError;
 use super::pattern::Pattern;
@@ -95,27 +96,9 @@ fn picture(path: &Path, bytes: &[u8]) -> Result<Loaded, AttackError> {
     Ok(Loaded { h, w, values: rgb.as_raw().iter().map(|v| f32::from(*v)).collect(), alpha, bytes: true })
 }
 
-/// Whether the shape that an array's header announces has sides that can be multiplied; the reader multiplies unchecked.
-fn sane_shape(bytes: &[u8]) -> bool {
-    const KEY: &[u8] = b"'shape'";
-    let header = &bytes[..bytes.len().min(1 << 16)];
-    let Some(at) = header.windows(KEY.len()).position(|w| w == KEY) else { return true };
-    let tuple = header[at + KEY.len()..].split(|b| *b == b')').next().unwrap_or_default();
-    let sides: Vec<&[u8]> = tuple.split(|b| !b.is_ascii_digit()).filter(|digits: &&[u8]| !digits.is_empty()).collect();
-    let small = |digits: &&[u8]| {
-        std::str::from_utf8(digits).ok().and_then(|s| s.parse::<usize>().ok()).is_some_and(|v| v <= LARGEST_SIDE)
-    };
-    sides.len() <= 4 && sides.iter().all(small)
-}
-
 /// An array `[h][w]`, `[h][w][1 or 3]` or `[1 or 3][h][w]` of values in bytes.
 fn array(path: &Path, bytes: &[u8]) -> Result<Loaded, AttackError> {
-    if !sane_shape(bytes) {
-        return Err(format_error(path, format!("an array with more than 4 axes or a side over {LARGEST_SIDE}")));
-    }
-    let file = npyz::NpyFile::new(bytes).map_err(|error| format_error(path, error))?;
-    let shape: Vec<usize> = file.shape().iter().map(|side| usize::try_from(*side).unwrap_or(usize::MAX)).collect();
-    let strides: Vec<usize> = file.strides().iter().map(|step| *step as usize).collect();
+    let Numbers { shape, fortran, values: flat, .. } = read_npy(bytes).map_err(|why| format_error(path, why))?;
     // Where the rows, columns and colours are among the axes.
     let (y, x, c) = match shape.as_slice() {
         [_, _] => (0, 1, None),
@@ -127,7 +110,9 @@ fn array(path: &Path, bytes: &[u8]) -> Result<Loaded, AttackError> {
     if h == 0 || w == 0 || h > LARGEST_SIDE || w > LARGEST_SIDE {
         return Err(format_error(path, format!("shape {shape:?}, sides must be 1 to {LARGEST_SIDE}")));
     }
-    let flat = numbers(file).map_err(|reason| format_error(path, reason))?;
+    // Elements between neighbours along each axis.
+    let inner = |axis: usize| if fortran { &shape[..axis] } else { &shape[axis + 1..] };
+    let strides: Vec<usize> = (0..shape.len()).map(|axis| inner(axis).iter().product()).collect();
     let mut values = Vec::with_capacity(h * w * 3);
     for i in 0..h * w {
         for colour in 0..3 {
@@ -140,19 +125,4 @@ fn array(path: &Path, bytes: &[u8]) -> Result<Loaded, AttackError> {
         }
     }
     Ok(Loaded { h, w, values, alpha: None, bytes: false })
-}
-
-/// All numbers of an array of any common type, in file order.
-fn numbers(file: npyz::NpyFile<&[u8]>) -> Result<Vec<f32>, String> {
-    macro_rules! read_as {
-        ($file:ident, $($number:ty),*) => {{
-            $(let $file = match $file.try_data::<$number>() {
-                Ok(data) => return data.map(|v| v.map(|v| v as f32).map_err(|e| e.to_string())).collect(),
-                Err(file) => file,
-            };)*
-            $file
-        }};
-    }
-    let file = read_as!(file, f32, f64, u8, i8, i16, u16, i32, u32, i64, u64);
-    Err(format!("numbers of type {}, not integers or floats", file.dtype().descr()))
 }

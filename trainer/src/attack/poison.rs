@@ -1,11 +1,12 @@
 //! Poisoning a training set, and the triggered test set that measures it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use stemguard_runtime::data::Pictures;
+use stemguard_runtime::files;
 
 use super::clean_label::{EPSILON, LARGEST_SHARE, Perturb};
 use super::random::{Draw, Purpose};
@@ -88,11 +89,7 @@ impl Truth {
     pub fn write(&self, path: &Path) -> Result<(), AttackError> {
         let failed = |path: &Path, source| AttackError::File { path: path.to_path_buf(), source };
         let text = serde_json::to_string(self).map_err(|error| failed(path, error.into()))?;
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".partial");
-        let beside = PathBuf::from(beside);
-        fs::write(&beside, text + "\n").map_err(|source| failed(&beside, source))?;
-        fs::rename(&beside, path).map_err(|source| failed(path, source))
+        files::write(path, (text + "\n").as_bytes()).map_err(|source| failed(path, source))
     }
 
     /// Reads a record and checks that it holds together.

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use stemguard_runtime::data::Pictures;
+use stemguard_runtime::files;
 
 use super::{Attack, AttackError};
 
@@ -56,8 +57,13 @@ pub fn draw(attacks: &[&dyn Attack], clean: &Pictures, picks: &[usize]) -> RgbIm
 /// # Errors
 /// [`AttackError::File`] where the file cannot be written.
 pub fn write(path: &Path, attacks: &[&dyn Attack], clean: &Pictures, picks: &[usize]) -> Result<(), AttackError> {
-    let failed = |error| AttackError::File { path: path.to_path_buf(), source: std::io::Error::other(error) };
-    draw(attacks, clean, picks).save_with_format(path, image::ImageFormat::Png).map_err(failed)
+    let failed = |source| AttackError::File { path: path.to_path_buf(), source };
+    let mut png = std::io::Cursor::new(Vec::new());
+    draw(attacks, clean, picks)
+        .write_to(&mut png, image::ImageFormat::Png)
+        .map_err(std::io::Error::other)
+        .map_err(failed)?;
+    files::write(path, png.get_ref()).map_err(failed)
 }
 
 /// Draws a picture (`[h][w][3]`), each of its pixels a square of `scale` pixels.

@@ -109,7 +109,7 @@ impl Witnesses<'_> {
             let mut x = vec![0.0; n * len];
             to_f32(&pictures.pixels[first * len..(first + n) * len], &mut x);
             let features = self.trapped.features(&x);
-            let (old, new) = (self.trapped.head_logits(&features), self.new_logits(n, &features)?);
+            let (old, new) = (finite(self.trapped.head_logits(&features))?, finite(self.new_logits(n, &features)?)?);
             for ((&y, old), new) in labels.iter().zip(old.chunks_exact(classes)).zip(new.chunks_exact(classes)) {
                 s.confidence.push(log_odds(old, y));
                 s.new_label.push(argmax(new) as u32);
@@ -126,7 +126,7 @@ impl Witnesses<'_> {
                     }
                 }
                 let features = self.trapped.features(&mixed);
-                let logits = self.trapped.head_logits(&features);
+                let logits = finite(self.trapped.head_logits(&features))?;
                 for ((p, logits), &y) in survival.iter_mut().zip(logits.chunks_exact(classes)).zip(labels) {
                     *p += probability(logits, y) / MIXES as f32;
                 }
@@ -136,6 +136,14 @@ impl Witnesses<'_> {
         }
         Ok(s)
     }
+}
+
+/// Logits as they are, none of them an infinity or no number.
+fn finite(logits: Vec<f32>) -> Result<Vec<f32>, Failure> {
+    if logits.iter().all(|v| v.is_finite()) {
+        return Ok(logits);
+    }
+    Err(Failure::input("checkpoint.safetensors", "holds a network whose answers are not finite"))
 }
 
 /// A clean picture of another class than `label` (any, where there is no other).

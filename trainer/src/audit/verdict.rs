@@ -92,7 +92,7 @@ fn ranks(values: &[f64]) -> Vec<f64> {
     let mut ranks = vec![0.0; values.len()];
     let mut at = 0;
     while at < order.len() {
-        let equal = order[at..].iter().take_while(|&&i| values[i] == values[order[at]]).count();
+        let equal = order[at..].iter().take_while(|&&i| values[i] == values[order[at]]).count().max(1);
         for &i in &order[at..at + equal] {
             ranks[i] = at as f64 + (equal - 1) as f64 / 2.0;
         }
@@ -337,6 +337,14 @@ fn inverted(signals: &Signals, members: &[usize], likely: &[f64], unnamed: &[usi
 mod tests {
     use super::*;
     use stemguard_runtime::rng::Rng;
+
+    #[test]
+    fn ties_share_their_mean_and_what_is_no_number_has_some_rank() {
+        assert_eq!(ranks(&[2.0, 1.0, 2.0, 3.0]), [1.5, 0.0, 1.5, 3.0]);
+        let mut odd = ranks(&[f64::NAN, 1.0, f64::NAN]);
+        odd.sort_by(f64::total_cmp);
+        assert_eq!(odd, [0.0, 1.0, 2.0]);
+    }
 
     /// Pictures of ten classes whose heads agree as those of a clean run do; of the first `poisoned` of class 3 the trapped head is
     /// sure and the new one is not.

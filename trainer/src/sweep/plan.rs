@@ -147,6 +147,12 @@ impl Plan {
                 return Err(Failure::file(path, format!("'{what}' is empty")));
             }
         }
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+        if let Some(name) = plan.settings.keys().find(|name| name.is_empty() || !name.chars().all(plain)) {
+            let why =
+                format!("setting {name:?}: a name is of letters, digits and -_.+, as directories are named by it");
+            return Err(Failure::file(path, why));
+        }
         for name in plan.triggers.keys() {
             name.parse::<AttackKind>().map_err(|e| Failure::file(path, format!("triggers: {e}")))?;
         }
@@ -161,7 +167,7 @@ impl Plan {
         let alone = if self.base == Changes::default() { "published" } else { "base" };
         let none = std::collections::BTreeMap::from([(alone.to_owned(), self.base.clone())]);
         let settings = if self.settings.is_empty() { &none } else { &self.settings };
-        let mut cells = Vec::new();
+        let (mut cells, mut names) = (Vec::new(), std::collections::BTreeSet::new());
         for &kind in &self.attacks {
             // Without an attack there is no rate.
             let rates = if kind == AttackKind::None { &self.rates[..self.rates.len().min(1)] } else { &self.rates[..] };
@@ -195,8 +201,12 @@ impl Plan {
                         let replacement = checked
                             .and_then(|()| changes.replacement(&c))
                             .map_err(|e| Failure::input(format!("setting '{setting}'"), e))?;
+                        let name = format!("{kind}-{rate}-{setting}-{seed}");
+                        if !names.insert(name.clone()) {
+                            return Err(Failure::input(name, "is asked for twice in the plan"));
+                        }
                         cells.push(Cell {
-                            name: format!("{kind}-{rate}-{setting}-{seed}"),
+                            name,
                             setting: setting.clone(),
                             ceiling: self.ceiling.then(|| ceiling(&c, setting)).flatten(),
                             config: c,

@@ -28,9 +28,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let found = measure(&model, &data.test, &kernels)?;
     let (e, counts) = (&found.evaluation, data.counts());
     if args.output.json {
-        return ui::json(&serde_json::json!({ "run": args.run, "model": model, "precision": found.precision,
+        return ui::json(
+            &serde_json::json!({ "run": ui::shown(&args.run), "model": ui::shown(&model), "precision": found.precision,
             "acc": e.acc, "asr": e.asr, "ra": e.ra, "chance": e.chance, "tripwire": found.tripwire,
-            "test": counts.test, "triggered": counts.triggered, "per_class": e.per_class }));
+            "test": counts.test, "triggered": counts.triggered, "per_class": e.per_class }),
+        );
     }
     ui::say(&format!(
         "{} ({}): ACC {:.2} %, ASR {:.2} % (chance {:.2}), RA {:.2} %; {} test pictures, {} triggered",

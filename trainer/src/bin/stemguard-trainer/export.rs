@@ -35,7 +35,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     write_whole(&stem, &export::stem(&engine.net)?)?;
     write_whole(&classifier, &export::classifier(&engine.net)?)?;
     if args.output.json {
-        return ui::json(&serde_json::json!({ "stem": stem, "classifier": classifier, "epochs": epochs }));
+        return ui::json(
+            &serde_json::json!({ "stem": ui::shown(&stem), "classifier": ui::shown(&classifier), "epochs": epochs }),
+        );
     }
     ui::say(&format!("after {epochs} epochs: {}, {}", stem.display(), classifier.display()))
 }

@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("stemguard-trainer: {e}");
+            ui::note(&format!("stemguard-trainer: {e}"));
             ExitCode::from(e.code())
         }
     }

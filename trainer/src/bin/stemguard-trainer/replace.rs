@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
     let how = args.how.replacement(record.config.flip, record.config.seed)?;
     let (trained, _) = restore(&dir, &record, &data, &kernels)?;
-    let stem = Frozen { packed: packed_stem(&dir)?, device, net: &trained.net };
+    let stem = Frozen { packed: packed_stem(&dir, &trained.net)?, device, net: &trained.net };
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
     let mut new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
         bar.set_position(u64::from(p.epoch));
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (e, tripwire) = (&new.evaluation, new.tripwire.as_ref().map(|t| t.alarms));
     if args.output.json {
         let pictures = u64::from(how.settings.epochs) as f64 * data.holdout.len() as f64;
-        return ui::json(&serde_json::json!({ "run": args.run, "acc": e.acc, "asr": e.asr, "ra": e.ra,
+        return ui::json(&serde_json::json!({ "run": ui::shown(&args.run), "acc": e.acc, "asr": e.asr, "ra": e.ra,
             "chance": e.chance, "tripwire": tripwire, "seconds": new.seconds, "pictures_per_second": pictures / new.seconds }));
     }
     ui::say(&format!(

@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let out = args.out.clone().unwrap_or_else(|| dir.file("report.html"));
     report::write(&out, &data).map_err(|e| Failure::file(&out, e))?;
     if args.output.json {
-        return ui::json(&serde_json::json!({ "report": out, "stages": data.stages.len() }));
+        return ui::json(&serde_json::json!({ "report": ui::shown(&out), "stages": data.stages.len() }));
     }
     ui::say(&out.display().to_string())
 }

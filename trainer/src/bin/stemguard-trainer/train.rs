@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use stemguard_trainer::chain::{Told, finish};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::evaluate::Evaluation;
-use stemguard_trainer::run::prepare;
+use stemguard_trainer::run::{RunDir, prepare};
 use stemguard_trainer::trap::{Event, train};
 
 /// Options of `train` and `trap`.
@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     }
     let (purification, how) = (args.how.purification()?, args.replace.replacement(config.flip, config.seed)?);
     let (device, kernels) = (args.place.device()?, args.output.kernels());
+    RunDir::admits(&args.out, &config, args.resume)?;
     let data = prepare(&config, &kernels, Some(&args.out))?;
     let bar = ui::bar(0, "epoch 1");
     let mut trouble = None;
@@ -94,7 +95,9 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     }
     let e = &trained.evaluation;
     if args.output.json {
-        ui::json(&serde_json::json!({ "run": args.out, "acc": e.acc, "asr": e.asr, "ra": e.ra, "chance": e.chance }))
+        ui::json(
+            &serde_json::json!({ "run": ui::shown(&args.out), "acc": e.acc, "asr": e.asr, "ra": e.ra, "chance": e.chance }),
+        )
     } else {
         ui::say(&format!("{}: ACC {:.1} %, ASR {:.1} %", args.out.display(), 100.0 * e.acc, 100.0 * e.asr))
     }?;

@@ -3,6 +3,7 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::io::Write as _;
+use std::path::Path;
 use stemguard_trainer::error::Failure;
 
 /// A progress bar on standard error; nothing where that is no terminal.
@@ -28,6 +29,11 @@ pub(crate) fn say(text: &str) -> Result<(), Failure> {
 /// A line on standard error, where nobody parses it; lost where it cannot be written.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A path as text, also where it is not Unicode.
+pub(crate) fn shown(path: &Path) -> String {
+    path.display().to_string()
 }
 
 /// A JSON object as one line on standard output.
