@@ -347,7 +347,7 @@ mod tests {
         let (five, four) = (trapped(5, 7), trapped(4, 7));
         write_whole(&dir.file("stem.onnx"), &export::stem(&five.net).expect("a stem")).expect("written");
         assert!(packed_stem(&dir, &five.net).is_ok());
-        let e = packed_stem(&dir, &four.net).err().expect("refused").to_string();
+        let e = packed_stem(&dir, &four.net).expect_err("refused").to_string();
         assert!(e.contains("stem.onnx: leads from 16x16x3 to 4x4x64"), "{e}");
     }
 
