@@ -23,7 +23,6 @@ mod decode;
 mod error;
 mod folder;
 mod gtsrb;
-#[cfg(feature = "data")]
 mod npy;
 #[cfg(feature = "data")]
 mod npz;
@@ -35,8 +34,7 @@ mod spec;
 
 pub use decode::read_picture;
 pub use error::DataError;
-#[cfg(feature = "data")]
-pub use npy::{Numbers, read_npy};
+pub use npy::{Numbers, read_npy, read_npy_f32};
 #[cfg(feature = "data")]
 pub use npz::{write_npz, write_npz_split};
 #[cfg(feature = "data")]

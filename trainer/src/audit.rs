@@ -13,6 +13,7 @@ mod mixture;
 mod sheet;
 mod signals;
 mod verdict;
+mod witnesses;
 
 pub use signals::Signals;
 pub use verdict::{
@@ -22,16 +23,16 @@ pub use verdict::{
 use crate::attack::Truth;
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
-use crate::engine::CpuEngine;
+use crate::engine::{CpuEngine, Device};
 use crate::error::Failure;
 use crate::history::History;
 use crate::run::{Prepared, RunDir};
 use serde::{Deserialize, Serialize};
-use signals::Witnesses;
 use std::path::Path;
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::session::NewHead;
+use witnesses::Witnesses;
 
 /// An audit of a set of suspects.
 #[derive(Clone, Debug)]
@@ -42,10 +43,11 @@ pub struct Audit {
     pub verdict: Verdict,
 }
 
-/// Audits `suspects` with a trapped model, how well they were fitted, and a head trained on the clean holdout.
+/// Audits `suspects` with a trapped model, how well they were fitted, and a head trained on the clean holdout; both heads answer on
+/// `device`.
 ///
 /// # Errors
-/// [`Failure`] where the parts do not belong together.
+/// [`Failure`] where the parts do not belong together, or the device cannot be used.
 #[allow(clippy::too_many_arguments)]
 pub fn audit(
     trapped: &mut CpuEngine,
@@ -54,10 +56,12 @@ pub fn audit(
     suspects: &Pictures,
     clean: &Pictures,
     seed: u64,
+    device: Device,
     kernels: &Simd,
     tell: &mut dyn FnMut(usize),
 ) -> Result<Audit, Failure> {
-    let signals = Witnesses { trapped, new, kernels }.signals(suspects, clean, history, seed, tell)?;
+    let mut witnesses = Witnesses::open(device, trapped, new, kernels)?;
+    let signals = Signals::gather(&mut witnesses, suspects, clean, history, seed, tell)?;
     let verdict = judge(&signals, &suspects.labels, &clean.labels, suspects.classes.len());
     Ok(Audit { signals, verdict })
 }
@@ -66,21 +70,22 @@ pub fn audit(
 /// most suspicious pictures). `tell` hears of pictures done, of so many.
 ///
 /// # Errors
-/// [`Failure`] naming the file.
+/// [`Failure`] naming the file, or what the device lacks.
+#[allow(clippy::too_many_arguments)]
 pub fn witness(
     dir: &RunDir,
     c: &RunConfig,
     data: &Prepared,
     trapped: &mut CpuEngine,
     new: &NewHead,
+    device: Device,
     kernels: &Simd,
     tell: &mut dyn FnMut(usize, usize),
 ) -> Result<Audit, Failure> {
     let suspects = data.suspect.pictures();
     let history = History::read(&dir.file("fitting.npy"), suspects.len(), c.epochs as usize)?;
-    let found = audit(trapped, new, &history, suspects, data.holdout.pictures(), c.seed, kernels, &mut |done| {
-        tell(done, suspects.len());
-    })?;
+    let (clean, told) = (data.holdout.pictures(), &mut |done| tell(done, suspects.len()));
+    let found = audit(trapped, new, &history, suspects, clean, c.seed, device, kernels, told)?;
     dir.write_json("audit.json", &found.summary(Some(&data.truth)))?;
     found.write_csv(&dir.file("audit.csv"), suspects)?;
     sheet::write(&dir.file("audit.png"), &found, suspects)?;

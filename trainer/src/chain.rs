@@ -132,7 +132,8 @@ pub fn examine(
     let write = |new: &Defended| write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, new);
     write(&new)?;
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
-    let found = witness(dir, c, data, trapped, &new.head, kernels, &mut |done, of| tell(Told::Audited(done, of)))?;
+    let told = &mut |done, of| tell(Told::Audited(done, of));
+    let found = witness(dir, c, data, trapped, &new.head, device, kernels, told)?;
     let suspects = (data.suspect.pictures(), &found.verdict);
     let sharpening = new.sharpen((device, &trapped.net), suspects, holdout, &data.test, how, kernels, &mut |p| {
         tell(Told::Replacing("tripwire", p));
@@ -173,7 +174,8 @@ pub fn finish(
     Ok(Outcome { replaced, tripwire: tripwires.alarms, audit, purified: purified.evaluation })
 }
 
-/// Runs the chain into `out/baseline` and `out/trap`; networks and heads train on `device`, audit and figures run on the CPU.
+/// Runs the chain into `out/baseline` and `out/trap`; networks and heads train on `device`, where the heads testify, too; figures of
+/// what is shipped come from the CPU.
 ///
 /// # Errors
 /// Those of the stages.

@@ -27,17 +27,35 @@ pub struct Numbers {
 /// # Errors
 /// What is wrong with it.
 pub fn read_npy(mut bytes: &[u8]) -> Result<Numbers, String> {
-    let Array { header, data } = read_array(&mut bytes, &|header: &Header| {
+    numbers(read_array(&mut bytes, &|header: &Header| {
         let known = matches!((header.kind, header.size), ('i' | 'u', _) | ('f', 4 | 8) | ('b', 1));
         if known { Ok(()) } else { Err(format!("numbers of type `{}`, not integers or floats", header.descr())) }
-    })?;
-    let shape: Option<Vec<usize>> = header.shape.iter().map(|&side| usize::try_from(side).ok()).collect();
+    })?)
+}
+
+/// Reads a `.npy` file of `f32` in C order whose dimensions `accept` agrees to; of its data nothing is read before.
+///
+/// # Errors
+/// What is wrong with it, or what `accept` says.
+pub fn read_npy_f32(file: &mut impl Read, accept: &impl Fn(&[usize]) -> Result<(), String>) -> Result<Numbers, String> {
+    numbers(read_array(file, &|header: &Header| {
+        if (header.kind, header.size) != ('f', 4) {
+            return Err(format!("elements of type `{}` where float32 (`f4`) is needed", header.descr()));
+        }
+        if header.fortran {
+            return Err("the array is in Fortran order; store it in C order".into());
+        }
+        accept(&header.sides()?)
+    })?)
+}
+
+fn numbers(Array { header, data }: Array) -> Result<Numbers, String> {
     let number = |bytes: &[u8]| match header.kind {
         'f' => float(bytes, header.big) as f32,
         kind => integer(bytes, kind == 'i', header.big) as f32,
     };
     Ok(Numbers {
-        shape: shape.ok_or("dimensions beyond this machine")?,
+        shape: header.sides()?,
         fortran: header.fortran,
         descr: header.descr(),
         values: data.chunks_exact(header.size).map(number).collect(),
@@ -55,7 +73,10 @@ pub(super) fn read_array(
     file: &mut impl Read,
     accept: &impl Fn(&Header) -> Result<(), String>,
 ) -> Result<Array, String> {
-    let text = |error: io::Error| error.to_string();
+    let text = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => "a NumPy array that is cut short".to_owned(),
+        _ => error.to_string(),
+    };
     let mut start = [0; 12];
     file.read_exact(&mut start[..10]).map_err(text)?;
     if &start[..6] != b"\x93NUMPY" {
@@ -136,6 +157,12 @@ impl Header {
         fits.then_some(Self { kind, size, big, fortran, shape: shape? })
     }
 
+    /// The dimensions as this machine counts.
+    fn sides(&self) -> Result<Vec<usize>, String> {
+        let sides: Option<_> = self.shape.iter().map(|&side| usize::try_from(side).ok()).collect();
+        sides.ok_or_else(|| "dimensions beyond this machine".into())
+    }
+
     /// Bytes of the data, if they can be counted.
     pub(super) fn bytes(&self) -> Option<u64> {
         self.shape.iter().try_fold(self.size as u64, |product, &side| product.checked_mul(side))
@@ -191,6 +218,13 @@ mod tests {
             let e = of(descr, "False", shape, data).expect_err("refused");
             assert!(e.contains(why), "{e}");
         }
+        let floats =
+            npy("{'descr': '>f4', 'fortran_order': False, 'shape': (1, 2), }", &[0x3f, 0, 0, 0, 0xbf, 0x80, 0, 0]);
+        let pair = |shape: &[usize]| if shape == [1, 2] { Ok(()) } else { Err("no pair".into()) };
+        assert_eq!(read_npy_f32(&mut &floats[..], &pair).expect("floats").values, [0.5, -1.0]);
+        assert_eq!(read_npy_f32(&mut &floats[..], &|_| Err("no pair".into())).expect_err("refused"), "no pair");
+        let cut = read_npy_f32(&mut &floats[..30], &pair).expect_err("refused");
+        assert!(cut.contains("cut short"), "{cut}");
         // Nested lists, which take a recursive parser without lookahead 2^n steps.
         let deep = format!(
             "{{'descr': '|u1', 'fortran_order': False, 'shape': (0,), 'x': {}{}}}",

@@ -1,16 +1,12 @@
 //! What two heads on one stem know of every suspect picture.
 
-use crate::engine::{CpuEngine, log_odds, probability};
+use super::witnesses::Witnesses;
+use crate::engine::{log_odds, probability};
 use crate::error::Failure;
 use crate::history::History;
-use stemguard_runtime::artifact::HeadSpec;
 use stemguard_runtime::data::Pictures;
-use stemguard_runtime::head;
-use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::metrics::argmax;
-use stemguard_runtime::net::Span;
 use stemguard_runtime::rng::Rng;
-use stemguard_runtime::session::{NewHead, to_f32};
 
 /// Pictures scored together.
 const BATCH: usize = 250;
@@ -56,60 +52,36 @@ impl Signals {
             survival: vec![0.0; n],
         }
     }
-}
 
-/// The two heads on their stem.
-pub(super) struct Witnesses<'a> {
-    /// Stem and trapped head.
-    pub(super) trapped: &'a mut CpuEngine,
-    /// The head trained on the clean holdout.
-    pub(super) new: &'a NewHead,
-    /// What runs them.
-    pub(super) kernels: &'a Simd,
-}
-
-impl Witnesses<'_> {
-    fn new_logits(&self, n: usize, features: &[f32]) -> Result<Vec<f32>, Failure> {
-        let shape = self.trapped.net.stem.output();
-        let span = Span { at: 0, len: self.new.params.len() as u32 };
-        let spec = HeadSpec { kind: self.new.kind, features: shape, classes: self.new.classes, span };
-        let mut scratch = vec![0.0; head::inference_len(&spec, n)?];
-        let mut logits = vec![0.0; n * self.new.classes as usize];
-        head::infer(self.kernels, &spec, &self.new.params, n, features, &mut scratch, &mut logits)?;
-        Ok(logits)
-    }
-
-    /// The signals of `pictures`, fitted as `history` (of at least one epoch) tells; mixtures are made with pictures of `clean`,
-    /// chosen from `seed`. `tell` hears of pictures done.
+    /// What `witnesses` know of `pictures`, which were fitted as `history` (of at least one epoch) tells; mixtures are made with
+    /// pictures of `clean`, chosen from `seed`. `tell` hears of pictures done.
     ///
     /// # Errors
     /// [`Failure`] where a head does not fit the stem, or the history is of other pictures.
-    pub(super) fn signals(
-        &mut self,
+    pub(super) fn gather(
+        witnesses: &mut Witnesses<'_>,
         pictures: &Pictures,
         clean: &Pictures,
         history: &History,
         seed: u64,
         tell: &mut dyn FnMut(usize),
-    ) -> Result<Signals, Failure> {
+    ) -> Result<Self, Failure> {
         let (len, classes) = (pictures.shape().len(), pictures.classes.len());
         if history.epochs() == 0 || history.pictures() != pictures.len() {
             return Err(Failure::input("fitting.npy", "is not of the pictures audited"));
         }
-        let mut s = Signals {
+        let mut s = Self {
             confidence: Vec::new(),
             disagreement: Vec::new(),
             new_probability: Vec::new(),
             survival: Vec::new(),
-            ..Signals::of_history(history)
+            ..Self::of_history(history)
         };
         for first in (0..pictures.len()).step_by(BATCH) {
             let labels = &pictures.labels[first..(first + BATCH).min(pictures.len())];
             let n = labels.len();
-            let mut x = vec![0.0; n * len];
-            to_f32(&pictures.pixels[first * len..(first + n) * len], &mut x);
-            let features = self.trapped.features(&x);
-            let (old, new) = (finite(self.trapped.head_logits(&features))?, finite(self.new_logits(n, &features)?)?);
+            let pixels = &pictures.pixels[first * len..(first + n) * len];
+            let [old, new] = witnesses.both(pixels)?;
             for ((&y, old), new) in labels.iter().zip(old.chunks_exact(classes)).zip(new.chunks_exact(classes)) {
                 s.confidence.push(log_odds(old, y));
                 s.new_label.push(argmax(new) as u32);
@@ -118,15 +90,12 @@ impl Witnesses<'_> {
             }
             let mut survival = vec![0.0f32; n];
             for k in 0..MIXES {
-                let mut mixed = x.clone();
+                let mut mixed = pixels.to_vec();
                 for (i, mixed) in mixed.chunks_exact_mut(len).enumerate() {
                     let other = partner(clean, labels[i], seed, (first + i) * MIXES + k);
-                    for (to, &b) in mixed.iter_mut().zip(clean.picture(other)) {
-                        *to = (*to + f32::from(b) / 255.0).min(1.0);
-                    }
+                    mixed.iter_mut().zip(clean.picture(other)).for_each(|(to, &b)| *to = to.saturating_add(b));
                 }
-                let features = self.trapped.features(&mixed);
-                let logits = finite(self.trapped.head_logits(&features))?;
+                let logits = witnesses.trapped(&mixed)?;
                 for ((p, logits), &y) in survival.iter_mut().zip(logits.chunks_exact(classes)).zip(labels) {
                     *p += probability(logits, y) / MIXES as f32;
                 }
@@ -136,14 +105,6 @@ impl Witnesses<'_> {
         }
         Ok(s)
     }
-}
-
-/// Logits as they are, none of them an infinity or no number.
-fn finite(logits: Vec<f32>) -> Result<Vec<f32>, Failure> {
-    if logits.iter().all(|v| v.is_finite()) {
-        return Ok(logits);
-    }
-    Err(Failure::input("checkpoint.safetensors", "holds a network whose answers are not finite"))
 }
 
 /// A clean picture of another class than `label` (any, where there is no other).

@@ -32,10 +32,12 @@ mod places;
 mod plan;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests;
+mod witness;
 
 pub use head::{CudaHead, Drawn, Sizes};
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 pub(crate) use places::Place;
+pub use witness::CudaWitnesses;
 
 use super::{Engine, EngineError, Losses, Objective, Pass, Precision, State, StepReport};
 use crate::config::{Crop, RunConfig};

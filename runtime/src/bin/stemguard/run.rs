@@ -8,6 +8,7 @@ use crate::{files, npy};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
+use stemguard_runtime::data::MAX_BYTES;
 use stemguard_runtime::shape::Shape;
 
 /// Run a model on an array of pictures.
@@ -56,14 +57,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         None => Runner::best(&model, &kernels)?,
     };
     let Shape { h, w, c } = runner.input();
-    let x = npy::read(&args.input, |shape| match *shape {
+    let (shape, x) = npy::read(&args.input, |shape| match *shape {
         [0, ..] => Err("it holds no pictures".into()),
         [_, x, y, z] if [x, y, z] == [c, h, w].map(|side| side as usize) => Ok(()),
         [_, _, _, _] => Err(format!("shape {shape:?} where the model takes [N, {c}, {h}, {w}]")),
         _ => Err(format!("rank {} where the model takes rank 4, [N, {c}, {h}, {w}]", shape.len())),
     })?;
-    let n = x.shape[0];
-    let len = n.checked_mul(runner.output().len()).filter(|&len| 4 * len as u64 <= npy::MAX_BYTES);
+    let n = shape[0];
+    let len = n.checked_mul(runner.output().len()).filter(|&len| 4 * len as u64 <= MAX_BYTES);
     let len = len.ok_or_else(|| Fail::at(&args.input, "the outputs of so many pictures are larger than 8 GiB"))?;
     if args.backend.is_none() {
         runner.tell_fallback(&model);
@@ -73,7 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     }
     let mut y = vec![0.0; len];
     let start = Instant::now();
-    runner.run_as(Layout::Chw, &x.data, &mut y)?;
+    runner.run_as(Layout::Chw, &x, &mut y)?;
     let seconds = start.elapsed().as_secs_f64();
     if let Some(at) = y.iter().position(|v| !v.is_finite()) {
         let picture = at / runner.output().len();

@@ -65,12 +65,12 @@ struct Tables {
     keep: Region,
 }
 
-/// A stem's values, and places for them.
+/// A network's values, and places for them.
 #[derive(Default)]
-struct Values {
-    layout: Layout,
-    params: Vec<f32>,
-    statistics: Vec<f32>,
+pub(super) struct Values {
+    pub(super) layout: Layout,
+    pub(super) params: Vec<f32>,
+    pub(super) statistics: Vec<f32>,
 }
 
 impl Visit for Values {
@@ -324,7 +324,7 @@ impl CudaHead {
 }
 
 /// Places for a residual head's parameters, in the runtime's order.
-fn place(layout: &mut Layout, c: usize, classes: usize) {
+pub(super) fn place(layout: &mut Layout, c: usize, classes: usize) {
     for (norm, conv) in [("unit.bn1", "unit.conv1"), ("unit.bn2", "unit.conv2")] {
         layout.add_param(&format!("new.{norm}.gamma"), c);
         layout.add_param(&format!("new.{norm}.beta"), c);
