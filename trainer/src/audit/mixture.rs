@@ -1,11 +1,9 @@
 //! Two Gaussians in a few dimensions, fitted by expectation maximisation: a class split into what is like the rest and what is
 //! not.
 
-/// Signals a picture is judged by.
-pub(super) const D: usize = 6;
 /// One picture's signals, standardised.
-pub(super) type Point = [f64; D];
-type Matrix = [[f64; D]; D];
+pub(super) type Point<const D: usize> = [f64; D];
+type Matrix<const D: usize> = [[f64; D]; D];
 
 /// Steps of expectation maximisation.
 const STEPS: usize = 60;
@@ -47,15 +45,15 @@ pub(super) fn otsu(values: &[f64]) -> (f64, f64) {
 }
 
 /// A Gaussian with its share of the points.
-pub(super) struct Cluster {
+pub(super) struct Cluster<const D: usize> {
     share: f64,
-    mean: Point,
+    mean: Point<D>,
     /// Lower triangle of the covariance's Cholesky factor.
-    factor: Matrix,
+    factor: Matrix<D>,
 }
 
 /// The lower factor of a positive definite matrix; `None` where rounding has made it something else.
-fn cholesky(m: &Matrix) -> Option<Matrix> {
+fn cholesky<const D: usize>(m: &Matrix<D>) -> Option<Matrix<D>> {
     let mut l = [[0.0; D]; D];
     for i in 0..D {
         for j in 0..=i {
@@ -69,9 +67,9 @@ fn cholesky(m: &Matrix) -> Option<Matrix> {
     Some(l)
 }
 
-impl Cluster {
+impl<const D: usize> Cluster<D> {
     /// Of points that weigh 0..=1 each; `None` where they give no Gaussian.
-    pub(super) fn fit(points: &[Point], weights: impl Fn(usize) -> f64) -> Option<Self> {
+    pub(super) fn fit(points: &[Point<D>], weights: impl Fn(usize) -> f64) -> Option<Self> {
         let total: f64 = (0..points.len()).map(&weights).sum();
         let mut mean = [0.0; D];
         for (i, p) in points.iter().enumerate() {
@@ -90,7 +88,7 @@ impl Cluster {
     }
 
     /// The logarithm of share times density, without the constant.
-    pub(super) fn log(&self, p: &Point) -> f64 {
+    pub(super) fn log(&self, p: &Point<D>) -> f64 {
         let (mut z, mut square, mut det) = ([0.0; D], 0.0, 0.0);
         for i in 0..D {
             let sum: f64 = (0..i).map(|k| self.factor[i][k] * z[k]).sum();
@@ -104,7 +102,7 @@ impl Cluster {
 
 /// How likely each point belongs to the second of two clusters, 0..=1, starting from a guess at it. `None` where the points do
 /// not split.
-pub(super) fn split(points: &[Point], guess: &[bool]) -> Option<Vec<f64>> {
+pub(super) fn split<const D: usize>(points: &[Point<D>], guess: &[bool]) -> Option<Vec<f64>> {
     let mut likely: Vec<f64> = guess.iter().map(|&g| if g { 0.99 } else { 0.01 }).collect();
     for _ in 0..STEPS {
         let first = Cluster::fit(points, |i| 1.0 - likely[i])?;
@@ -122,14 +120,14 @@ mod tests {
     use super::*;
     use stemguard_runtime::rng::Rng;
 
-    fn cloud(n: usize, centre: Point, rng: &mut Rng) -> Vec<Point> {
+    fn cloud(n: usize, centre: Point<6>, rng: &mut Rng) -> Vec<Point<6>> {
         (0..n).map(|_| std::array::from_fn(|d| centre[d] + f64::from(rng.normal()))).collect()
     }
 
     #[test]
     fn two_clouds_are_told_apart() {
         let mut rng = Rng::new(3, 0);
-        let mut points = cloud(500, [0.0; D], &mut rng);
+        let mut points = cloud(500, [0.0; 6], &mut rng);
         points.extend(cloud(40, [4.0, -4.0, 4.0, 0.0, 0.0, 0.0], &mut rng));
         // A poor guess: half of the small cloud, a tenth of the large one.
         let guess: Vec<bool> = (0..540).map(|i| if i < 500 { i % 10 == 0 } else { i % 2 == 0 }).collect();
@@ -140,8 +138,8 @@ mod tests {
 
     #[test]
     fn points_that_cannot_split_give_no_panic() {
-        assert!(split(&[], &[]).is_none_or(|l| l.is_empty()));
-        let same = vec![[1.0; D]; 30];
+        assert!(split::<2>(&[], &[]).is_none_or(|l| l.is_empty()));
+        let same = vec![[1.0; 6]; 30];
         for guess in [vec![true; 30], vec![false; 30], (0..30).map(|i| i < 3).collect()] {
             assert!(split(&same, &guess).is_none_or(|l| l.len() == 30 && l.iter().all(|p| p.is_finite())));
         }

@@ -17,10 +17,11 @@
 //! of the classes not named. Two Gaussians over all signals, started there, refine the split. Poison is the group that is less
 //! like the pictures of the classes not named: as a rule it is fitted harder than they are, but where an attack is too weak to be
 //! learnt, its pictures are nothing but mislabelled, fitted worse than any, and it is the clean ones of their class that stand
-//! above them.
+//! above them. Where the accused were fitted worse than the pictures of the classes not named, how they were fitted tells little: what
+//! the two heads make of the given label splits them.
 
 use super::Signals;
-use super::mixture::{Cluster, D, Point, otsu, split};
+use super::mixture::{Cluster, Point, otsu, split};
 use serde::{Deserialize, Serialize};
 
 /// How far below the others a target class's agreement lies at least, in Fisher's transform.
@@ -234,10 +235,23 @@ fn moments(values: &[f64]) -> (f64, f64) {
     (mean, values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n)
 }
 
+/// Signals that split a class.
+const D: usize = 6;
+
 /// The signals that split a class: disagreement, confidence, early, late, swing and survival, which differs too much from class to
 /// class to name one and only refines.
 const fn splitting(s: &Signals) -> [&Vec<f32>; D] {
     [&s.disagreement, &s.confidence, &s.early, &s.late, &s.swing, &s.survival]
+}
+
+/// The members' signals, a point each, in units of `class`: its own middle and spread.
+fn points<const N: usize>(signals: [&[f32]; N], members: &[usize], class: &[usize]) -> Vec<Point<N>> {
+    let units = signals.map(|s| {
+        let values = of(s, class);
+        (median(&values), moments(&values).1.sqrt().max(1e-9))
+    });
+    let point = |&i: &usize| std::array::from_fn(|d| (f64::from(signals[d][i]) - units[d].0) / units[d].1);
+    members.iter().map(point).collect()
 }
 
 /// The verdict on pictures with these labels; `clean` are those of the holdout, none where there is none to hold them against.
@@ -247,26 +261,22 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize) -
     let (classes, named) = compare(signals, &members, clean);
     let mut verdict = Verdict { classes, score: vec![0.0; labels.len()], accused: vec![false; labels.len()] };
     let unnamed: Vec<usize> = (0..labels.len()).filter(|&i| !verdict.classes[labels[i] as usize].suspected).collect();
+    let doubted: Vec<f32> = signals.new_probability.iter().map(|&p| odds(p)).collect();
     for (c, members) in members.iter().enumerate() {
         let Some(named) = named[c] else { continue };
-        // A class's own middle and spread are the units.
-        let units = splitting(signals).map(|s| {
-            let values = of(s, members);
-            (median(&values), moments(&values).1.sqrt().max(1e-9))
-        });
-        let points = |members: &[usize]| -> Vec<Point> {
-            let s = splitting(signals);
-            let point = |&i: &usize| std::array::from_fn(|d| (f64::from(s[d][i]) - units[d].0) / units[d].1);
-            members.iter().map(point).collect()
-        };
-        let own = points(members);
+        let all = splitting(signals).map(Vec::as_slice);
+        let own = points(all, members, members);
         let start = match named {
             Named::Alone => strongest(&own, &verdict.classes[c]),
-            Named::Swollen(share) => unlike(&own, &points(&unnamed), share),
+            Named::Swollen(share) => unlike(&own, &points(all, &unnamed, members), share),
         };
-        let mut likely = refine(&own, &start);
+        let mut likely =
+            refine(&own, &start).unwrap_or_else(|| start.iter().map(|&s| f64::from(u8::from(s))).collect());
         if inverted(signals, members, &likely, &unnamed) {
             likely.iter_mut().for_each(|p| *p = 1.0 - *p);
+        } else if unlearnt(signals, members, &likely, &unnamed) {
+            let heads = points([&signals.confidence, &doubted], members, members);
+            likely = refine(&heads, &start).unwrap_or(likely);
         }
         for (&i, &p) in members.iter().zip(&likely) {
             verdict.score[i] = p as f32;
@@ -278,18 +288,18 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize) -
 }
 
 /// Those above Otsu's threshold on the signals that named the class, weighted by how much they stand out.
-fn strongest(points: &[Point], found: &ClassVerdict) -> Vec<bool> {
+fn strongest(points: &[Point<D>], found: &ClassVerdict) -> Vec<bool> {
     let [confidence, early, late, swing] = found.split;
     let weights = [found.discord, confidence, early, late, swing];
     let least = weights.iter().copied().fold(0.0, f64::max).min(LEAST_WEIGHT);
-    let weigh = |p: &Point| weights.iter().zip(p).filter(|(w, _)| **w >= least).map(|(w, p)| w * p).sum();
+    let weigh = |p: &Point<D>| weights.iter().zip(p).filter(|(w, _)| **w >= least).map(|(w, p)| w * p).sum();
     let sum: Vec<f64> = points.iter().map(weigh).collect();
     let (threshold, _) = otsu(&sum);
     sum.iter().map(|&v| v > threshold).collect()
 }
 
 /// The `share` of the points that is least like the others, by one Gaussian over these; none without others.
-fn unlike(points: &[Point], others: &[Point], share: f64) -> Vec<bool> {
+fn unlike(points: &[Point<D>], others: &[Point<D>], share: f64) -> Vec<bool> {
     let usual = (others.len() >= LEAST_PICTURES).then(|| Cluster::fit(others, |_| 1.0)).flatten();
     let Some(usual) = usual else { return vec![false; points.len()] };
     let like: Vec<f64> = points.iter().map(|p| usual.log(p)).collect();
@@ -299,17 +309,32 @@ fn unlike(points: &[Point], others: &[Point], share: f64) -> Vec<bool> {
     like.iter().map(|l| sorted.get(many).is_some_and(|limit| l < limit)).collect()
 }
 
-/// Least overlap (intersection over union) of the refined split with the one it started from; below it the Gaussians have found
-/// something else, and the start stands.
+/// Least overlap (intersection over union) of a refined split with the one it started from.
 const LEAST_OVERLAP: f64 = 0.5;
 
-/// How likely each point is one of those that two Gaussians, started from `start`, tell from the rest.
-fn refine(points: &[Point], start: &[bool]) -> Vec<f64> {
-    let refined = split(points, start).filter(|likely| {
+/// How likely each point is one of those that two Gaussians, started from `start`, tell from the rest; `None` where they have found
+/// something else.
+fn refine<const N: usize>(points: &[Point<N>], start: &[bool]) -> Option<Vec<f64>> {
+    split(points, start).filter(|likely| {
         let count = |f: fn(bool, bool) -> bool| start.iter().zip(likely).filter(|&(&s, &p)| f(s, p > 0.5)).count();
         count(|s, p| s && p) as f64 >= LEAST_OVERLAP * count(|s, p| s || p) as f64
-    });
-    refined.unwrap_or_else(|| start.iter().map(|&s| f64::from(u8::from(s))).collect())
+    })
+}
+
+/// Log-odds of a probability, which counts as one within 1e-4 of neither end.
+fn odds(p: f32) -> f32 {
+    let p = p.clamp(1e-4, 1.0 - 1e-4);
+    (p / (1.0 - p)).ln()
+}
+
+/// Whether the accused among a class's `members` were fitted worse than the pictures of the classes not named: at the end, and over
+/// either half of the epochs.
+fn unlearnt(signals: &Signals, members: &[usize], likely: &[f64], unnamed: &[usize]) -> bool {
+    let accused: Vec<usize> = members.iter().zip(likely).filter(|&(_, &p)| p > 0.5).map(|(&i, _)| i).collect();
+    let worse = |s: &Vec<f32>| moments(&of(s, &accused)).0 < moments(&of(s, unnamed)).0;
+    !accused.is_empty()
+        && unnamed.len() >= LEAST_PICTURES
+        && [&signals.confidence, &signals.early, &signals.late].into_iter().all(worse)
 }
 
 /// Whether those of a class's `members` that are likelier clean lie farther from the pictures of the classes not named than those
@@ -420,6 +445,31 @@ mod tests {
             let wrong = v.accused[300..].iter().filter(|&&a| a).count();
             assert!(caught >= 285 && wrong <= 30, "{caught} of 300, {wrong} wrong");
             assert_eq!(v.classes[3].accused, caught + wrong);
+        }
+    }
+
+    /// Poison that is mislabelled and no more, in signals as those of WaNet on CIFAR-10: fitted somewhat worse than other pictures, and
+    /// doubted by the new head alone.
+    #[test]
+    fn poison_that_only_the_new_head_doubts_is_found_by_its_doubt() {
+        for seed in 0..5 {
+            let (mut s, labels) = suspects(3000, 300, seed);
+            let mut rng = Rng::new(seed, 2);
+            let share = |z: f32| 1.0 / (1.0 + (-z).exp());
+            for i in 0..300 {
+                let fit = 1.8 * rng.normal();
+                s.confidence[i] = fit + 1.2;
+                s.new_probability[i] = share(0.8 * rng.normal() - 3.5);
+                s.disagreement[i] = share(s.confidence[i]) - s.new_probability[i];
+                s.early[i] = fit - 2.0 + 0.5 * rng.normal();
+                s.late[i] = fit + 0.5 * rng.normal();
+                s.survival[i] = share(1.5 * rng.normal() - 1.5);
+            }
+            let v = judge(&s, &labels, &even(250), 10);
+            assert_eq!(named(&v), [3], "{:?}", v.classes);
+            let caught = v.accused[..300].iter().filter(|&&a| a).count();
+            let wrong = v.accused[300..].iter().filter(|&&a| a).count();
+            assert!(caught >= 285 && wrong <= 20, "{caught} of 300, {wrong} wrong");
         }
     }
 
