@@ -58,8 +58,6 @@ pub enum Error {
     BadSetting(&'static str),
     /// A fixed capacity of the core is too small for this model.
     Capacity,
-    /// This many bytes of memory cannot be had. Only where there is an allocator.
-    OutOfMemory(u64),
     /// The artifact is not signed.
     Unsigned,
     /// Signed with another key than the one it is verified with.
@@ -132,7 +130,6 @@ impl fmt::Display for Error {
             }
             Self::BadSetting(what) => write!(f, "setting out of range: {what}"),
             Self::Capacity => f.write_str("the model is larger than this build's fixed capacities"),
-            Self::OutOfMemory(bytes) => write!(f, "{bytes} bytes of memory cannot be had"),
             Self::Unsigned => f.write_str("the artifact is not signed"),
             Self::OtherKey => f.write_str("signed with another key"),
             Self::BadSignature => f.write_str("the signature does not hold: artifact or trailer were altered"),

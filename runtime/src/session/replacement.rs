@@ -129,7 +129,7 @@ impl Features<'_, '_> {
 /// Trains a new head on clean pictures (`[n][input]`, NHWC) over a frozen stem.
 ///
 /// # Errors
-/// Those of [`replace::fit`]; [`Error::OutOfMemory`] where the features kept do not fit.
+/// Those of [`replace::fit`]; [`Error::BadSetting`] where the features of all views do not fit in memory.
 #[allow(clippy::too_many_arguments)]
 pub fn replace_head(
     stem: &Session<'_>,
@@ -155,7 +155,7 @@ pub fn replace_head(
             let varied = Varied::new(stem.input(), pictures, labels, augment)?;
             // 2,500 pictures of a WideResNet in 8 views are 160 MB.
             let len = views.saturating_mul(labels.len()).saturating_mul(shape.len());
-            bank.try_reserve_exact(len).map_err(|_| Error::OutOfMemory((len as u64).saturating_mul(2)))?;
+            bank.try_reserve_exact(len).map_err(|_| Error::BadSetting("views: their features do not fit in memory"))?;
             bank.resize(len, Bf16::default());
             let mut features = vec![0.0; HEAD_BATCH * shape.len()];
             for (view, bank) in bank.chunks_exact_mut(labels.len() * shape.len()).enumerate() {
