@@ -29,9 +29,11 @@ mod mirror;
 mod network;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod places;
+mod plain;
 mod plan;
 #[cfg(all(test, target_os = "linux", target_env = "gnu"))]
 mod tests;
+mod tiles;
 mod witness;
 
 pub use head::{CudaHead, Drawn, Sizes};

@@ -45,7 +45,28 @@ arguments! {
         n: i32, ih: i32, iw: i32, oc: i32, kh: i32, stride: i32, pad: i32,
         x_kind: i32, dy_kind: i32, bias: i32, stretch: i32, slope: f32,
     }
-    ReduceArgs { partial: u64, to: u64, splits: i32, len: i32 }
+    Tiling {
+        width: Divisor, height: Divisor, across: Divisor, tiles: Divisor, seen_x: [Divisor; 2], seen_y: [Divisor; 2],
+        origin_x: [i32; 2], origin_y: [i32; 2], pictures: i32, stride: i32, spread: i32, row: i32,
+    }
+    TileArgs {
+        x: u64, entry: u64, other: u64, w: u64, bias: u64, gate: u64, gate_norm: u64, add: u64, y: u64, sums: u64,
+        tiling: Tiling, taps_x: [i32; 2], taps_y: [i32; 2], packed: [i32; 4], rows: [i32; 2], columns: [i32; 2],
+        n: i32, ih: i32, iw: i32, ic: i32, oh: i32, ow: i32, oc: i32, step: i32, chunk: i32, deep: i32, columns8: i32,
+        entry_kind: i32, gate_kind: i32, squash: i32, blocks: i32, slope: f32,
+    }
+    Packing {
+        w: u64, to: u64, ic: i32, oc: i32, kw: i32, gradient: i32, first_y: i32, first_x: i32, taps_y: i32, taps_x: i32,
+        step: i32, deep: i32, columns8: i32, thin: i32, block: i32, words: i32,
+    }
+    PackArgs { all: u64, count: i32, _end: u32 }
+    TileWeightArgs {
+        x: u64, x_entry: u64, dy: u64, dy_entry: u64, dy_other: u64, partial: u64, tiling: Tiling, taps_x: Divisor,
+        taps: i32, n: i32, ih: i32, iw: i32, ic: i32, oh: i32, ow: i32, oc: i32, chunk: i32, parts: i32,
+        x_kind: i32, dy_kind: i32, bias: i32, each: i32, all: i32, slope: f32,
+    }
+    Reduction { partial: u64, to: u64, splits: i32, len: i32, block: i32, _end: u32 }
+    ReduceArgs { all: u64, count: i32, _end: u32 }
     ColumnArgs { x: u64, partial: u64, pixels: i32, c: i32, stretch: i32, _end: u32 }
     NormArgs {
         sums: u64, gamma: u64, beta: u64, mean: u64, var: u64, state: u64, dgamma: u64, dbeta: u64, k: u64,

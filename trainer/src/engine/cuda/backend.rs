@@ -15,7 +15,7 @@ pub(super) struct Region {
 }
 
 /// Words of the largest kernel argument.
-const WORDS: usize = 32;
+const WORDS: usize = 48;
 
 /// A kernel's argument.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub(super) struct Argument {
 }
 
 impl Argument {
-    /// Of a structure of at most 256 bytes.
+    /// Of a structure of at most 384 bytes.
     pub(super) fn of<T: Pod>(value: &T) -> Self {
         const { assert!(size_of::<T>() <= 8 * WORDS) };
         let mut words = [0; WORDS];
@@ -58,7 +58,7 @@ pub(super) struct Launch {
     pub(super) argument: Argument,
 }
 
-/// Declares the kernels with their threads a block, in `f32` and in bf16 where that differs.
+/// Declares the kernels with their threads a block, in `f32` and in bf16 where that differs; 0: there is none.
 macro_rules! kernels {
     ($($kernel:ident $name:literal $threads:tt),* $(,)?) => {
         /// A kernel.
@@ -70,6 +70,11 @@ macro_rules! kernels {
         impl Kernel {
             /// All of them, in order.
             pub(super) const ALL: &[Self] = &[$(Self::$kernel,)*];
+
+            /// Those of a precision.
+            pub(super) fn all(precision: Precision) -> impl Iterator<Item = Self> {
+                Self::ALL.iter().copied().filter(move |k| k.threads(precision) > 0)
+            }
 
             /// Its name in the source.
             pub(super) const fn name(self) -> &'static str {
@@ -96,15 +101,20 @@ macro_rules! kernels {
 
 kernels! {
     Begin "begin" 1, Pictures "pictures" 256,
-    Conv16 "conv_16" 128, Conv32 "conv_32" 128, Conv64 "conv_64" 128,
-    Gradient16 "gradient_16" 128, Gradient32 "gradient_32" 128, Gradient64 "gradient_64" 128,
-    Weights16 "weights_16" (144, 288), Weights32 "weights_32" (144, 288), Weights64 "weights_64" (144, 288),
+    Conv16 "conv_16" (128, 0), Conv32 "conv_32" (128, 0), Conv64 "conv_64" (128, 0),
+    Gradient16 "gradient_16" (128, 0), Gradient32 "gradient_32" (128, 0), Gradient64 "gradient_64" (128, 0),
+    Weights16 "weights_16" (144, 0), Weights32 "weights_32" (144, 0), Weights64 "weights_64" (144, 0),
+    Pack "pack" (0, 256),
+    Tile16 "tile_16" (0, 128), Tile32 "tile_32" (0, 128), Tile64 "tile_64" (0, 128),
+    Thin16 "thin_16" (0, 128), Thin32 "thin_32" (0, 128), Thin64 "thin_64" (0, 128),
+    TileWeights16 "tile_weights_16" (0, 192), TileWeights32 "tile_weights_32" (0, 192),
+    ThinWeights16 "thin_weights_16" (0, 192), ThinWeights32 "thin_weights_32" (0, 192),
     Reduce "reduce" 256, Columns "columns" 128,
     NormForward "norm_forward" 256, NormRunning "norm_running" 128, NormBackward "norm_backward" 256,
     NormGradient "norm_gradient" 256,
     JoinedForward "joined_forward" 256, JoinedBackward "joined_backward" 128,
     PoolForward "pool_forward" 256, PoolBackward "pool_backward" 256,
-    TailForward "tail_forward" 256, TailWeights "tail_weights" 256, TailSums "tail_sums" 256,
+    TailForward "tail_forward" 256, TailWeights "tail_weights" 256, TailSums "tail_sums" 128,
     TailGradient "tail_gradient" 256,
     Reconstruction "reconstruction" 256, Metrics "metrics" 256, Update "update" 256,
     Store "store" 256, Gather "gather" 256, Dropout "dropout" 256, ChannelSums "channel_sums" 128,

@@ -10,14 +10,6 @@ use stemguard_runtime::kernels::ConvShape;
 use stemguard_runtime::replace::Bf16;
 use stemguard_runtime::shape::Shape;
 
-/// Outputs of a block of a convolution, entries of a block of a weight gradient in f32, its rows in bf16.
-const CONV_BLOCK: usize = 4096;
-const WEIGHT_BLOCK: usize = 2304;
-const WEIGHT_ROWS: usize = 144;
-/// Blocks that a weight gradient is spread over, about. A constant: what is added in which order does not depend on the device.
-const WEIGHT_BLOCKS: usize = 1024;
-/// Least pixels of one of its stretches.
-const WEIGHT_STRETCH: usize = 64;
 /// Blocks of a sum over channels, about.
 const COLUMN_BLOCKS: usize = 1024;
 /// Sums of a block that adds each in lanes.
@@ -113,17 +105,10 @@ pub(super) struct Builder<'a> {
     precision: Precision,
     pub(super) n: usize,
     pub(super) launches: Vec<Launch>,
+    /// Weights that the launches read packed.
+    pub(super) packings: Vec<Packing>,
+    reductions: Vec<Reduction>,
     free: Vec<Region>,
-}
-
-fn wide(c: usize) -> usize {
-    if c <= 16 {
-        16
-    } else if c <= 32 {
-        32
-    } else {
-        64
-    }
 }
 
 pub(super) fn pixels(s: Shape) -> usize {
@@ -147,7 +132,17 @@ pub(super) fn stretches(pixels: usize) -> (usize, usize) {
 impl<'a> Builder<'a> {
     pub(super) fn new(device: &'a mut dyn Backend, layout: &'a Layout, homes: Homes, n: usize) -> Self {
         let precision = device.precision();
-        Self { device, layout, homes, precision, n, launches: Vec::new(), free: Vec::new() }
+        Self {
+            device,
+            layout,
+            homes,
+            precision,
+            n,
+            launches: Vec::new(),
+            packings: Vec::new(),
+            reductions: Vec::new(),
+            free: Vec::new(),
+        }
     }
 
     /// Room for `len` values of 4 bytes: one given back, or new.
@@ -207,70 +202,15 @@ impl<'a> Builder<'a> {
 
     /// A convolution, a data gradient or a transposed convolution.
     pub(super) fn product(&mut self, p: &Product<'_>) -> Result<Map, EngineError> {
-        let (from, to) = if p.gradient { (p.g.y, p.g.x) } else { (p.g.x, p.g.y) };
-        let (window, mut y) = (&p.g.window, self.map(to)?);
-        let [kh, kw] = window.kernel.map(|v| v as usize);
-        let (stride, pad) = (window.stride[0] as usize, window.pad[0] as usize);
-        if stride > 2 || window.stride[1] as usize != stride || window.pad.iter().any(|&v| v as usize != pad) {
+        let window = &p.g.window;
+        let (stride, pad) = (window.stride[0], window.pad[0]);
+        if stride > 2 || window.stride[1] != stride || window.pad.iter().any(|&v| v != pad) {
             return Err(EngineError::Unavailable("--device cuda: a convolution of another kind".into()));
         }
-        let step = if p.gradient { stride } else { 1 };
-        // Of phase i: rows or columns of the output, taps.
-        let along = |len: u32| [0, 1].map(|i| Divisor::new((len as usize + step - 1 - i.min(step - 1)) / step));
-        let taps = [0, 1].map(|i| {
-            let first = if p.gradient { (i + pad) % step } else { 0 };
-            Divisor::new((kw + step - 1 - first) / step)
-        });
-        let (rows, columns) = (along(to.h), along(to.w));
-        let (oc, side) = (to.c as usize, wide(to.c as usize));
-        let largest = self.n * rows[0].value as usize * columns[0].value as usize;
-        let grid = [largest.div_ceil(CONV_BLOCK / side), oc.div_ceil(side), step * step];
-        let blocks = grid[0] * grid[2];
-        y.sums = if p.sums { Some(self.sums(oc, blocks)?) } else { None };
-        let (entry_kind, entry, other) = p.entry.parts();
-        let (gate_kind, gate, gate_norm) = p.gate.parts();
-        let args = ConvArgs {
-            x: p.x,
-            entry,
-            other,
-            w: self.param(p.weight),
-            bias: p.bias.map_or(0, |b| self.param(b)),
-            gate,
-            gate_norm,
-            add: p.add,
-            y: y.at(),
-            sums: y.sums.map_or(0, |s| s.region.address),
-            channels: Divisor::new(from.c as usize),
-            taps_x: taps,
-            rows,
-            columns,
-            n: self.n as i32,
-            ih: from.h as i32,
-            iw: from.w as i32,
-            oh: to.h as i32,
-            ow: to.w as i32,
-            oc: oc as i32,
-            kh: kh as i32,
-            kw: kw as i32,
-            stride: stride as i32,
-            pad: pad as i32,
-            entry_kind,
-            gate_kind,
-            squash: p.squash,
-            blocks: blocks as i32,
-            slope: p.entry.slope().or(p.gate.slope()).unwrap_or_default(),
-            _end: 0,
-        };
-        let kernel = match (p.gradient, side) {
-            (false, 16) => Kernel::Conv16,
-            (false, 32) => Kernel::Conv32,
-            (false, _) => Kernel::Conv64,
-            (true, 16) => Kernel::Gradient16,
-            (true, 32) => Kernel::Gradient32,
-            (true, _) => Kernel::Gradient64,
-        };
-        self.launch(kernel, grid, &args);
-        Ok(y)
+        match self.precision {
+            Precision::F32 => self.plain_product(p),
+            Precision::Bf16 => self.tile_product(p),
+        }
     }
 
     /// The gradients of a convolution's weights and, where it has one, of the bias that stands behind them.
@@ -282,60 +222,60 @@ impl<'a> Builder<'a> {
         weight: Span,
         bias: Option<Span>,
     ) -> Result<(), EngineError> {
-        let (oc, depth) = (g.y.c as usize, weight.len / g.y.c as usize);
         let len = weight.len + bias.map_or(0, |b| b.len);
         if bias.is_some_and(|b| b.first != weight.first + weight.len) {
             return Err(EngineError::Failed("a bias that does not stand behind its weights".into()));
         }
-        let side = wide(oc);
-        let tall = if self.precision == Precision::Bf16 { WEIGHT_ROWS } else { WEIGHT_BLOCK / side };
-        let tiles = depth.div_ceil(tall) * oc.div_ceil(side);
-        let all = self.n * pixels(g.y);
-        let stretch = all.div_ceil((WEIGHT_BLOCKS / tiles).max(1)).max(WEIGHT_STRETCH).next_multiple_of(16);
-        let splits = all.div_ceil(stretch);
-        let partial = self.take(splits * len)?;
-        let slope = x_entry.slope().unwrap_or_default();
-        let (x_kind, x_entry, _) = x_entry.parts();
-        let (dy_kind, dy_entry, dy_other) = dy_entry.parts();
-        let args = WeightArgs {
-            x,
-            x_entry,
-            dy,
-            dy_entry,
-            dy_other,
-            partial: partial.address,
-            channels: Divisor::new(g.x.c as usize),
-            taps_x: Divisor::new(g.window.kernel[1] as usize),
-            rows: Divisor::new(g.y.h as usize),
-            columns: Divisor::new(g.y.w as usize),
-            n: self.n as i32,
-            ih: g.x.h as i32,
-            iw: g.x.w as i32,
-            oc: oc as i32,
-            kh: g.window.kernel[0] as i32,
-            stride: g.window.stride[0] as i32,
-            pad: g.window.pad[0] as i32,
-            x_kind,
-            dy_kind,
-            bias: i32::from(bias.is_some()),
-            stretch: stretch as i32,
-            slope,
-        };
-        let kernel = match side {
-            16 => Kernel::Weights16,
-            32 => Kernel::Weights32,
-            _ => Kernel::Weights64,
-        };
-        self.launch(kernel, [depth.div_ceil(tall), oc.div_ceil(side), splits], &args);
-        let to = self.grad(weight);
-        self.reduce(partial, to, splits, len);
+        match self.precision {
+            Precision::F32 => self.plain_weights(g, (x, x_entry), (dy, dy_entry), weight, len),
+            Precision::Bf16 => self.tile_weights(g, (x, x_entry), (dy, dy_entry), weight, len),
+        }
+    }
+
+    /// Partial sums to be added before the parameters' update, into `to`.
+    pub(super) fn reduce(&mut self, partial: Region, to: u64, splits: usize, len: usize) {
+        let (partial, splits, len) = (partial.address, splits as i32, len as i32);
+        self.reductions.push(Reduction { partial, to, splits, len, block: 0, _end: 0 });
+    }
+
+    /// Adds all partial sums that wait for it.
+    pub(super) fn reduced(&mut self) -> Result<(), EngineError> {
+        let mut jobs = std::mem::take(&mut self.reductions);
+        let mut blocks = 0;
+        for job in &mut jobs {
+            job.block = blocks as i32;
+            blocks += (job.len as usize).div_ceil(LANE_SUMS);
+        }
+        if blocks > 0 {
+            let args = ReduceArgs { all: self.table(&jobs)?, count: jobs.len() as i32, _end: 0 };
+            self.launch(Kernel::Reduce, [blocks, 1, 1], &args);
+        }
         Ok(())
     }
 
-    fn reduce(&mut self, partial: Region, to: u64, splits: usize, len: usize) {
-        let args = ReduceArgs { partial: partial.address, to, splits: splits as i32, len: len as i32 };
-        self.launch(Kernel::Reduce, [len.div_ceil(LANE_SUMS), 1, 1], &args);
-        self.give(partial);
+    /// What a program's kernels find where they are told.
+    fn table<T: Pod>(&mut self, jobs: &[T]) -> Result<u64, EngineError> {
+        let bytes: &[u8] = bytemuck::cast_slice(jobs);
+        let region = self.device.allocate(bytes.len())?;
+        self.device.write(region, bytes)?;
+        Ok(region.address)
+    }
+
+    /// The launches written so far: first weights are packed for them, at the end what waits is added.
+    pub(super) fn finish(&mut self) -> Result<Vec<Launch>, EngineError> {
+        self.reduced()?;
+        let mut jobs = std::mem::take(&mut self.packings);
+        let launches = std::mem::take(&mut self.launches);
+        let mut blocks = 0;
+        for job in &mut jobs {
+            job.block = blocks as i32;
+            blocks += (job.words as usize).div_ceil(256);
+        }
+        if blocks > 0 {
+            let args = PackArgs { all: self.table(&jobs)?, count: jobs.len() as i32, _end: 0 };
+            self.launch(Kernel::Pack, [blocks, 1, 1], &args);
+        }
+        Ok(std::mem::take(&mut self.launches).into_iter().chain(launches).collect())
     }
 
     /// The gradient of a bias from that of its map.
@@ -447,10 +387,8 @@ impl<'a> Builder<'a> {
     }
 
     /// Values that stay as they are.
-    pub(super) fn constant(&mut self, values: &[f32]) -> Result<Region, EngineError> {
-        let region = self.device.allocate(4 * values.len())?;
-        self.device.write(region, bytemuck::cast_slice(values))?;
-        Ok(region)
+    pub(super) fn constant(&mut self, values: &[f32]) -> Result<u64, EngineError> {
+        self.table(values)
     }
 }
 

@@ -13,6 +13,8 @@ pub(super) const SOURCE: &str = concat!(
     include_str!("kernels/picture.cu"),
     include_str!("kernels/conv.cu"),
     include_str!("kernels/weights.cu"),
+    include_str!("kernels/tile.cu"),
+    include_str!("kernels/tile_weights.cu"),
     include_str!("kernels/norm.cu"),
     include_str!("kernels/block.cu"),
     include_str!("kernels/tail.cu"),
@@ -109,10 +111,10 @@ pub(super) fn cached(architecture: &str, precision: Precision, version: (i32, i3
     Some(dir.join("stemguard").join(format!("kernels-{source}-{architecture}-{precision}-{major}.{minor}.cubin")))
 }
 
-/// Whether a binary names every kernel.
-pub(super) fn whole(binary: &[u8]) -> bool {
+/// Whether a binary names every kernel of a precision.
+pub(super) fn whole(binary: &[u8], precision: Precision) -> bool {
     let has = |name: &str| binary.windows(name.len()).any(|w| w == name.as_bytes());
-    binary.starts_with(b"\x7fELF") && Kernel::ALL.iter().all(|k| has(k.name()))
+    binary.starts_with(b"\x7fELF") && Kernel::all(precision).all(|k| has(k.name()))
 }
 
 #[cfg(test)]
@@ -128,7 +130,7 @@ mod tests {
         for architecture in ["sm_80", "sm_90"] {
             for precision in [Precision::F32, Precision::Bf16] {
                 let binary = compile(architecture, precision).expect("compiles");
-                assert!(whole(&binary), "{architecture}, {precision:?}: a kernel is missing");
+                assert!(whole(&binary, precision), "{architecture}, {precision:?}: a kernel is missing");
             }
         }
         assert!(matches!(compile("sm_1", Precision::F32), Err(EngineError::Unavailable(_))));

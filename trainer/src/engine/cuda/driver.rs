@@ -23,7 +23,8 @@ pub(super) struct Driver {
     precision: Precision,
     // Dropped in this order, when the device is done.
     graphs: Vec<CudaGraph>,
-    functions: Vec<CudaFunction>,
+    /// By number; none of the other precision's.
+    functions: Vec<Option<CudaFunction>>,
     memory: Vec<CudaSlice<u8>>,
     stream: Arc<CudaStream>,
 }
@@ -84,7 +85,7 @@ impl Driver {
         let stream = context.new_stream().map_err(|e| told("stream", e))?;
         let architecture = format!("sm_{major}{minor}");
         let kept = compile::cached(&architecture, precision, compile::version()?);
-        let left = kept.as_ref().and_then(|p| std::fs::read(p).ok()).filter(|b| compile::whole(b));
+        let left = kept.as_ref().and_then(|p| std::fs::read(p).ok()).filter(|b| compile::whole(b, precision));
         let binary = match left {
             Some(binary) => binary,
             None => {
@@ -99,8 +100,13 @@ impl Driver {
         };
         let module =
             context.load_module(Ptx::from_binary(binary)).map_err(|e| unavailable(told("kernels do not load", e)))?;
-        let functions = Kernel::ALL.iter().map(|k| module.load_function(k.name()).map_err(|e| told(k.name(), e)));
-        let functions = functions.collect::<Result<_, _>>()?;
+        let mut functions = vec![None; Kernel::ALL.len()];
+        for k in Kernel::all(precision) {
+            let function = module.load_function(k.name()).map_err(|e| told(k.name(), e))?;
+            if let Some(place) = functions.get_mut(k as usize) {
+                *place = Some(function);
+            }
+        }
         Ok(Self { precision, stream, functions, memory: Vec::new(), graphs: Vec::new() })
     }
 
@@ -108,7 +114,10 @@ impl Driver {
         self.stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         let mut launched = Ok(());
         for l in launches {
-            let Some(function) = self.functions.get(l.kernel as usize) else { continue };
+            let Some(Some(function)) = self.functions.get(l.kernel as usize) else {
+                launched = launched.and(Err(DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND)));
+                continue;
+            };
             let [x, y, z] = l.grid;
             let config = LaunchConfig {
                 grid_dim: (x, y, z),

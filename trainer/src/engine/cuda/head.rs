@@ -184,13 +184,14 @@ impl CudaHead {
             round: i32::from(sizes.rounded),
         };
         b.launch(Kernel::Store, [FILLED, features.len().div_ceil(1024), 1], &args);
-        let launches = std::mem::take(&mut b.launches);
+        let launches = b.finish()?;
         // SAFETY: the builder fills in each kernel's own structure, with regions of this device that it sized by the same shapes
         // that the kernels are told; `fill` stores no row past the bank.
         let fill = unsafe { device.program(launches) }?;
 
         let mut b = Builder::new(&mut *device, &layout, homes, batch);
         step(&mut b, &shape, classes, settings, bank, control, &tables, losses)?;
+        b.reduced()?;
         let args = UpdateArgs {
             p: homes.params.address + 4 * spans[0].0 as u64,
             g: homes.grads.address + 4 * spans[0].0 as u64,
@@ -203,7 +204,7 @@ impl CudaHead {
             _end: 0,
         };
         b.launch(Kernel::Update, [spans[0].1.div_ceil(256), 1, 1], &args);
-        let launches = std::mem::take(&mut b.launches);
+        let launches = b.finish()?;
         // SAFETY: as above; `learn` hands over no row past the bank and no label past the classes.
         let step = unsafe { device.program(launches) }?;
         let (input, settings) = (net.input.len(), *settings);

@@ -13,7 +13,8 @@ type Entry = unsafe extern "C" fn(*const u64, u32, *const u32, u32, i32) -> i32;
 /// The kernels as one library.
 struct Built {
     _library: Library,
-    entries: Vec<Entry>,
+    /// By number; none of the other precision's.
+    entries: Vec<Option<Entry>>,
 }
 
 /// Kernels keep their shared memory and places in statics: one launch at a time.
@@ -55,11 +56,12 @@ fn build(precision: Precision) -> Option<Built> {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     // SAFETY: the library was just built from the kernels and has no constructors beyond the C++ library's own.
     let library = unsafe { Library::new(&library) }.expect("loads");
-    let entry = |k: &Kernel| {
+    let entry = |k: Kernel| {
         // SAFETY: `mirror.hpp` defines each kernel's entry with this signature.
         *unsafe { library.get::<Entry>(k.name().as_bytes()) }.expect("every kernel has an entry")
     };
-    let entries = Kernel::ALL.iter().map(entry).collect();
+    let mut entries = vec![None; Kernel::ALL.len()];
+    Kernel::all(precision).for_each(|k| entries[k as usize] = Some(entry(k)));
     Some(Built { _library: library, entries })
 }
 
@@ -127,7 +129,7 @@ impl Backend for Mirror {
     fn run(&mut self, program: usize) -> Result<(), EngineError> {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         for l in &self.programs[program] {
-            let entry = self.built.entries[l.kernel as usize];
+            let entry = self.built.entries[l.kernel as usize].expect("a kernel of this precision");
             let (argument, bytes) = (l.argument.words().as_ptr(), l.argument.bytes() as u32);
             // SAFETY: the caller of `program` answers for the argument; the entry refuses one of another size.
             let answer = unsafe {

@@ -294,7 +294,7 @@ pub(super) fn tail(
         Some(state) => state.affine(),
         None => {
             b.give_sums(x.sums);
-            b.constant(&[vec![1.0; c], vec![0.0; c]].concat())?.address
+            b.constant(&[vec![1.0; c], vec![0.0; c]].concat())?
         }
     };
     let [weight, bias] = b.conv_spans(&format!("{name}.fc"))?;
@@ -386,7 +386,7 @@ pub(super) fn tail_backward(
     b.launch(Kernel::TailWeights, [((c + 1) * args.classes as usize).div_ceil(LANE_SUMS), 1, 1], &args);
     let Some(state) = state else {
         let dx = b.map(x.shape)?;
-        args.k = b.constant(&[vec![1.0; c], vec![0.0; 2 * c]].concat())?.address;
+        args.k = b.constant(&[vec![1.0; c], vec![0.0; 2 * c]].concat())?;
         args.dx = dx.at();
         b.launch(Kernel::TailGradient, [n, x.shape.len().div_ceil(256), 1], &args);
         return Ok(dx);

@@ -123,7 +123,7 @@ pub(super) fn step(
     if let Some(net) = &net.decoder {
         let (r, left) = network::forward(b, "decoder", net, features, true, &ends)?;
         let (d, len) = (b.map(r.shape)?, n * r.shape.len());
-        let blocks = len.div_ceil(256);
+        let blocks = len.div_ceil(1024);
         let partial = b.take(2 * blocks)?;
         let args = LossArgs {
             r: r.at(),
@@ -155,6 +155,7 @@ pub(super) fn step(
         None => of_head,
     };
     network::backward(b, &net.stem, stem, Some(dy), false)?;
+    b.reduced()?;
     let (len, _) = layout.lens();
     let args = UpdateArgs {
         p: homes.params.address,
@@ -168,7 +169,7 @@ pub(super) fn step(
         _end: 0,
     };
     b.launch(Kernel::Update, [len.div_ceil(256), 1, 1], &args);
-    let launches = std::mem::take(&mut b.launches);
+    let launches = b.finish()?;
     // SAFETY: the builder fills in each kernel's own structure, with regions of this device that it sized by the same shapes
     // that the kernels are told; regions outlive their device's programs.
     unsafe { device.program(launches) }
@@ -191,7 +192,7 @@ pub(super) fn answers(
     let ends = Ends { control, answers: answers.address, ..Ends::default() };
     let (features, _) = network::forward(b, "stem", &net.stem, x, false, &ends)?;
     network::forward(b, "head", &net.head, features, false, &ends)?;
-    let launches = std::mem::take(&mut b.launches);
+    let launches = b.finish()?;
     // SAFETY: as for a step.
     unsafe { device.program(launches) }
 }

@@ -163,7 +163,7 @@ fn pictures_are_varied_as_on_the_cpu() {
             let homes = Homes { params: nowhere, grads: nowhere, statistics: nowhere };
             let mut b = Builder::new(&mut *device, &layout, homes, BATCH);
             let x = bring(&mut b, &source, p.shape()).expect("launches").region;
-            let launches = std::mem::take(&mut b.launches);
+            let launches = b.finish().expect("launches");
             // SAFETY: the launches are those of a step's beginning.
             let program = unsafe { device.program(launches) }.expect("a program");
             for chosen in order.chunks_exact(BATCH) {
@@ -355,7 +355,7 @@ fn exact(place: Place, g: &ConvShape, gradient: bool, precision: Precision) -> O
     };
     let out = b.product(&Product { sums: true, ..p }).expect("launches");
     b.weights(g, (xs.address, Entry::Plain), (ys.address, Entry::Plain), spans[0], Some(spans[1])).expect("launches");
-    let launches = std::mem::take(&mut b.launches);
+    let launches = b.finish().expect("launches");
     // SAFETY: the builder's launches, over regions of the shapes it was told.
     let program = unsafe { device.program(launches) }.expect("a program");
     device.run(program).expect("runs");
@@ -378,9 +378,18 @@ fn exact(place: Place, g: &ConvShape, gradient: bool, precision: Precision) -> O
 #[test]
 fn tensor_products_multiply_what_plain_ones_do() {
     Place::ALL.into_iter().for_each(|place| {
-        for (side, cin, cout, kernel, stride, pad) in
-            [(8, 3, 16, 3, 1, 1), (8, 16, 32, 3, 2, 1), (6, 32, 64, 1, 2, 0), (6, 20, 70, 3, 1, 1), (8, 3, 33, 4, 2, 1)]
-        {
+        // Those of the networks; then channels that fill no fragment, more than come at a time, kernels of many taps, several tiles.
+        for (side, cin, cout, kernel, stride, pad) in [
+            (8, 3, 16, 3, 1, 1),
+            (8, 16, 32, 3, 2, 1),
+            (6, 32, 64, 1, 2, 0),
+            (6, 20, 70, 3, 1, 1),
+            (8, 3, 33, 4, 2, 1),
+            (5, 128, 16, 3, 1, 1),
+            (6, 64, 24, 4, 2, 1),
+            (13, 3, 64, 7, 2, 3),
+            (33, 16, 16, 3, 1, 1),
+        ] {
             let g = ConvShape::square(Shape::new(side, side + 2, cin), cout, kernel, stride, pad).expect("a shape");
             for gradient in [false, true] {
                 let (Some(plain), Some(half)) = (exact(place, &g, gradient, F32), exact(place, &g, gradient, Bf16))

@@ -82,7 +82,7 @@ impl CudaWitnesses {
         let (y, _) = network::unit(b, "new.unit".into(), &shape, features, false)?;
         let (new, _) = network::tail(b, "new.tail".into(), shape.y(), classes, true, y, false, &ends)?;
         let (trapped, _) = network::forward(b, "head", &net.head, features, false, &ends)?;
-        let launches = std::mem::take(&mut b.launches);
+        let launches = b.finish()?;
         // SAFETY: the builder fills in each kernel's own structure, with regions of this device that it sized by the same shapes
         // that the kernels are told; no kernel of a forward pass touches the gradients.
         let program = unsafe { device.program(launches) }?;

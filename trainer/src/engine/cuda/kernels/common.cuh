@@ -33,6 +33,28 @@ __device__ inline void tensor_product(float (&d)[4], const u32 (&a)[4], const u3
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+__device__ inline u32 shared_address(const void* p) {
+    u64 at;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(at) : "l"(p));
+    return (u32)at;
+}
+
+// Four 8 x 8 matrices of 16-bit values from shared memory, whose rows (16 bytes) lanes 0..8, 8..16, 16..24 and 24..32 name: a lane
+// gets two neighbours of a row of each, or (across) of a column.
+__device__ inline void fragments(u32 (&v)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ inline void fragments_across(u32 (&v)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
 #endif
 
 // The term added to a variance, the weight of the newest batch in running statistics.
@@ -170,10 +192,11 @@ template <int threads> __device__ inline double block_sum(double v, double* room
     return sum;
 }
 
-// Sums of `terms` terms each, 16 of them a block of 256 threads: 16 lanes take every 16th term, and are added in order.
-template <typename Term, typename Emit> __device__ inline void lane_sums(int len, int terms, const Term& term, const Emit& emit) {
+// Sums of `terms` terms each, 16 of them a block (of this number) of 256 threads: 16 lanes take every 16th term, and are added in order.
+template <typename Term, typename Emit>
+__device__ inline void lane_sums(int block, int len, int terms, const Term& term, const Emit& emit) {
     __shared__ float room[256];
-    const int t = threadIdx.x, i = blockIdx.x * 16 + t % 16, lane = t / 16;
+    const int t = threadIdx.x, i = block * 16 + t % 16, lane = t / 16;
     float sum = 0.0f;
     if (i < len) {
         SOME for (int k = lane; k < terms; k += 16) sum += term(i, k);
@@ -183,6 +206,19 @@ template <typename Term, typename Emit> __device__ inline void lane_sums(int len
     if (lane || i >= len) return;
     for (int l = 1; l < 16; ++l) sum += room[16 * l + t];
     emit(i, sum);
+}
+
+// The job that a block belongs to, of a table by first block.
+template <typename Job> __device__ inline const Job& job_of(const Job* all, int count) {
+    int low = 0, high = count;
+    while (low + 1 < high) {
+        const int middle = (low + high) / 2;
+        if (all[middle].block <= (int)blockIdx.x)
+            low = middle;
+        else
+            high = middle;
+    }
+    return all[low];
 }
 
 // Sums by channel over a stretch of pixels a block of 128 threads, four channels a thread: `each(row, c, sums)` adds what four values of

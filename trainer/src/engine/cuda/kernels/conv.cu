@@ -2,8 +2,8 @@
 // channels, and the sum runs over taps and input channels. Data gradients and transposed convolutions are the same product, a
 // phase of the stride at a time.
 //
-// A block of 128 threads makes 4096 outputs: 16, 32 or 64 channels wide, in steps of 16 along the sum. Two ways to multiply share the
-// rest: in f32, or in bf16 on the tensor cores, where what comes in (weights, too) is rounded and sums stay f32.
+// A block of 128 threads makes 4096 outputs: 16, 32 or 64 channels wide, in steps of 16 along the sum. In f32; what products in bf16 take
+// and leave is the same (tile.cu).
 
 struct ConvArgs {
     const Cell* x;          // gathered from: [n][ih][iw][ic]
@@ -63,7 +63,31 @@ __device__ inline Quad entering4(int kind, float slope, const Coefficients& k, c
     return v;
 }
 
-// In f32: 8 pixels x 4 channels a thread.
+// What becomes of four channels of a pixel, o.. of the pixel at `at`, on their way out: gate, sum, squashing. `with` is the gate's map.
+// Sums are over the values that are kept.
+template <typename Args>
+__device__ inline void leave(const Args& a, int at, int o, Quad& v, Quad& with, const Quad& scale, const Quad& shift) {
+    if (a.gate_kind) with = some4(a.gate, at, o, a.oc);
+    if (a.gate_kind == 1) {
+        for (int j = 0; j < 4; ++j) v.v[j] *= leaky_slope(with.v[j] * scale.v[j] + shift.v[j], a.slope);
+    } else if (a.gate_kind == 2) {
+        for (int j = 0; j < 4; ++j) v.v[j] = with.v[j] > 0.0f ? v.v[j] : 0.0f;
+    }
+    if (a.add) {
+        const Quad add = some4(a.add, at, o, a.oc);
+        for (int j = 0; j < 4; ++j) v.v[j] += add.v[j];
+    }
+    for (int j = 0; j < 4 && a.squash; ++j)
+        v.v[j] = a.squash == 2 ? 1.0f / (1.0f + expf(-v.v[j])) : v.v[j] > 0.0f ? v.v[j] : 0.0f;
+    for (int j = 0; j < 4; ++j) v.v[j] = wide(narrow(v.v[j]));
+    if (a.oc % 4 == 0)
+        write4(a.y + at + o, v);
+    else
+        for (int j = 0; j < 4 && o + j < a.oc; ++j) a.y[at + o + j] = narrow(v.v[j]);
+}
+
+#ifdef F32
+// 8 pixels x 4 channels a thread.
 template <int WIDTH> struct Plain {
     static constexpr int WIDE = WIDTH, TALL = 4096 / WIDE, ROWS = 8, COLUMNS = 4, ACROSS = WIDE / 4;
     static constexpr int X = 16 * (TALL + 4), W = 16 * (WIDE + 4);
@@ -89,45 +113,9 @@ template <int WIDTH> struct Plain {
     }
 };
 
-// Words of a row of 16 values in bf16; more than 8, so that the rows of a fragment lie in different banks.
-#define HALF_ROW 12
-
-// In bf16: each of the four warps has a quarter of the pixels and all channels. Rows of 16 values in pairs, pixel by pixel and
-// channel by channel.
-template <int WIDTH> struct Half {
-    static constexpr int WIDE = WIDTH, TALL = 4096 / WIDE, ROWS = TALL / 32, COLUMNS = WIDE / 4;
-    static constexpr int X = TALL * HALF_ROW, W = WIDE * HALF_ROW;
-    float sums[ROWS / 2][COLUMNS / 2][4] = {};
-
-    __device__ static int row(int i) { return threadIdx.x / 32 * (TALL / 4) + i / 2 * 16 + threadIdx.x % 32 / 4 + i % 2 * 8; }
-    __device__ static int column(int j) { return j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
-    __device__ static void put_x(float* s, int row, int quad, const Quad& v) {
-        u32* to = (u32*)s + row * HALF_ROW + 2 * quad;
-        to[0] = bf16_pair(v.v[0], v.v[1]);
-        to[1] = bf16_pair(v.v[2], v.v[3]);
-    }
-    __device__ static void put_w(float* s, int k, int column, float v) {
-        ((unsigned short*)s)[2 * column * HALF_ROW + k] = (unsigned short)bf16_pair(v, 0.0f);
-    }
-    __device__ float sum(int i, int j) const { return sums[i / 2][j / 2][i % 2 * 2 + j % 2]; }
-    __device__ void multiply(const float* x, const float* w) {
-        const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
-        u32 b[WIDE / 8][2];
-        UNROLL for (int n = 0; n < WIDE / 8; ++n) {
-            const u32* from = (const u32*)w + (8 * n + group) * HALF_ROW + pair;
-            b[n][0] = from[0];
-            b[n][1] = from[4];
-        }
-        UNROLL for (int m = 0; m < ROWS / 2; ++m) {
-            const u32* from = (const u32*)x + row(2 * m) * HALF_ROW + pair;
-            const u32 a[4] = {from[0], from[8 * HALF_ROW], from[4], from[8 * HALF_ROW + 4]};
-            UNROLL for (int n = 0; n < WIDE / 8; ++n) tensor_product(sums[m][n], a, b[n]);
-        }
-    }
-};
-
-template <bool GRADIENT, typename Tile> __device__ inline void conv_product(const ConvArgs& a) {
-    constexpr int WIDE = Tile::WIDE, TALL = Tile::TALL, ACROSS = WIDE / 4, LANES = 128 / ACROSS;
+template <bool GRADIENT, int WIDE> __device__ inline void conv_product(const ConvArgs& a) {
+    typedef Plain<WIDE> Tile;
+    constexpr int TALL = Tile::TALL, ACROSS = WIDE / 4, LANES = 128 / ACROSS;
     __shared__ __align__(16) float s_x[Tile::X > 4096 ? Tile::X : 4096];
     __shared__ __align__(16) float s_w[Tile::W];
     const int t = threadIdx.x;
@@ -257,24 +245,7 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
         if (o >= a.oc) continue;
         Quad v = read4(&s_x[i * WIDE + inside]), with = {};
         for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
-        if (a.gate_kind) with = some4(a.gate, at, o, a.oc);
-        if (a.gate_kind == 1) {
-            for (int j = 0; j < 4; ++j) v.v[j] *= leaky_slope(with.v[j] * scale.v[j] + shift.v[j], a.slope);
-        } else if (a.gate_kind == 2) {
-            for (int j = 0; j < 4; ++j) v.v[j] = with.v[j] > 0.0f ? v.v[j] : 0.0f;
-        }
-        if (a.add) {
-            const Quad add = some4(a.add, at, o, a.oc);
-            for (int j = 0; j < 4; ++j) v.v[j] += add.v[j];
-        }
-        for (int j = 0; j < 4 && a.squash; ++j)
-            v.v[j] = a.squash == 2 ? 1.0f / (1.0f + expf(-v.v[j])) : v.v[j] > 0.0f ? v.v[j] : 0.0f;
-        // Sums are over the values that are kept.
-        for (int j = 0; j < 4; ++j) v.v[j] = wide(narrow(v.v[j]));
-        if (a.oc % 4 == 0)
-            write4(a.y + at + o, v);
-        else
-            for (int j = 0; j < 4 && o + j < a.oc; ++j) a.y[at + o + j] = narrow(v.v[j]);
+        leave(a, at, o, v, with, scale, shift);
         for (int j = 0; j < 4; ++j) {
             one[j] += v.v[j];
             two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
@@ -298,15 +269,10 @@ template <bool GRADIENT, typename Tile> __device__ inline void conv_product(cons
     }
 }
 
-#ifdef BF16
-template <int WIDTH> using Product = Half<WIDTH>;
-#else
-template <int WIDTH> using Product = Plain<WIDTH>;
+KERNEL(conv_16, ConvArgs, 128) { conv_product<false, 16>(a); }
+KERNEL(conv_32, ConvArgs, 128) { conv_product<false, 32>(a); }
+KERNEL(conv_64, ConvArgs, 128) { conv_product<false, 64>(a); }
+KERNEL(gradient_16, ConvArgs, 128) { conv_product<true, 16>(a); }
+KERNEL(gradient_32, ConvArgs, 128) { conv_product<true, 32>(a); }
+KERNEL(gradient_64, ConvArgs, 128) { conv_product<true, 64>(a); }
 #endif
-
-KERNEL(conv_16, ConvArgs, 128) { conv_product<false, Product<16>>(a); }
-KERNEL(conv_32, ConvArgs, 128) { conv_product<false, Product<32>>(a); }
-KERNEL(conv_64, ConvArgs, 128) { conv_product<false, Product<64>>(a); }
-KERNEL(gradient_16, ConvArgs, 128) { conv_product<true, Product<16>>(a); }
-KERNEL(gradient_32, ConvArgs, 128) { conv_product<true, Product<32>>(a); }
-KERNEL(gradient_64, ConvArgs, 128) { conv_product<true, Product<64>>(a); }

@@ -12,11 +12,14 @@ struct LossArgs {
     float mse, tv;    // weights
 };
 
+// 1024 values a block.
 KERNEL(reconstruction, LossArgs, 256) {
     __shared__ double room[256];
-    const int i = blockIdx.x * 256 + threadIdx.x, c = a.channels.value, row = a.columns.value * c;
+    const int c = a.channels.value, row = a.columns.value * c;
     float error = 0.0f, variation = 0.0f;
-    if (i < a.len) {
+    for (int j = 0; j < 4; ++j) {
+        const int i = blockIdx.x * 1024 + j * 256 + threadIdx.x;
+        if (i >= a.len) break;
         const int pixel = quotient(i, a.channels), up = quotient(pixel, a.columns);
         const int x = pixel - up * a.columns.value, y = up - quotient(up, a.rows) * a.rows.value;
         const float r = wide(a.r[i]), e = r - wide(a.x[i]);
@@ -33,7 +36,7 @@ KERNEL(reconstruction, LossArgs, 256) {
         }
         if (x > 0) slope += r - wide(a.r[i - c]);
         if (y > 0) slope += r - wide(a.r[i - row]);
-        error = e * e;
+        error += e * e;
         const float d = 2.0f * (a.mse * e + a.tv * slope) / a.len;
         a.d[i] = narrow(d * r * (1.0f - r));
     }

@@ -146,6 +146,25 @@ static void __syncthreads() {
     __syncthreads();
 }
 
+// Lanes show each other which rows they name. All threads of a block must come here.
+static void matrices(unsigned (&v)[4], const void* row, bool across) {
+    static const unsigned short* all[32][32];
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if ((unsigned long long)row % 16) abort();
+    all[warp][lane] = (const unsigned short*)row;
+    __syncthreads();
+    for (int i = 0; i < 4; ++i) {
+        const unsigned short* const* rows = &all[warp][8 * i];
+        const unsigned pair = lane % 4 * 2, single = lane / 4;
+        v[i] = across ? rows[pair][single] | (unsigned)rows[pair + 1][single] << 16
+                      : rows[single][pair] | (unsigned)rows[single][pair + 1] << 16;
+    }
+    __syncthreads();
+}
+
+[[maybe_unused]] static void fragments(unsigned (&v)[4], const void* row) { matrices(v, row, false); }
+[[maybe_unused]] static void fragments_across(unsigned (&v)[4], const void* row) { matrices(v, row, true); }
+
 #define LAUNCH(name, Args, threads, synchronises)                                                                              \
     static void name##_body(const Args& a);                                                                                    \
     static void name##_enter(const void* a) { name##_body(*(const Args*)a); }                                                  \

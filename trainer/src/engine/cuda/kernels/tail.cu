@@ -143,26 +143,27 @@ KERNEL(tail_weights, TailArgs, 256) {
         const float d = a.dlogits[n * a.classes + j];
         return c < a.c ? a.pooled[n * a.c + c] * d : d;
     };
-    lane_sums((a.c + 1) * a.classes, a.n, term, [&](int i, float sum) {
+    lane_sums(blockIdx.x, (a.c + 1) * a.classes, a.n, term, [&](int i, float sum) {
         float* to = i < a.c * a.classes ? a.dweight + i : a.dbias + (i - a.c * a.classes);
         *to = sum;
     });
 }
 
 // Sums of dz and dz * x by channel, a picture a block.
-PLAIN(tail_sums, TailArgs, 256) {
-    const int picture = blockIdx.x;
-    for (int c = threadIdx.x; c < a.c; c += 256) {
-        const float scale = a.norm[c], shift = a.norm[a.c + c], d = a.dpooled[picture * a.c + c];
-        float one = 0.0f, two = 0.0f;
-        for (int p = 0; p < a.pixels; ++p) {
-            const float x = wide(a.x[((u64)picture * a.pixels + p) * a.c + c]), dz = d * leaky_slope(x * scale + shift, a.slope);
-            one += dz;
-            two += dz * x;
+KERNEL(tail_sums, TailArgs, 128) {
+    const float* dpooled = a.dpooled + blockIdx.x * a.c;
+    const auto each = [&](int row, int c, Quad* sums) {
+        const Quad x = some4(a.x, row, c, a.c);
+        for (int e = 0; e < 4 && c + e < a.c; ++e) {
+            const float dz = dpooled[c + e] * leaky_slope(x.v[e] * a.norm[c + e] + a.norm[a.c + c + e], a.slope);
+            sums[0].v[e] += dz;
+            sums[1].v[e] += dz * x.v[e];
         }
-        a.sums[c * a.n + picture] = one;
-        a.sums[(a.c + c) * a.n + picture] = two;
-    }
+    };
+    stretch_sums<2>(a.c, a.n * a.pixels, a.pixels, each, [&](int c, const float* sums) {
+        a.sums[c * a.n + blockIdx.x] = sums[0];
+        a.sums[(a.c + c) * a.n + blockIdx.x] = sums[1];
+    });
 }
 
 // The gradient with respect to the map. Blocks: (a picture, 256 values of it).

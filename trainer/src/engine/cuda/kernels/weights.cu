@@ -1,8 +1,8 @@
 // Weight gradients: for each tap and input channel (rows) and output channel (columns) a sum over all output pixels. Blocks take
 // stretches of pixels and leave partial sums, which `reduce` adds in order: no atomics, the same bits every time.
 //
-// In f32 a block of 144 threads makes 2304 entries: 144 rows x 16, 72 x 32 or 36 x 64, so that the 9 taps of 16, 32 or 64 channels
-// fill it. In bf16 a block of 9 warps makes 144 rows of any width, 16 rows each warp.
+// A block of 144 threads makes 2304 entries: 144 rows x 16, 72 x 32 or 36 x 64, so that the 9 taps of 16, 32 or 64 channels fill it.
+// In f32; in bf16: tile_weights.cu.
 
 struct WeightArgs {
     const Cell* x;         // [n][ih][iw][ic]
@@ -22,7 +22,8 @@ struct WeightArgs {
     float slope;           // as in ConvArgs
 };
 
-// In f32: 4 x 4 entries a thread; both tiles pixel by pixel.
+#ifdef F32
+// 4 x 4 entries a thread; both tiles pixel by pixel.
 template <int WIDTH> struct PlainWeights {
     static constexpr int THREADS = 144, WIDE = WIDTH, TALL = 2304 / WIDE, ROWS = 4, COLUMNS = 4, ACROSS = WIDE / 4;
     static constexpr int X = 16 * TALL, Y = 16 * WIDE;
@@ -44,42 +45,9 @@ template <int WIDTH> struct PlainWeights {
     }
 };
 
-// Words of a row of the x tile of 16 pixels. Rows stand by channel of their quad first, so that threads of a warp, each with a quad,
-// write to different banks.
-#define WEIGHT_ROW 9
-
-// In bf16 on the tensor cores: 16 rows a warp; both tiles row by row, pixels in pairs.
-template <int WIDTH> struct HalfWeights {
-    static constexpr int THREADS = 288, WIDE = WIDTH, TALL = 144, ROWS = 2, COLUMNS = WIDE / 4;
-    static constexpr int X = TALL * WEIGHT_ROW, Y = WIDE * HALF_ROW;
-    float sums[COLUMNS / 2][4] = {};
-
-    // A row of the product stands in the tile in this place; it is this row of the gradient.
-    __device__ static int place(int i) { return threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + i * 8; }
-    __device__ static int row(int i) { return place(i) % (TALL / 4) * 4 + place(i) / (TALL / 4); }
-    __device__ static int column(int j) { return j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
-    __device__ static void put_x(float* s, int quad, int pixel, const Quad& v) {
-        for (int e = 0; e < 4; ++e)
-            ((unsigned short*)s)[2 * (e * (TALL / 4) + quad) * WEIGHT_ROW + pixel] = (unsigned short)bf16_pair(v.v[e], 0.0f);
-    }
-    __device__ static void put_y(float* s, int pixel, int column, float v) {
-        ((unsigned short*)s)[2 * column * HALF_ROW + pixel] = (unsigned short)bf16_pair(v, 0.0f);
-    }
-    __device__ float sum(int i, int j) const { return sums[j / 2][i * 2 + j % 2]; }
-    __device__ void multiply(const float* x, const float* y) {
-        const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4;
-        const u32* from = (const u32*)x + place(0) * WEIGHT_ROW + pair;
-        const u32 a[4] = {from[0], from[8 * WEIGHT_ROW], from[4], from[8 * WEIGHT_ROW + 4]};
-        UNROLL for (int n = 0; n < WIDE / 8; ++n) {
-            const u32* other = (const u32*)y + (8 * n + group) * HALF_ROW + pair;
-            const u32 b[2] = {other[0], other[4]};
-            tensor_product(sums[n], a, b);
-        }
-    }
-};
-
-template <typename Tile> __device__ inline void weight_product(const WeightArgs& a) {
-    constexpr int WIDE = Tile::WIDE, TALL = Tile::TALL, QUADS = TALL / 4, THREADS = Tile::THREADS;
+template <int WIDE> __device__ inline void weight_product(const WeightArgs& a) {
+    typedef PlainWeights<WIDE> Tile;
+    constexpr int TALL = Tile::TALL, QUADS = TALL / 4, THREADS = Tile::THREADS;
     __shared__ __align__(16) float s_x[Tile::X];
     __shared__ __align__(16) float s_y[Tile::Y];
     __shared__ __align__(16) float s_bias[16 * WIDE];
@@ -145,26 +113,30 @@ template <typename Tile> __device__ inline void weight_product(const WeightArgs&
     if (a.bias && blockIdx.x == 0 && t < WIDE && column0 + t < a.oc) partial[depth * a.oc + column0 + t] = bias;
 }
 
-#ifdef BF16
-template <int WIDTH> using Weights = HalfWeights<WIDTH>;
-#else
-template <int WIDTH> using Weights = PlainWeights<WIDTH>;
+KERNEL(weights_16, WeightArgs, 144) { weight_product<16>(a); }
+KERNEL(weights_32, WeightArgs, 144) { weight_product<32>(a); }
+KERNEL(weights_64, WeightArgs, 144) { weight_product<64>(a); }
 #endif
 
-KERNEL(weights_16, WeightArgs, Weights<16>::THREADS) { weight_product<Weights<16>>(a); }
-KERNEL(weights_32, WeightArgs, Weights<32>::THREADS) { weight_product<Weights<32>>(a); }
-KERNEL(weights_64, WeightArgs, Weights<64>::THREADS) { weight_product<Weights<64>>(a); }
-
-struct ReduceArgs {
+// Partial sums to be added.
+struct Reduction {
     const float* partial; // [splits][len]
     float* to;            // [len]
     int splits, len;
+    int block, end;       // its first block
 };
 
-// Adds partial sums.
+struct ReduceArgs {
+    const Reduction* all; // by first block
+    int count, end;
+};
+
+// Adds all partial sums of a step.
 KERNEL(reduce, ReduceArgs, 256) {
+    const Reduction& r = job_of(a.all, a.count);
     lane_sums(
-        a.len, a.splits, [&](int i, int s) { return a.partial[(u64)s * a.len + i]; }, [&](int i, float sum) { a.to[i] = sum; });
+        (int)blockIdx.x - r.block, r.len, r.splits, [&](int i, int s) { return r.partial[(u64)s * r.len + i]; },
+        [&](int i, float sum) { r.to[i] = sum; });
 }
 
 struct ColumnArgs {

@@ -1,0 +1,341 @@
+// Convolutions in bf16, a tile of pixels a block: the window of the map that a tile sees is brought into shared memory once, its
+// entry applied on the way, and every tap reads it there, shifted. Products are on the tensor cores.
+//
+// Forward and data gradient are one kernel: output row r of a phase reads the input rows origin + r * stride + tap. A data gradient
+// (and a transposed convolution) has a phase for each remainder of its stride, with taps of its own; a convolution has one phase.
+// Weights come packed, as the fragments that a warp reads, by `pack`.
+#ifdef BF16
+
+// Bytes of a window, at most.
+#define WINDOW 28672
+
+// Where a tile is, and what it sees. A block's tile is of `pictures` pictures, in each of height x width pixels.
+struct Tiling {
+    Divisor width, height;   // of a tile
+    Divisor across, tiles;   // tiles of a row of them, and of a picture (of `pictures` pictures)
+    Divisor seen_x[2], seen_y[2]; // columns and rows of the window, by phase
+    int origin_x[2], origin_y[2]; // what the first tap of the first pixel sees, by phase
+    int pictures;
+    int stride;              // from pixel to pixel, in the window
+    int spread;              // from row to row of the window, in the map
+    int row;                 // bytes of a pixel in the window
+};
+
+// A map on its way in.
+struct Source {
+    const Cell* x;           // [n][h][w][c]
+    const float* entry;      // as in ConvArgs
+    const Cell* other;
+    int n, h, w, c, kind;
+    float slope;
+};
+
+// Eight cells as they are kept.
+struct __align__(16) Octet {
+    u32 v[4];
+};
+
+__device__ inline Octet octet(const Cell* p) {
+    ALIGNED(p, 16);
+    return *(const Octet*)p;
+}
+
+__device__ inline float half_of(const Octet& o, int i) { return wide((unsigned short)(i % 2 ? o.v[i / 2] >> 16 : o.v[i / 2])); }
+
+// Brings pixels of a window into shared memory: `rows` x `columns` of each picture from (top, left) on, every `spread`th, channels
+// first.. of the map, `chunk` of them (a multiple of 16, at most 64), rounded; 0 outside. Up to `count` pixels; 0 from `there` on.
+template <int THREADS>
+__device__ inline void bring(char* s, const Source& from, int picture0, int top, int left, const Divisor& rows, const Divisor& columns,
+                             int spread, int first, int chunk, int row, int there, int count) {
+    const int octets = chunk / 8, own = threadIdx.x % octets, c = first + 8 * own;
+    const bool whole = from.c % 8 == 0 && c < from.c;
+    Coefficients k[2] = {};
+    UNROLL for (int h = 0; h < 2; ++h) {
+        const int at = c + 4 * h;
+        if (at >= from.c || !from.kind) continue;
+        k[h].k1 = some4(from.entry, 0, at, from.c);
+        k[h].k2 = some4(from.entry, from.c, at, from.c);
+        if (from.kind == 2) k[h].k3 = some4(from.entry, 2 * from.c, at, from.c);
+    }
+    constexpr int AT_ONCE = 2;
+    for (int i0 = threadIdx.x / octets; i0 < count; i0 += AT_ONCE * (THREADS / octets)) {
+        Octet raw[AT_ONCE], other[AT_ONCE];
+        int at[AT_ONCE];
+        UNROLL for (int j = 0; j < AT_ONCE; ++j) {
+            const int i = i0 + j * (THREADS / octets);
+            const int up = quotient(i, columns), picture = quotient(up, rows);
+            const int y = top + (up - picture * (int)rows.value) * spread, x = left + (i - up * (int)columns.value) * spread;
+            const bool inside = i < there && picture0 + picture < from.n && y >= 0 && y < from.h && x >= 0 && x < from.w;
+            at[j] = inside ? (((picture0 + picture) * from.h + y) * from.w + x) * from.c + c : -1;
+            if (whole) {
+                raw[j] = octet(from.x + (inside ? at[j] : c));
+                if (from.kind == 2) other[j] = octet(from.other + (inside ? at[j] : c));
+            }
+        }
+        UNROLL for (int j = 0; j < AT_ONCE; ++j) {
+            const int i = i0 + j * (THREADS / octets);
+            if (i >= count) continue;
+            float v[8] = {};
+            if (at[j] >= 0) {
+                UNROLL for (int e = 0; e < 8; ++e) {
+                    if (!whole && c + e >= from.c) continue;
+                    v[e] = whole ? half_of(raw[j], e) : wide(from.x[at[j] + e]);
+                    const float k1 = k[e / 4].k1.v[e % 4], k2 = k[e / 4].k2.v[e % 4], k3 = k[e / 4].k3.v[e % 4];
+                    if (from.kind == 1) v[e] = leaky(v[e] * k1 + k2, from.slope);
+                    if (from.kind == 2) v[e] = k1 * v[e] + k2 * (whole ? half_of(other[j], e) : wide(from.other[at[j] + e])) + k3;
+                }
+            }
+            Octet to;
+            UNROLL for (int e = 0; e < 4; ++e) to.v[e] = bf16_pair(v[2 * e], v[2 * e + 1]);
+            *(Octet*)(s + i * row + 16 * own) = to;
+        }
+    }
+}
+
+// As `bring`, of a map of at most four channels, eight bytes a pixel.
+template <int THREADS>
+__device__ inline void bring_thin(char* s, const Source& from, int picture0, int top, int left, const Divisor& rows, const Divisor& columns,
+                                  int spread, int count) {
+    for (int i = threadIdx.x; i < count; i += THREADS) {
+        const int up = quotient(i, columns), picture = quotient(up, rows);
+        const int y = top + (up - picture * (int)rows.value) * spread, x = left + (i - up * (int)columns.value) * spread;
+        float v[4] = {};
+        if (picture0 + picture < from.n && y >= 0 && y < from.h && x >= 0 && x < from.w) {
+            const int at = (((picture0 + picture) * from.h + y) * from.w + x) * from.c;
+            for (int e = 0; e < from.c && e < 4; ++e)
+                v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + e, e);
+        }
+        Halves to = {bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3])};
+        *(Halves*)(s + 8 * i) = to;
+    }
+}
+
+// A block's tile.
+struct Tile {
+    int picture, top, left; // first picture; first row and column, of the phase
+    __device__ Tile(const Tiling& t, int number) {
+        const int group = quotient(number, t.tiles), inside = number - group * (int)t.tiles.value, down = quotient(inside, t.across);
+        picture = group * t.pictures;
+        top = down * (int)t.height.value;
+        left = (inside - down * (int)t.across.value) * (int)t.width.value;
+    }
+};
+
+// Where pixel i of a tile is.
+struct Pixel {
+    int picture, y, x;
+    __device__ Pixel(const Tiling& t, int i) {
+        const int up = quotient(i, t.width);
+        picture = quotient(up, t.height);
+        y = up - picture * (int)t.height.value;
+        x = i - up * (int)t.width.value;
+    }
+    // Of the first thing it sees, in pixels of the window.
+    __device__ int seen(const Tiling& t, int py, int px) const {
+        return (picture * (int)t.seen_y[py].value + y * t.stride) * (int)t.seen_x[px].value + x * t.stride;
+    }
+};
+
+struct TileArgs {
+    const Cell* x;          // [n][ih][iw][ic]
+    const float* entry;     // as in ConvArgs
+    const Cell* other;
+    const u32* w;           // packed, phase after phase
+    const float* bias;      // [oc], or null
+    const Cell* gate;       // as in ConvArgs
+    const float* gate_norm;
+    const Cell* add;        // as y, or null
+    Cell* y;                // [n][oh][ow][oc]
+    float* sums;            // [2][oc][blocks], or null
+    Tiling tiling;
+    int taps_x[2], taps_y[2]; // by phase
+    int packed[4];          // where each phase's weights begin, in words
+    int rows[2], columns[2]; // of the output, by phase
+    int n, ih, iw, ic, oh, ow, oc;
+    int step;               // from pixel to pixel of a phase, in the output
+    int chunk;              // channels at a time
+    int deep;               // steps of 16 channels a tap
+    int columns8;           // 8 output channels each
+    int entry_kind, gate_kind, squash, blocks;
+    float slope;
+};
+
+// Pixels of a tile of 16, 32 or 64 channels.
+#define TILE_OF(wide) ((wide) == 16 ? 256 : (wide) == 32 ? 128 : 64)
+
+// Four warps: 16 and 32 channels have a quarter of the pixels each, 64 half the pixels and half the channels.
+template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArgs& a) {
+    constexpr int ACROSS = WIDE == 64 ? 2 : 1, DOWN = 4 / ACROSS, NT = WIDE / 8 / ACROSS, MT = TILE_OF(WIDE) / DOWN / 16;
+    __shared__ __align__(16) char window[WINDOW];
+    const int t = threadIdx.x, warp = t / 32, lane = t % 32, down = warp % DOWN, aside = warp / DOWN;
+    const int py = blockIdx.z / a.step, px = blockIdx.z % a.step, column0 = blockIdx.y * WIDE + aside * NT * 8;
+    const Tiling& tiling = a.tiling;
+    const Tile tile(tiling, blockIdx.x);
+    const int there = tiling.pictures * (int)tiling.height.value * (int)tiling.width.value;
+    const int seen_x = tiling.seen_x[px].value, seen = tiling.pictures * (int)tiling.seen_y[py].value * seen_x;
+    const int top = tiling.origin_y[py] + tile.top * tiling.stride * tiling.spread;
+    const int left = tiling.origin_x[px] + tile.left * tiling.stride * tiling.spread;
+    const int taps_x = a.taps_x[px], taps = a.taps_y[py] * taps_x;
+    const Source from = {a.x, a.entry, a.other, a.n, a.ih, a.iw, a.ic, a.entry_kind, a.slope};
+    float sums[MT][NT][4] = {};
+
+    // Where this lane's rows of the window stand, for the first tap: one row a fragment, or (thin) two.
+    int at[MT][THIN ? 2 : 1];
+    UNROLL for (int m = 0; m < MT; ++m)
+        UNROLL for (int h = 0; h < (THIN ? 2 : 1); ++h) {
+            const int i = (down * MT + m) * 16 + (THIN ? lane / 4 + 8 * h : lane % 16);
+            at[m][h] = Pixel(tiling, i < there ? i : 0).seen(tiling, py, px) * tiling.row + (THIN ? lane % 2 * 4 : lane / 16 * 16);
+        }
+    const u32* w = a.w + a.packed[blockIdx.z] + (column0 / 8 * 32 + lane) * 2;
+    const int per_step = a.columns8 * 64;
+    const auto weights = [&](int step, u32 (&b)[NT][2]) {
+        UNROLL for (int n = 0; n < NT; ++n) {
+            const Halves v = *(const Halves*)(w + (u64)step * per_step + n * 64);
+            b[n][0] = v.low;
+            b[n][1] = v.high;
+        }
+    };
+
+    u32 b[NT][2];
+    if (THIN) {
+        bring_thin<128>(window, from, tile.picture, top, left, tiling.seen_y[py], tiling.seen_x[px], tiling.spread, seen);
+        __syncthreads();
+        const int steps = (taps + 3) / 4;
+        for (int step = 0; step < steps; ++step) {
+            weights(step, b);
+            int shift[2];
+            UNROLL for (int h = 0; h < 2; ++h) {
+                // Weights behind the last tap are 0.
+                int tap = 4 * step + lane % 4 / 2 + 2 * h;
+                tap = tap < taps ? tap : 0;
+                shift[h] = (tap / taps_x * seen_x + tap % taps_x) * 8;
+            }
+            UNROLL for (int m = 0; m < MT; ++m) {
+                u32 v[4];
+                UNROLL for (int e = 0; e < 4; ++e) v[e] = *(const u32*)(window + at[m][THIN ? e % 2 : 0] + shift[e / 2]);
+                UNROLL for (int n = 0; n < NT; ++n) tensor_product(sums[m][n], v, b[n]);
+            }
+        }
+    } else {
+        for (int c0 = 0; c0 < a.deep * 16; c0 += a.chunk) {
+            if (c0) __syncthreads();
+            bring<128>(window, from, tile.picture, top, left, tiling.seen_y[py], tiling.seen_x[px], tiling.spread, c0, a.chunk,
+                       tiling.row, seen, seen);
+            __syncthreads();
+            const int inner = a.chunk / 16;
+            u32 next[NT][2];
+            weights(c0 / 16, next);
+            for (int tap = 0, ty = 0, tx = 0; tap < taps; ++tap) {
+                const int shift = (ty * seen_x + tx) * tiling.row;
+                if (++tx == taps_x) tx = 0, ++ty;
+                for (int k = 0; k < inner; ++k) {
+                    UNROLL for (int n = 0; n < NT; ++n) b[n][0] = next[n][0], b[n][1] = next[n][1];
+                    // Those of the step behind this one, or once more the last.
+                    const int more = k + 1 < inner ? tap * a.deep + k + 1 : tap + 1 < taps ? (tap + 1) * a.deep : tap * a.deep + k;
+                    weights(c0 / 16 + more, next);
+                    UNROLL for (int m = 0; m < MT; ++m) {
+                        u32 v[4];
+                        fragments(v, window + at[m][0] + shift + 32 * k);
+                        UNROLL for (int n = 0; n < NT; ++n) tensor_product(sums[m][n], v, b[n]);
+                    }
+                }
+            }
+        }
+    }
+
+    // Each lane has four channels, side by side, of two pixels a fragment and 16 channels: `pack` orders them so.
+    float one[NT / 2][4] = {}, two[NT / 2][4] = {};
+    Quad scale[NT / 2], shift[NT / 2], bias[NT / 2];
+    UNROLL for (int n = 0; n < NT / 2; ++n) {
+        const int o = column0 + 16 * n + lane % 4 * 4;
+        scale[n] = shift[n] = bias[n] = Quad{};
+        if (o >= a.oc) continue;
+        if (a.gate_kind == 1) {
+            scale[n] = some4(a.gate_norm, 0, o, a.oc);
+            shift[n] = some4(a.gate_norm, a.oc, o, a.oc);
+        }
+        for (int e = 0; e < 4 && a.bias && o + e < a.oc; ++e) bias[n].v[e] = a.bias[o + e];
+    }
+    UNROLL for (int m = 0; m < MT; ++m)
+        UNROLL for (int h = 0; h < 2; ++h) {
+            const int i = (down * MT + m) * 16 + lane / 4 + 8 * h;
+            const Pixel pixel(tiling, i);
+            const int y = tile.top + pixel.y, x = tile.left + pixel.x, picture = tile.picture + pixel.picture;
+            if (i >= there || picture >= a.n || y >= a.rows[py] || x >= a.columns[px]) continue;
+            const int to = ((picture * a.oh + y * a.step + py) * a.ow + x * a.step + px) * a.oc;
+            UNROLL for (int n = 0; n < NT / 2; ++n) {
+                const int o = column0 + 16 * n + lane % 4 * 4;
+                if (o >= a.oc) continue;
+                Quad v = {{sums[m][2 * n][2 * h], sums[m][2 * n][2 * h + 1], sums[m][2 * n + 1][2 * h], sums[m][2 * n + 1][2 * h + 1]}};
+                Quad with = {};
+                UNROLL for (int e = 0; e < 4; ++e) v.v[e] += bias[n].v[e];
+                leave(a, to, o, v, with, scale[n], shift[n]);
+                UNROLL for (int e = 0; e < 4; ++e) {
+                    one[n][e] += v.v[e];
+                    two[n][e] += v.v[e] * (a.gate_kind == 1 ? with.v[e] : v.v[e]);
+                }
+            }
+        }
+    if (!a.sums) return;
+    // Both sums of the tile's channels, over its lanes in order: [2][DOWN * 8][WIDE].
+    __syncthreads();
+    float* room = (float*)window;
+    UNROLL for (int n = 0; n < NT / 2; ++n)
+        UNROLL for (int e = 0; e < 4; ++e) {
+            const int to = (down * 8 + lane / 4) * WIDE + aside * NT * 8 + 16 * n + lane % 4 * 4 + e;
+            room[to] = one[n][e];
+            room[DOWN * 8 * WIDE + to] = two[n][e];
+        }
+    __syncthreads();
+    const int block = blockIdx.z * gridDim.x + blockIdx.x;
+    for (int i = t; i < 2 * WIDE; i += 128) {
+        const int which = i / WIDE, o = blockIdx.y * WIDE + i % WIDE;
+        if (o >= a.oc) continue;
+        float v = 0.0f;
+        for (int l = 0; l < DOWN * 8; ++l) v += room[(which * DOWN * 8 + l) * WIDE + i % WIDE];
+        a.sums[(which * a.oc + o) * a.blocks + block] = v;
+    }
+}
+
+KERNEL(tile_16, TileArgs, 128) { tile_product<16, false>(a); }
+KERNEL(tile_32, TileArgs, 128) { tile_product<32, false>(a); }
+KERNEL(tile_64, TileArgs, 128) { tile_product<64, false>(a); }
+KERNEL(thin_16, TileArgs, 128) { tile_product<16, true>(a); }
+KERNEL(thin_32, TileArgs, 128) { tile_product<32, true>(a); }
+KERNEL(thin_64, TileArgs, 128) { tile_product<64, true>(a); }
+
+// The weights of a phase as fragments: [steps][columns8][32 lanes][2] words of two values.
+struct Packing {
+    const float* w;         // forward [kh][kw][ic][oc], gradient [kh][kw][oc][ic]
+    u32* to;
+    int ic, oc, kw, gradient;
+    int first_y, first_x;   // of the phase's taps
+    int taps_y, taps_x;
+    int step;               // from tap to tap
+    int deep, columns8, thin;
+    int block, words;       // its first block; how many words
+};
+
+struct PackArgs {
+    const Packing* all;     // by first block
+    int count, end;
+};
+
+// A block of 256 words.
+PLAIN(pack, PackArgs, 256) {
+    const Packing& p = job_of(a.all, a.count);
+    const int i = ((int)blockIdx.x - p.block) * 256 + threadIdx.x;
+    if (i >= p.words) return;
+    const int lane = i / 2 % 32, column8 = i / 64 % p.columns8, step = i / 64 / p.columns8, k = lane % 4 * 2 + i % 2 * 8, n = lane / 4;
+    const int o = column8 / 2 * 16 + n / 2 * 4 + column8 % 2 * 2 + n % 2;
+    const int tap = p.thin ? 4 * step + k / 4 : step / p.deep, c = p.thin ? k % 4 : step % p.deep * 16 + k;
+    float v[2] = {};
+    if (tap < p.taps_y * p.taps_x && o < p.oc) {
+        const int ty = tap / p.taps_x, tx = tap % p.taps_x;
+        const int y = p.first_y + (p.gradient ? p.taps_y - 1 - ty : ty) * p.step, x = p.first_x + (p.gradient ? p.taps_x - 1 - tx : tx) * p.step;
+        for (int e = 0; e < 2; ++e)
+            if (c + e < p.ic) v[e] = p.w[p.gradient ? ((y * p.kw + x) * p.oc + o) * p.ic + c + e : ((y * p.kw + x) * p.ic + c + e) * p.oc + o];
+    }
+    p.to[i] = bf16_pair(v[0], v[1]);
+}
+#endif

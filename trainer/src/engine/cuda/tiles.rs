@@ -1,0 +1,366 @@
+//! Launches of convolutions in bf16: how a map is cut into tiles, what a tile sees of the map in front, and weights packed for the
+//! tensor cores (kernels/tile.cu, kernels/tile_weights.cu).
+
+use super::args::{Divisor, Entry, Packing, TileArgs, TileWeightArgs, Tiling};
+use super::backend::Kernel;
+use super::builder::{Builder, Map, Product};
+use super::layout::Span;
+use crate::engine::EngineError;
+use stemguard_runtime::kernels::ConvShape;
+use stemguard_runtime::shape::Shape;
+
+/// Bytes of a window in shared memory, at most.
+const WINDOW: usize = 28_672;
+/// Fragments of a block of a weight gradient: three for each of six warps.
+const FRAGMENTS: usize = 18;
+/// Blocks that a weight gradient is spread over, about: two for each multiprocessor of the larger GPUs. A constant: what is added in
+/// which order does not depend on the device.
+const WEIGHT_BLOCKS: usize = 256;
+
+/// A convolution along one axis, by phase: a data gradient has one for each remainder of its stride, a convolution one in all.
+#[derive(Clone, Copy, Debug)]
+struct Axis {
+    /// Pixels of the output.
+    count: [usize; 2],
+    taps: [usize; 2],
+    /// The first of them in the kernel.
+    first: [usize; 2],
+    /// What the first tap of the first pixel sees.
+    origin: [i32; 2],
+}
+
+impl Axis {
+    fn of(gradient: bool, len: usize, kernel: usize, stride: usize, pad: usize) -> Self {
+        if !gradient {
+            return Self { count: [len; 2], taps: [kernel; 2], first: [0; 2], origin: [-(pad as i32); 2] };
+        }
+        let phase = |i: usize| i.min(stride - 1);
+        let first = [0, 1].map(|i| (phase(i) + pad) % stride);
+        let taps = first.map(|f| kernel.saturating_sub(f).div_ceil(stride));
+        Self {
+            count: [0, 1].map(|i| len.saturating_sub(phase(i)).div_ceil(stride)),
+            taps,
+            first,
+            // Taps run backwards: the last one sees the first pixel.
+            origin: [0, 1].map(|i| ((phase(i) + pad - first[i]) / stride) as i32 - taps[i] as i32 + 1),
+        }
+    }
+
+    fn most(&self) -> usize {
+        self.taps[0].max(self.taps[1]).max(1)
+    }
+}
+
+/// A tile: so many pictures, rows and columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tile {
+    pictures: usize,
+    rows: usize,
+    columns: usize,
+}
+
+impl Tile {
+    /// The cheapest tile of at most `tall` pixels whose window has at most `fits`: pixels multiplied (all `tall` are) and twice those
+    /// brought in, over all tiles.
+    fn cheapest(
+        n: usize,
+        [rows, columns]: [usize; 2],
+        tall: usize,
+        stride: usize,
+        taps: [usize; 2],
+        fits: usize,
+    ) -> Option<(usize, Self)> {
+        let mut best: Option<(usize, Self)> = None;
+        for across in 1..=columns.min(tall) {
+            for down in 1..=rows.min(tall / across) {
+                let whole = (down, across) == (rows, columns);
+                for pictures in 1..=if whole { n.min(tall / (down * across)) } else { 1 } {
+                    let seen = pictures * ((down - 1) * stride + taps[0]) * ((across - 1) * stride + taps[1]);
+                    if seen > fits {
+                        break;
+                    }
+                    let tiles = n.div_ceil(pictures) * rows.div_ceil(down) * columns.div_ceil(across);
+                    let cost = tiles * (tall + 2 * seen);
+                    if best.is_none_or(|(least, _)| cost < least) {
+                        best = Some((cost, Self { pictures, rows: down, columns: across }));
+                    }
+                }
+            }
+        }
+        best
+    }
+}
+
+/// How a product goes over a map: tiles, and channels at a time.
+struct Way {
+    tiling: Tiling,
+    chunk: usize,
+    /// All tiles.
+    tiles: usize,
+}
+
+/// Whether a map has so few channels that four taps make one step.
+fn thin(c: usize) -> bool {
+    c <= 4
+}
+
+impl Way {
+    fn choose(
+        n: usize,
+        from: Shape,
+        [y, x]: [Axis; 2],
+        stride: usize,
+        kernel: [usize; 2],
+        tall: usize,
+    ) -> Result<Self, EngineError> {
+        let c = from.c as usize;
+        // Of single taps, those that the stride leaves out are not brought in.
+        let (stride, spread) = if kernel == [1, 1] { (1, stride) } else { (stride, 1) };
+        let deep = c.div_ceil(16) * 16;
+        let chunks: &[usize] = if thin(c) { &[16] } else { &[64, 32, 16] };
+        let mut best: Option<(usize, usize, Tile)> = None;
+        for &chunk in chunks.iter().filter(|&&chunk| deep.is_multiple_of(chunk)) {
+            let row = if thin(c) { 8 } else { 2 * chunk + 16 };
+            let found = Tile::cheapest(n, [y.count[0], x.count[0]], tall, stride, [y.most(), x.most()], WINDOW / row);
+            // Smaller chunks come with more barriers.
+            let Some((cost, tile)) = found.map(|(cost, tile)| (cost + cost * 8 / chunk, tile)) else { continue };
+            if best.is_none_or(|(least, ..)| cost < least) {
+                best = Some((cost, chunk, tile));
+            }
+        }
+        let (_, chunk, tile) =
+            best.ok_or_else(|| EngineError::Unavailable("--device cuda: a convolution's kernel is too large".into()))?;
+        let (across, down) = (x.count[0].div_ceil(tile.columns), y.count[0].div_ceil(tile.rows));
+        let seen = |axis: &Axis, len: usize| axis.taps.map(|taps| Divisor::new((len - 1) * stride + taps.max(1)));
+        let tiling = Tiling {
+            width: Divisor::new(tile.columns),
+            height: Divisor::new(tile.rows),
+            across: Divisor::new(across),
+            tiles: Divisor::new(across * down),
+            seen_x: seen(&x, tile.columns),
+            seen_y: seen(&y, tile.rows),
+            origin_x: x.origin,
+            origin_y: y.origin,
+            pictures: tile.pictures as i32,
+            stride: stride as i32,
+            spread: spread as i32,
+            row: if thin(c) { 8 } else { 2 * chunk as i32 + 16 },
+        };
+        Ok(Self { tiling, chunk, tiles: n.div_ceil(tile.pictures) * across * down })
+    }
+}
+
+impl Builder<'_> {
+    /// [`Builder::product`] in bf16.
+    pub(super) fn tile_product(&mut self, p: &Product<'_>) -> Result<Map, EngineError> {
+        let (from, to) = if p.gradient { (p.g.y, p.g.x) } else { (p.g.x, p.g.y) };
+        let (window, mut y) = (&p.g.window, self.map(to)?);
+        let [kh, kw] = window.kernel.map(|v| v as usize);
+        let (stride, pad) = (window.stride[0] as usize, window.pad[0] as usize);
+        let (step, inside) = if p.gradient { (stride, 1) } else { (1, stride) };
+        let along = |len: u32, kernel: usize| Axis::of(p.gradient, len as usize, kernel, stride, pad);
+        let axes @ [down, across] = [along(to.h, kh), along(to.w, kw)];
+        let (ic, oc) = (from.c as usize, to.c as usize);
+        let (side, tall) = match oc {
+            0..=16 => (16, 256),
+            17..=32 => (32, 128),
+            _ => (64, 64),
+        };
+        let Way { tiling, chunk, tiles } = Way::choose(self.n, from, axes, inside, [kh, kw], tall)?;
+        let (deep, columns8) = (ic.div_ceil(16), oc.div_ceil(side) * side / 8);
+
+        let mut packed = [0; 4];
+        let mut jobs = Vec::new();
+        let mut words = 0;
+        for (phase, start) in packed.iter_mut().enumerate().take(step * step) {
+            let (py, px) = (phase / step, phase % step);
+            let (taps_y, taps_x) = (down.taps[py], across.taps[px]);
+            let taps = taps_y * taps_x;
+            // Where a phase has no taps, one step that is not multiplied can be fetched.
+            let steps = if thin(ic) { taps.div_ceil(4) } else { taps * deep }.max(1);
+            let len = steps * columns8 * 64;
+            *start = words as i32;
+            jobs.push((
+                words,
+                Packing {
+                    w: self.param(p.weight),
+                    to: 0,
+                    ic: ic as i32,
+                    oc: oc as i32,
+                    kw: kw as i32,
+                    gradient: i32::from(p.gradient),
+                    first_y: down.first[py] as i32,
+                    first_x: across.first[px] as i32,
+                    taps_y: taps_y as i32,
+                    taps_x: taps_x as i32,
+                    step: step as i32,
+                    deep: deep as i32,
+                    columns8: columns8 as i32,
+                    thin: i32::from(thin(ic)),
+                    block: 0,
+                    words: len as i32,
+                },
+            ));
+            words += len;
+        }
+        let room = self.device.allocate(4 * words)?;
+        self.packings.extend(jobs.into_iter().map(|(at, job)| Packing { to: room.address + 4 * at as u64, ..job }));
+
+        let grid = [tiles, oc.div_ceil(side), step * step];
+        let blocks = grid[0] * grid[2];
+        y.sums = if p.sums { Some(self.sums(oc, blocks)?) } else { None };
+        let (entry_kind, entry, other) = p.entry.parts();
+        let (gate_kind, gate, gate_norm) = p.gate.parts();
+        let ints = |v: [usize; 2]| v.map(|v| v as i32);
+        let args = TileArgs {
+            x: p.x,
+            entry,
+            other,
+            w: room.address,
+            bias: p.bias.map_or(0, |b| self.param(b)),
+            gate,
+            gate_norm,
+            add: p.add,
+            y: y.at(),
+            sums: y.sums.map_or(0, |s| s.region.address),
+            tiling,
+            taps_x: ints(across.taps),
+            taps_y: ints(down.taps),
+            packed,
+            rows: ints(down.count),
+            columns: ints(across.count),
+            n: self.n as i32,
+            ih: from.h as i32,
+            iw: from.w as i32,
+            ic: ic as i32,
+            oh: to.h as i32,
+            ow: to.w as i32,
+            oc: oc as i32,
+            step: step as i32,
+            chunk: chunk as i32,
+            deep: deep as i32,
+            columns8: columns8 as i32,
+            entry_kind,
+            gate_kind,
+            squash: p.squash,
+            blocks: blocks as i32,
+            slope: p.entry.slope().or(p.gate.slope()).unwrap_or_default(),
+        };
+        let kernel = match (thin(ic), side) {
+            (false, 16) => Kernel::Tile16,
+            (false, 32) => Kernel::Tile32,
+            (false, _) => Kernel::Tile64,
+            (true, 16) => Kernel::Thin16,
+            (true, 32) => Kernel::Thin32,
+            (true, _) => Kernel::Thin64,
+        };
+        self.launch(kernel, grid, &args);
+        Ok(y)
+    }
+
+    /// [`Builder::weights`] in bf16; `len` with the bias.
+    pub(super) fn tile_weights(
+        &mut self,
+        g: &ConvShape,
+        (x, x_entry): (u64, Entry),
+        (dy, dy_entry): (u64, Entry),
+        weight: Span,
+        len: usize,
+    ) -> Result<(), EngineError> {
+        let (ic, oc) = (g.x.c as usize, g.y.c as usize);
+        let [kh, kw] = g.window.kernel.map(|v| v as usize);
+        let (stride, pad) = (g.window.stride[0] as usize, g.window.pad[0] as usize);
+        let (side, tall) = if oc <= 16 { (16, 256) } else { (32, 128) };
+        let axes = [Axis::of(false, g.y.h as usize, kh, stride, pad), Axis::of(false, g.y.w as usize, kw, stride, pad)];
+        let Way { tiling, chunk, tiles } = Way::choose(self.n, g.x, axes, stride, [kh, kw], tall)?;
+        let taps = kh * kw;
+        let (fragments, chunks) =
+            if thin(ic) { (taps.div_ceil(4), 1) } else { (taps * chunk / 16, ic.div_ceil(16) * 16 / chunk) };
+        let parts = fragments.div_ceil(FRAGMENTS);
+        let [across, down] = [chunks * parts, oc.div_ceil(side)];
+        let each = tiles.div_ceil((WEIGHT_BLOCKS / (across * down)).clamp(1, tiles));
+        let splits = tiles.div_ceil(each);
+        let partial = self.take(splits * len)?;
+        let slope = x_entry.slope().unwrap_or_default();
+        let (x_kind, x_entry, _) = x_entry.parts();
+        let (dy_kind, dy_entry, dy_other) = dy_entry.parts();
+        let args = TileWeightArgs {
+            x,
+            x_entry,
+            dy,
+            dy_entry,
+            dy_other,
+            partial: partial.address,
+            tiling,
+            taps_x: Divisor::new(kw),
+            taps: taps as i32,
+            n: self.n as i32,
+            ih: g.x.h as i32,
+            iw: g.x.w as i32,
+            ic: ic as i32,
+            oh: g.y.h as i32,
+            ow: g.y.w as i32,
+            oc: oc as i32,
+            chunk: chunk as i32,
+            parts: parts as i32,
+            x_kind,
+            dy_kind,
+            bias: i32::from(len > weight.len),
+            each: each as i32,
+            all: tiles as i32,
+            slope,
+        };
+        let kernel = match (thin(ic), side) {
+            (false, 16) => Kernel::TileWeights16,
+            (false, _) => Kernel::TileWeights32,
+            (true, 16) => Kernel::ThinWeights16,
+            (true, _) => Kernel::ThinWeights32,
+        };
+        self.launch(kernel, [across, down, splits], &args);
+        let to = self.grad(weight);
+        self.reduce(partial, to, splits, len);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_maps_and_fit() {
+        for (n, side, tall, stride, taps, fits) in [
+            (256, 32, 256, 1, 3, 597),
+            (256, 8, 64, 1, 3, 199),
+            (128, 56, 64, 1, 3, 199),
+            (3, 7, 64, 2, 7, 3584),
+            (1, 1, 64, 1, 1, 60),
+        ] {
+            let (cost, tile) = Tile::cheapest(n, [side; 2], tall, stride, [taps; 2], fits).expect("a tile");
+            let seen = |len: usize| (len - 1) * stride + taps;
+            assert!(tile.pictures * tile.rows * tile.columns <= tall && tile.rows <= side && tile.columns <= side);
+            assert!(tile.pictures * seen(tile.rows) * seen(tile.columns) <= fits, "{tile:?}");
+            // At least a third of what is multiplied is asked for, where a map has as much.
+            let tiles = cost / (tall + 2 * tile.pictures * seen(tile.rows) * seen(tile.columns));
+            assert!(3 * n * side * side >= tall * tiles.min(n * side * side / tall), "{tile:?}");
+        }
+        assert_eq!(Tile::cheapest(1, [4, 4], 64, 1, [9, 9], 80), None);
+    }
+
+    #[test]
+    fn phases_have_all_taps_and_pixels() {
+        for (len, kernel, stride, pad) in [(8, 3, 1, 1), (7, 3, 2, 1), (8, 4, 2, 1), (9, 1, 2, 0), (12, 7, 2, 3)] {
+            let a = Axis::of(true, len, kernel, stride, pad);
+            assert_eq!(a.taps[..stride].iter().sum::<usize>(), kernel);
+            assert_eq!(a.count[..stride].iter().sum::<usize>(), len);
+            for (phase, pixel) in (0..stride).flat_map(|p| (0..a.count[p]).map(move |i| (p, i))) {
+                for tap in 0..a.taps[phase] {
+                    // Output pixel o is seen by input pixel i through tap k where o = i * stride + k - pad.
+                    let k = a.first[phase] + (a.taps[phase] - 1 - tap) * stride;
+                    let i = a.origin[phase] + (pixel + tap) as i32;
+                    assert_eq!(i * stride as i32 + k as i32 - pad as i32, (pixel * stride + phase) as i32);
+                }
+            }
+        }
+    }
+}
