@@ -40,73 +40,73 @@ __device__ inline Octet octet(const Cell* p) {
     return *(const Octet*)p;
 }
 
-__device__ inline float half_of(const Octet& o, int i) { return wide((unsigned short)(i % 2 ? o.v[i / 2] >> 16 : o.v[i / 2])); }
+__device__ inline Halves half_of(const Octet& o, int h) { return Halves{o.v[2 * h], o.v[2 * h + 1]}; }
 
-// Brings pixels of a window into shared memory: `rows` x `columns` of each picture from (top, left) on, every `spread`th, channels
-// first.. of the map, `chunk` of them (a multiple of 16, at most 64), rounded; 0 outside. Up to `count` pixels; 0 from `there` on.
-template <int THREADS>
-__device__ inline void bring(char* s, const Source& from, int picture0, int top, int left, const Divisor& rows, const Divisor& columns,
-                             int spread, int first, int chunk, int row, int there, int count) {
-    const int octets = chunk / 8, own = threadIdx.x % octets, c = first + 8 * own;
-    const bool whole = from.c % 8 == 0 && c < from.c;
-    Coefficients k[2] = {};
-    UNROLL for (int h = 0; h < 2; ++h) {
-        const int at = c + 4 * h;
-        if (at >= from.c || !from.kind) continue;
-        k[h].k1 = some4(from.entry, 0, at, from.c);
-        k[h].k2 = some4(from.entry, from.c, at, from.c);
-        if (from.kind == 2) k[h].k3 = some4(from.entry, 2 * from.c, at, from.c);
+// Where pixel i of a window is in its map, as the place of its first channel; -1 outside. The window is of `rows` x `columns` of each
+// picture from (top, left) on, every `spread`th.
+struct Window {
+    Divisor rows, columns;
+    int picture, top, left, spread;
+    __device__ int place(const Source& from, int i) const {
+        const int up = quotient(i, columns), below = quotient(up, rows);
+        const int y = top + (up - below * (int)rows.value) * spread, x = left + (i - up * (int)columns.value) * spread;
+        const bool inside = picture + below < from.n && y >= 0 && y < from.h && x >= 0 && x < from.w;
+        return inside ? (((picture + below) * from.h + y) * from.w + x) * from.c : -1;
     }
-    constexpr int AT_ONCE = 2;
+};
+
+// Brings pixels of a window into shared memory: channels first.. of the map, `chunk` of them (a multiple of 16, at most 64), rounded;
+// 0 outside. `count` pixels; 0 from `there` on.
+template <int THREADS, int AT_ONCE>
+__device__ inline void bring(char* s, const Source& from, const Window& window, int first, int chunk, int row, int there, int count) {
+    const int octets = chunk / 8, own = threadIdx.x % octets, c = first + 8 * own;
+    if (from.c % 8 || c >= from.c) {
+        for (int i = threadIdx.x / octets; i < count; i += THREADS / octets) {
+            const int at = i < there ? window.place(from, i) : -1;
+            float v[8] = {};
+            for (int e = 0; e < 8 && at >= 0 && c + e < from.c; ++e)
+                v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + c + e, c + e);
+            Octet to;
+            for (int e = 0; e < 4; ++e) to.v[e] = bf16_pair(v[2 * e], v[2 * e + 1]);
+            *(Octet*)(s + i * row + 16 * own) = to;
+        }
+        return;
+    }
+    const Coefficients k[2] = {coefficients(from.kind, from.entry, from.c, c), coefficients(from.kind, from.entry, from.c, c + 4)};
+    // First all loads, from somewhere harmless where there is nothing.
     for (int i0 = threadIdx.x / octets; i0 < count; i0 += AT_ONCE * (THREADS / octets)) {
         Octet raw[AT_ONCE], other[AT_ONCE];
-        int at[AT_ONCE];
+        bool inside[AT_ONCE];
         UNROLL for (int j = 0; j < AT_ONCE; ++j) {
-            const int i = i0 + j * (THREADS / octets);
-            const int up = quotient(i, columns), picture = quotient(up, rows);
-            const int y = top + (up - picture * (int)rows.value) * spread, x = left + (i - up * (int)columns.value) * spread;
-            const bool inside = i < there && picture0 + picture < from.n && y >= 0 && y < from.h && x >= 0 && x < from.w;
-            at[j] = inside ? (((picture0 + picture) * from.h + y) * from.w + x) * from.c + c : -1;
-            if (whole) {
-                raw[j] = octet(from.x + (inside ? at[j] : c));
-                if (from.kind == 2) other[j] = octet(from.other + (inside ? at[j] : c));
-            }
+            const int i = i0 + j * (THREADS / octets), at = i < there ? window.place(from, i) : -1;
+            inside[j] = at >= 0;
+            raw[j] = octet(from.x + (inside[j] ? at : 0) + c);
+            other[j] = from.kind == 2 ? octet(from.other + (inside[j] ? at : 0) + c) : Octet{};
         }
         UNROLL for (int j = 0; j < AT_ONCE; ++j) {
             const int i = i0 + j * (THREADS / octets);
-            if (i >= count) continue;
-            float v[8] = {};
-            if (at[j] >= 0) {
-                UNROLL for (int e = 0; e < 8; ++e) {
-                    if (!whole && c + e >= from.c) continue;
-                    v[e] = whole ? half_of(raw[j], e) : wide(from.x[at[j] + e]);
-                    const float k1 = k[e / 4].k1.v[e % 4], k2 = k[e / 4].k2.v[e % 4], k3 = k[e / 4].k3.v[e % 4];
-                    if (from.kind == 1) v[e] = leaky(v[e] * k1 + k2, from.slope);
-                    if (from.kind == 2) v[e] = k1 * v[e] + k2 * (whole ? half_of(other[j], e) : wide(from.other[at[j] + e])) + k3;
+            Octet to = raw[j];
+            if (from.kind) {
+                UNROLL for (int h = 0; h < 2; ++h) {
+                    const Quad v = entering4(from.kind, from.slope, k[h], half_of(raw[j], h), half_of(other[j], h));
+                    to.v[2 * h] = bf16_pair(v.v[0], v.v[1]);
+                    to.v[2 * h + 1] = bf16_pair(v.v[2], v.v[3]);
                 }
             }
-            Octet to;
-            UNROLL for (int e = 0; e < 4; ++e) to.v[e] = bf16_pair(v[2 * e], v[2 * e + 1]);
-            *(Octet*)(s + i * row + 16 * own) = to;
+            for (int e = 0; e < 4; ++e) to.v[e] = inside[j] ? to.v[e] : 0;
+            if (i < count) *(Octet*)(s + i * row + 16 * own) = to;
         }
     }
 }
 
 // As `bring`, of a map of at most four channels, eight bytes a pixel.
-template <int THREADS>
-__device__ inline void bring_thin(char* s, const Source& from, int picture0, int top, int left, const Divisor& rows, const Divisor& columns,
-                                  int spread, int count) {
+template <int THREADS> __device__ inline void bring_thin(char* s, const Source& from, const Window& window, int count) {
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        const int up = quotient(i, columns), picture = quotient(up, rows);
-        const int y = top + (up - picture * (int)rows.value) * spread, x = left + (i - up * (int)columns.value) * spread;
+        const int at = window.place(from, i);
         float v[4] = {};
-        if (picture0 + picture < from.n && y >= 0 && y < from.h && x >= 0 && x < from.w) {
-            const int at = (((picture0 + picture) * from.h + y) * from.w + x) * from.c;
-            for (int e = 0; e < from.c && e < 4; ++e)
-                v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + e, e);
-        }
-        Halves to = {bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3])};
-        *(Halves*)(s + 8 * i) = to;
+        for (int e = 0; e < 4 && at >= 0 && e < from.c; ++e)
+            v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + e, e);
+        *(Halves*)(s + 8 * i) = Halves{bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3])};
     }
 }
 
@@ -119,6 +119,11 @@ struct Tile {
         top = down * (int)t.height.value;
         left = (inside - down * (int)t.across.value) * (int)t.width.value;
     }
+    // What it sees, in a phase.
+    __device__ Window window(const Tiling& t, int py, int px) const {
+        const int by = t.stride * t.spread;
+        return Window{t.seen_y[py], t.seen_x[px], picture, t.origin_y[py] + top * by, t.origin_x[px] + left * by, t.spread};
+    }
 };
 
 // Where pixel i of a tile is.
@@ -130,7 +135,7 @@ struct Pixel {
         y = up - picture * (int)t.height.value;
         x = i - up * (int)t.width.value;
     }
-    // Of the first thing it sees, in pixels of the window.
+    // The first thing it sees, in pixels of the window.
     __device__ int seen(const Tiling& t, int py, int px) const {
         return (picture * (int)t.seen_y[py].value + y * t.stride) * (int)t.seen_x[px].value + x * t.stride;
     }
@@ -166,15 +171,14 @@ struct TileArgs {
 // Four warps: 16 and 32 channels have a quarter of the pixels each, 64 half the pixels and half the channels.
 template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArgs& a) {
     constexpr int ACROSS = WIDE == 64 ? 2 : 1, DOWN = 4 / ACROSS, NT = WIDE / 8 / ACROSS, MT = TILE_OF(WIDE) / DOWN / 16;
-    __shared__ __align__(16) char window[WINDOW];
+    __shared__ __align__(16) char seen[WINDOW];
     const int t = threadIdx.x, warp = t / 32, lane = t % 32, down = warp % DOWN, aside = warp / DOWN;
     const int py = blockIdx.z / a.step, px = blockIdx.z % a.step, column0 = blockIdx.y * WIDE + aside * NT * 8;
     const Tiling& tiling = a.tiling;
     const Tile tile(tiling, blockIdx.x);
     const int there = tiling.pictures * (int)tiling.height.value * (int)tiling.width.value;
-    const int seen_x = tiling.seen_x[px].value, seen = tiling.pictures * (int)tiling.seen_y[py].value * seen_x;
-    const int top = tiling.origin_y[py] + tile.top * tiling.stride * tiling.spread;
-    const int left = tiling.origin_x[px] + tile.left * tiling.stride * tiling.spread;
+    const Window window = tile.window(tiling, py, px);
+    const int seen_x = window.columns.value, pixels = tiling.pictures * (int)window.rows.value * seen_x;
     const int taps_x = a.taps_x[px], taps = a.taps_y[py] * taps_x;
     const Source from = {a.x, a.entry, a.other, a.n, a.ih, a.iw, a.ic, a.entry_kind, a.slope};
     float sums[MT][NT][4] = {};
@@ -198,7 +202,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
 
     u32 b[NT][2];
     if (THIN) {
-        bring_thin<128>(window, from, tile.picture, top, left, tiling.seen_y[py], tiling.seen_x[px], tiling.spread, seen);
+        bring_thin<128>(seen, from, window, pixels);
         __syncthreads();
         const int steps = (taps + 3) / 4;
         for (int step = 0; step < steps; ++step) {
@@ -212,15 +216,14 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
             }
             UNROLL for (int m = 0; m < MT; ++m) {
                 u32 v[4];
-                UNROLL for (int e = 0; e < 4; ++e) v[e] = *(const u32*)(window + at[m][THIN ? e % 2 : 0] + shift[e / 2]);
+                UNROLL for (int e = 0; e < 4; ++e) v[e] = *(const u32*)(seen + at[m][THIN ? e % 2 : 0] + shift[e / 2]);
                 UNROLL for (int n = 0; n < NT; ++n) tensor_product(sums[m][n], v, b[n]);
             }
         }
     } else {
         for (int c0 = 0; c0 < a.deep * 16; c0 += a.chunk) {
             if (c0) __syncthreads();
-            bring<128>(window, from, tile.picture, top, left, tiling.seen_y[py], tiling.seen_x[px], tiling.spread, c0, a.chunk,
-                       tiling.row, seen, seen);
+            bring<128, 2>(seen, from, window, c0, a.chunk, tiling.row, pixels, pixels);
             __syncthreads();
             const int inner = a.chunk / 16;
             u32 next[NT][2];
@@ -235,7 +238,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
                     weights(c0 / 16 + more, next);
                     UNROLL for (int m = 0; m < MT; ++m) {
                         u32 v[4];
-                        fragments(v, window + at[m][0] + shift + 32 * k);
+                        fragments(v, seen + at[m][0] + shift + 32 * k);
                         UNROLL for (int n = 0; n < NT; ++n) tensor_product(sums[m][n], v, b[n]);
                     }
                 }
@@ -279,7 +282,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
     if (!a.sums) return;
     // Both sums of the tile's channels, over its lanes in order: [2][DOWN * 8][WIDE].
     __syncthreads();
-    float* room = (float*)window;
+    float* room = (float*)seen;
     UNROLL for (int n = 0; n < NT / 2; ++n)
         UNROLL for (int e = 0; e < 4; ++e) {
             const int to = (down * 8 + lane / 4) * WIDE + aside * NT * 8 + 16 * n + lane % 4 * 4 + e;

@@ -33,7 +33,7 @@ struct TileWeightArgs {
 
 template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWeightArgs& a) {
     constexpr int NT = WIDE / 8, ROW = 2 * WIDE + 16, LANES = WEIGHT_THREADS / WIDE;
-    __shared__ __align__(16) char window[WINDOW];
+    __shared__ __align__(16) char seen[WINDOW];
     __shared__ __align__(16) char arriving[WEIGHT_TILE(WIDE) * ROW];
     __shared__ int seen_at[WEIGHT_TILE(WIDE)];
     const Tiling& tiling = a.tiling;
@@ -42,7 +42,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
     const int inner = THIN ? 1 : a.chunk / 16, rows = (THIN ? (a.taps + 3) / 4 : a.taps * inner) - part;
     const int groups = ((rows < FRAGMENTS ? rows : FRAGMENTS) + 2) / 3, shares = WEIGHT_WARPS / groups, group = warp % groups, share = warp / groups;
     const int there = tiling.pictures * (int)tiling.height.value * (int)tiling.width.value, steps = (there + 15) / 16;
-    const int seen_x = tiling.seen_x[0].value, seen = tiling.pictures * (int)tiling.seen_y[0].value * seen_x;
+    const int seen_x = tiling.seen_x[0].value, pixels = tiling.pictures * (int)tiling.seen_y[0].value * seen_x;
     const Source x = {a.x, a.x_entry, 0, a.n, a.ih, a.iw, a.ic, a.x_kind, a.slope};
     const Source dy = {a.dy, a.dy_entry, a.dy_other, a.n, a.oh, a.ow, a.oc, a.dy_kind, 0.0f};
     for (int i = t; i < 16 * steps; i += WEIGHT_THREADS) seen_at[i] = i < there ? Pixel(tiling, i).seen(tiling, 0, 0) * tiling.row : 0;
@@ -62,15 +62,13 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
     const int from = blockIdx.z * a.each, to = from + a.each < a.all ? from + a.each : a.all;
     for (int number = from; number < to; ++number) {
         const Tile tile(tiling, number);
-        const int top = tiling.origin_y[0] + tile.top * tiling.stride * tiling.spread;
-        const int left = tiling.origin_x[0] + tile.left * tiling.stride * tiling.spread;
+        const Window window = tile.window(tiling, 0, 0);
         if (THIN)
-            bring_thin<WEIGHT_THREADS>(window, x, tile.picture, top, left, tiling.seen_y[0], tiling.seen_x[0], tiling.spread, seen);
+            bring_thin<WEIGHT_THREADS>(seen, x, window, pixels);
         else
-            bring<WEIGHT_THREADS>(window, x, tile.picture, top, left, tiling.seen_y[0], tiling.seen_x[0], tiling.spread, first, a.chunk,
-                                  tiling.row, seen, seen);
-        bring<WEIGHT_THREADS>(arriving, dy, tile.picture, tile.top, tile.left, tiling.height, tiling.width, 1, column0, WIDE, ROW, there,
-                              16 * steps);
+            bring<WEIGHT_THREADS, 4>(seen, x, window, first, a.chunk, tiling.row, pixels, pixels);
+        const Window own = {tiling.height, tiling.width, tile.picture, tile.top, tile.left, 1};
+        bring<WEIGHT_THREADS, 4>(arriving, dy, own, column0, WIDE, ROW, there, 16 * steps);
         __syncthreads();
         for (int k0 = 0; k0 < steps; k0 += shares) {
             const bool mine = k0 + share < steps && share < shares;
@@ -86,13 +84,13 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
                     u32 v[4];
                     UNROLL for (int e = 0; e < 4; ++e) {
                         const int i = 16 * k + lane % 4 * 2 + e / 2 * 8;
-                        const char* p = window + shift[j][THIN ? e % 2 : 0];
+                        const char* p = seen + shift[j][THIN ? e % 2 : 0];
                         v[e] = *(const unsigned short*)(p + seen_at[i]) | (u32) * (const unsigned short*)(p + seen_at[i + 1]) << 16;
                     }
                     UNROLL for (int n = 0; n < NT; ++n) tensor_product(sums[j][n], v, b[n]);
                 }
             } else {
-                const char* p = window + seen_at[16 * k + lane % 8 + lane / 16 * 8];
+                const char* p = seen + seen_at[16 * k + lane % 8 + lane / 16 * 8];
                 UNROLL for (int j = 0; j < 3; ++j) {
                     u32 v[4];
                     fragments_across(v, p + shift[j][0]);
@@ -106,7 +104,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
     }
 
     // Shares of the pixels are added in order, a fragment a warp at a time.
-    float* room = (float*)window;
+    float* room = (float*)seen;
     UNROLL for (int j = 0; j < 3; ++j) {
         if (share > 0 && share < shares) {
             UNROLL for (int n = 0; n < NT; ++n)
