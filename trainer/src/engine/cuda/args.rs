@@ -33,27 +33,32 @@ arguments! {
         pixels: u64, order: u64, control: u64, x: u64, row: Divisor, pixel: Divisor,
         n: i32, h: i32, w: i32, crop: i32, shift: i32, flip: i32,
     }
+    /// What products take and leave.
+    Passing {
+        x: u64, entry: u64, other: u64, bias: u64, gate: u64, gate_norm: u64, add: u64, y: u64, sums: u64,
+        n: i32, ih: i32, iw: i32, ic: i32, oh: i32, ow: i32, oc: i32,
+        entry_kind: i32, gate_kind: i32, squash: i32, blocks: i32, slope: f32,
+    }
     ConvArgs {
-        x: u64, entry: u64, other: u64, w: u64, bias: u64, gate: u64, gate_norm: u64, add: u64, y: u64, sums: u64,
-        channels: Divisor, taps_x: [Divisor; 2], rows: [Divisor; 2], columns: [Divisor; 2],
-        n: i32, ih: i32, iw: i32, oh: i32, ow: i32, oc: i32, kh: i32, kw: i32, stride: i32, pad: i32,
-        entry_kind: i32, gate_kind: i32, squash: i32, blocks: i32, slope: f32, _end: u32,
+        passing: Passing, w: u64, channels: Divisor, taps_x: [Divisor; 2], rows: [Divisor; 2], columns: [Divisor; 2],
+        kh: i32, kw: i32, stride: i32, pad: i32,
+    }
+    /// What weight gradients take and leave.
+    Weighing {
+        x: u64, x_entry: u64, dy: u64, dy_entry: u64, dy_other: u64, partial: u64,
+        n: i32, ih: i32, iw: i32, ic: i32, oh: i32, ow: i32, oc: i32, taps: i32, x_kind: i32, dy_kind: i32, bias: i32, slope: f32,
     }
     WeightArgs {
-        x: u64, x_entry: u64, dy: u64, dy_entry: u64, dy_other: u64, partial: u64,
-        channels: Divisor, taps_x: Divisor, rows: Divisor, columns: Divisor,
-        n: i32, ih: i32, iw: i32, oc: i32, kh: i32, stride: i32, pad: i32,
-        x_kind: i32, dy_kind: i32, bias: i32, stretch: i32, slope: f32,
+        weighing: Weighing, channels: Divisor, taps_x: Divisor, rows: Divisor, columns: Divisor,
+        stride: i32, pad: i32, stretch: i32, _end: u32,
     }
     Tiling {
         width: Divisor, height: Divisor, across: Divisor, tiles: Divisor, seen_x: [Divisor; 2], seen_y: [Divisor; 2],
         origin_x: [i32; 2], origin_y: [i32; 2], pictures: i32, stride: i32, spread: i32, row: i32,
     }
     TileArgs {
-        x: u64, entry: u64, other: u64, w: u64, bias: u64, gate: u64, gate_norm: u64, add: u64, y: u64, sums: u64,
-        tiling: Tiling, taps_x: [i32; 2], taps_y: [i32; 2], packed: [i32; 4], rows: [i32; 2], columns: [i32; 2],
-        n: i32, ih: i32, iw: i32, ic: i32, oh: i32, ow: i32, oc: i32, step: i32, chunk: i32, deep: i32, columns8: i32,
-        entry_kind: i32, gate_kind: i32, squash: i32, blocks: i32, slope: f32,
+        passing: Passing, w: u64, tiling: Tiling, taps_x: [i32; 2], taps_y: [i32; 2], packed: [i32; 4],
+        rows: [i32; 2], columns: [i32; 2], step: i32, chunk: i32, deep: i32, columns8: i32,
     }
     Packing {
         w: u64, to: u64, ic: i32, oc: i32, kw: i32, gradient: i32, first_y: i32, first_x: i32, taps_y: i32, taps_x: i32,
@@ -61,9 +66,7 @@ arguments! {
     }
     PackArgs { all: u64, count: i32, _end: u32 }
     TileWeightArgs {
-        x: u64, x_entry: u64, dy: u64, dy_entry: u64, dy_other: u64, partial: u64, tiling: Tiling, taps_x: Divisor,
-        taps: i32, n: i32, ih: i32, iw: i32, ic: i32, oh: i32, ow: i32, oc: i32, chunk: i32, parts: i32,
-        x_kind: i32, dy_kind: i32, bias: i32, each: i32, all: i32, slope: f32,
+        weighing: Weighing, tiling: Tiling, taps_x: Divisor, chunk: i32, parts: i32, each: i32, all: i32,
     }
     Reduction { partial: u64, to: u64, splits: i32, len: i32, block: i32, _end: u32 }
     ReduceArgs { all: u64, count: i32, _end: u32 }

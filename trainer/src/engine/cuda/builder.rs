@@ -95,6 +95,10 @@ impl<'a> Product<'a> {
     pub(super) fn new(g: &'a ConvShape, gradient: bool, x: u64, entry: Entry, weight: Span) -> Self {
         Self { g, gradient, x, entry, weight, bias: None, gate: Gate::Open, add: 0, squash: 0, sums: false }
     }
+    /// Of what it reads, and of what it writes.
+    pub(super) fn shapes(&self) -> (Shape, Shape) {
+        if self.gradient { (self.g.y, self.g.x) } else { (self.g.x, self.g.y) }
+    }
 }
 
 /// Writes launches for batches of `n` pictures.
@@ -200,6 +204,39 @@ impl<'a> Builder<'a> {
         Ok([self.layout.param(&format!("{name}.weight"))?, self.layout.param(&format!("{name}.bias"))?])
     }
 
+    /// What a product takes and leaves: its output, and sums over so many blocks where they are asked for.
+    pub(super) fn passing(&mut self, p: &Product<'_>, blocks: usize) -> Result<(Map, Passing), EngineError> {
+        let (from, to) = p.shapes();
+        let mut y = self.map(to)?;
+        y.sums = if p.sums { Some(self.sums(to.c as usize, blocks)?) } else { None };
+        let (entry_kind, entry, other) = p.entry.parts();
+        let (gate_kind, gate, gate_norm) = p.gate.parts();
+        let passing = Passing {
+            x: p.x,
+            entry,
+            other,
+            bias: p.bias.map_or(0, |b| self.param(b)),
+            gate,
+            gate_norm,
+            add: p.add,
+            y: y.at(),
+            sums: y.sums.map_or(0, |s| s.region.address),
+            n: self.n as i32,
+            ih: from.h as i32,
+            iw: from.w as i32,
+            ic: from.c as i32,
+            oh: to.h as i32,
+            ow: to.w as i32,
+            oc: to.c as i32,
+            entry_kind,
+            gate_kind,
+            squash: p.squash,
+            blocks: blocks as i32,
+            slope: p.entry.slope().or(p.gate.slope()).unwrap_or_default(),
+        };
+        Ok((y, passing))
+    }
+
     /// A convolution, a data gradient or a transposed convolution.
     pub(super) fn product(&mut self, p: &Product<'_>) -> Result<Map, EngineError> {
         let window = &p.g.window;
@@ -226,16 +263,42 @@ impl<'a> Builder<'a> {
         if bias.is_some_and(|b| b.first != weight.first + weight.len) {
             return Err(EngineError::Failed("a bias that does not stand behind its weights".into()));
         }
+        let slope = x_entry.slope().unwrap_or_default();
+        let (x_kind, x_entry, _) = x_entry.parts();
+        let (dy_kind, dy_entry, dy_other) = dy_entry.parts();
+        let weighing = Weighing {
+            x,
+            x_entry,
+            dy,
+            dy_entry,
+            dy_other,
+            partial: 0,
+            n: self.n as i32,
+            ih: g.x.h as i32,
+            iw: g.x.w as i32,
+            ic: g.x.c as i32,
+            oh: g.y.h as i32,
+            ow: g.y.w as i32,
+            oc: g.y.c as i32,
+            taps: g.window.kernel.iter().product::<u32>() as i32,
+            x_kind,
+            dy_kind,
+            bias: i32::from(bias.is_some()),
+            slope,
+        };
+        let to = self.grad(weight);
         match self.precision {
-            Precision::F32 => self.plain_weights(g, (x, x_entry), (dy, dy_entry), weight, len),
-            Precision::Bf16 => self.tile_weights(g, (x, x_entry), (dy, dy_entry), weight, len),
+            Precision::F32 => self.plain_weights(g, weighing, to, len),
+            Precision::Bf16 => self.tile_weights(g, weighing, to, len),
         }
     }
 
-    /// Partial sums to be added before the parameters' update, into `to`.
-    pub(super) fn reduce(&mut self, partial: Region, to: u64, splits: usize, len: usize) {
-        let (partial, splits, len) = (partial.address, splits as i32, len as i32);
+    /// Room for partial sums that are added into `to` before the parameters' update.
+    pub(super) fn reduce(&mut self, to: u64, splits: usize, len: usize) -> Result<u64, EngineError> {
+        let partial = self.take(splits * len)?.address;
+        let (splits, len) = (splits as i32, len as i32);
         self.reductions.push(Reduction { partial, to, splits, len, block: 0, _end: 0 });
+        Ok(partial)
     }
 
     /// Adds all partial sums that wait for it.
@@ -282,18 +345,15 @@ impl<'a> Builder<'a> {
     pub(super) fn columns(&mut self, dz: &Map, bias: Span) -> Result<(), EngineError> {
         let (c, all) = (dz.shape.c as usize, self.n * pixels(dz.shape));
         let (stretch, blocks) = stretches(all);
-        let partial = self.take(blocks * c)?;
         let args = ColumnArgs {
             x: dz.at(),
-            partial: partial.address,
+            partial: self.reduce(self.grad(bias), blocks, c)?,
             pixels: all as i32,
             c: c as i32,
             stretch: stretch as i32,
             _end: 0,
         };
         self.launch(Kernel::Columns, [blocks, 1, 1], &args);
-        let to = self.grad(bias);
-        self.reduce(partial, to, blocks, c);
         Ok(())
     }
 

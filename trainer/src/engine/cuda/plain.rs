@@ -1,9 +1,8 @@
 //! Launches of convolutions in f32 (kernels/conv.cu, kernels/weights.cu).
 
-use super::args::{ConvArgs, Divisor, Entry, WeightArgs};
+use super::args::{ConvArgs, Divisor, Weighing, WeightArgs};
 use super::backend::Kernel;
 use super::builder::{Builder, Map, Product, pixels};
-use super::layout::Span;
 use crate::engine::EngineError;
 use stemguard_runtime::kernels::ConvShape;
 
@@ -28,8 +27,8 @@ fn wide(c: usize) -> usize {
 impl Builder<'_> {
     /// [`Builder::product`] in f32.
     pub(super) fn plain_product(&mut self, p: &Product<'_>) -> Result<Map, EngineError> {
-        let (from, to) = if p.gradient { (p.g.y, p.g.x) } else { (p.g.x, p.g.y) };
-        let (window, mut y) = (&p.g.window, self.map(to)?);
+        let (from, to) = p.shapes();
+        let window = &p.g.window;
         let [kh, kw] = window.kernel.map(|v| v as usize);
         let (stride, pad) = (window.stride[0] as usize, window.pad[0] as usize);
         let step = if p.gradient { stride } else { 1 };
@@ -43,41 +42,18 @@ impl Builder<'_> {
         let (oc, side) = (to.c as usize, wide(to.c as usize));
         let largest = self.n * rows[0].value as usize * columns[0].value as usize;
         let grid = [largest.div_ceil(CONV_BLOCK / side), oc.div_ceil(side), step * step];
-        let blocks = grid[0] * grid[2];
-        y.sums = if p.sums { Some(self.sums(oc, blocks)?) } else { None };
-        let (entry_kind, entry, other) = p.entry.parts();
-        let (gate_kind, gate, gate_norm) = p.gate.parts();
+        let (y, passing) = self.passing(p, grid[0] * grid[2])?;
         let args = ConvArgs {
-            x: p.x,
-            entry,
-            other,
+            passing,
             w: self.param(p.weight),
-            bias: p.bias.map_or(0, |b| self.param(b)),
-            gate,
-            gate_norm,
-            add: p.add,
-            y: y.at(),
-            sums: y.sums.map_or(0, |s| s.region.address),
             channels: Divisor::new(from.c as usize),
             taps_x: taps,
             rows,
             columns,
-            n: self.n as i32,
-            ih: from.h as i32,
-            iw: from.w as i32,
-            oh: to.h as i32,
-            ow: to.w as i32,
-            oc: oc as i32,
             kh: kh as i32,
             kw: kw as i32,
             stride: stride as i32,
             pad: pad as i32,
-            entry_kind,
-            gate_kind,
-            squash: p.squash,
-            blocks: blocks as i32,
-            slope: p.entry.slope().or(p.gate.slope()).unwrap_or_default(),
-            _end: 0,
         };
         let kernel = match (p.gradient, side) {
             (false, 16) => Kernel::Conv16,
@@ -91,49 +67,31 @@ impl Builder<'_> {
         Ok(y)
     }
 
-    /// [`Builder::weights`] in f32; `len` with the bias.
+    /// [`Builder::weights`] in f32, `len` values into `to`.
     pub(super) fn plain_weights(
         &mut self,
         g: &ConvShape,
-        (x, x_entry): (u64, Entry),
-        (dy, dy_entry): (u64, Entry),
-        weight: Span,
+        weighing: Weighing,
+        to: u64,
         len: usize,
     ) -> Result<(), EngineError> {
-        let (oc, depth) = (g.y.c as usize, weight.len / g.y.c as usize);
+        let (oc, depth) = (g.y.c as usize, g.weights() / g.y.c as usize);
         let side = wide(oc);
         let tall = WEIGHT_BLOCK / side;
         let tiles = depth.div_ceil(tall) * oc.div_ceil(side);
         let all = self.n * pixels(g.y);
         let stretch = all.div_ceil((WEIGHT_BLOCKS / tiles).max(1)).max(WEIGHT_STRETCH).next_multiple_of(16);
         let splits = all.div_ceil(stretch);
-        let partial = self.take(splits * len)?;
-        let slope = x_entry.slope().unwrap_or_default();
-        let (x_kind, x_entry, _) = x_entry.parts();
-        let (dy_kind, dy_entry, dy_other) = dy_entry.parts();
         let args = WeightArgs {
-            x,
-            x_entry,
-            dy,
-            dy_entry,
-            dy_other,
-            partial: partial.address,
+            weighing: Weighing { partial: self.reduce(to, splits, len)?, ..weighing },
             channels: Divisor::new(g.x.c as usize),
             taps_x: Divisor::new(g.window.kernel[1] as usize),
             rows: Divisor::new(g.y.h as usize),
             columns: Divisor::new(g.y.w as usize),
-            n: self.n as i32,
-            ih: g.x.h as i32,
-            iw: g.x.w as i32,
-            oc: oc as i32,
-            kh: g.window.kernel[0] as i32,
             stride: g.window.stride[0] as i32,
             pad: g.window.pad[0] as i32,
-            x_kind,
-            dy_kind,
-            bias: i32::from(len > weight.len),
             stretch: stretch as i32,
-            slope,
+            _end: 0,
         };
         let kernel = match side {
             16 => Kernel::Weights16,
@@ -141,8 +99,6 @@ impl Builder<'_> {
             _ => Kernel::Weights64,
         };
         self.launch(kernel, [depth.div_ceil(tall), oc.div_ceil(side), splits], &args);
-        let to = self.grad(weight);
-        self.reduce(partial, to, splits, len);
         Ok(())
     }
 }

@@ -1,10 +1,9 @@
 //! Launches of convolutions in bf16: how a map is cut into tiles, what a tile sees of the map in front, and weights packed for the
 //! tensor cores (kernels/tile.cu, kernels/tile_weights.cu).
 
-use super::args::{Divisor, Entry, Packing, TileArgs, TileWeightArgs, Tiling};
+use super::args::{Divisor, Packing, TileArgs, TileWeightArgs, Tiling, Weighing};
 use super::backend::Kernel;
 use super::builder::{Builder, Map, Product};
-use super::layout::Span;
 use crate::engine::EngineError;
 use stemguard_runtime::kernels::ConvShape;
 use stemguard_runtime::shape::Shape;
@@ -153,8 +152,8 @@ impl Way {
 impl Builder<'_> {
     /// [`Builder::product`] in bf16.
     pub(super) fn tile_product(&mut self, p: &Product<'_>) -> Result<Map, EngineError> {
-        let (from, to) = if p.gradient { (p.g.y, p.g.x) } else { (p.g.x, p.g.y) };
-        let (window, mut y) = (&p.g.window, self.map(to)?);
+        let (from, to) = p.shapes();
+        let window = &p.g.window;
         let [kh, kw] = window.kernel.map(|v| v as usize);
         let (stride, pad) = (window.stride[0] as usize, window.pad[0] as usize);
         let (step, inside) = if p.gradient { (stride, 1) } else { (1, stride) };
@@ -207,44 +206,21 @@ impl Builder<'_> {
         self.packings.extend(jobs.into_iter().map(|(at, job)| Packing { to: room.address + 4 * at as u64, ..job }));
 
         let grid = [tiles, oc.div_ceil(side), step * step];
-        let blocks = grid[0] * grid[2];
-        y.sums = if p.sums { Some(self.sums(oc, blocks)?) } else { None };
-        let (entry_kind, entry, other) = p.entry.parts();
-        let (gate_kind, gate, gate_norm) = p.gate.parts();
+        let (y, passing) = self.passing(p, grid[0] * grid[2])?;
         let ints = |v: [usize; 2]| v.map(|v| v as i32);
         let args = TileArgs {
-            x: p.x,
-            entry,
-            other,
+            passing,
             w: room.address,
-            bias: p.bias.map_or(0, |b| self.param(b)),
-            gate,
-            gate_norm,
-            add: p.add,
-            y: y.at(),
-            sums: y.sums.map_or(0, |s| s.region.address),
             tiling,
             taps_x: ints(across.taps),
             taps_y: ints(down.taps),
             packed,
             rows: ints(down.count),
             columns: ints(across.count),
-            n: self.n as i32,
-            ih: from.h as i32,
-            iw: from.w as i32,
-            ic: ic as i32,
-            oh: to.h as i32,
-            ow: to.w as i32,
-            oc: oc as i32,
             step: step as i32,
             chunk: chunk as i32,
             deep: deep as i32,
             columns8: columns8 as i32,
-            entry_kind,
-            gate_kind,
-            squash: p.squash,
-            blocks: blocks as i32,
-            slope: p.entry.slope().or(p.gate.slope()).unwrap_or_default(),
         };
         let kernel = match (thin(ic), side) {
             (false, 16) => Kernel::Tile16,
@@ -258,13 +234,12 @@ impl Builder<'_> {
         Ok(y)
     }
 
-    /// [`Builder::weights`] in bf16; `len` with the bias.
+    /// [`Builder::weights`] in bf16, `len` values into `to`.
     pub(super) fn tile_weights(
         &mut self,
         g: &ConvShape,
-        (x, x_entry): (u64, Entry),
-        (dy, dy_entry): (u64, Entry),
-        weight: Span,
+        weighing: Weighing,
+        to: u64,
         len: usize,
     ) -> Result<(), EngineError> {
         let (ic, oc) = (g.x.c as usize, g.y.c as usize);
@@ -280,35 +255,14 @@ impl Builder<'_> {
         let [across, down] = [chunks * parts, oc.div_ceil(side)];
         let each = tiles.div_ceil((WEIGHT_BLOCKS / (across * down)).clamp(1, tiles));
         let splits = tiles.div_ceil(each);
-        let partial = self.take(splits * len)?;
-        let slope = x_entry.slope().unwrap_or_default();
-        let (x_kind, x_entry, _) = x_entry.parts();
-        let (dy_kind, dy_entry, dy_other) = dy_entry.parts();
         let args = TileWeightArgs {
-            x,
-            x_entry,
-            dy,
-            dy_entry,
-            dy_other,
-            partial: partial.address,
+            weighing: Weighing { partial: self.reduce(to, splits, len)?, ..weighing },
             tiling,
             taps_x: Divisor::new(kw),
-            taps: taps as i32,
-            n: self.n as i32,
-            ih: g.x.h as i32,
-            iw: g.x.w as i32,
-            ic: ic as i32,
-            oh: g.y.h as i32,
-            ow: g.y.w as i32,
-            oc: oc as i32,
             chunk: chunk as i32,
             parts: parts as i32,
-            x_kind,
-            dy_kind,
-            bias: i32::from(len > weight.len),
             each: each as i32,
             all: tiles as i32,
-            slope,
         };
         let kernel = match (thin(ic), side) {
             (false, 16) => Kernel::TileWeights16,
@@ -317,8 +271,6 @@ impl Builder<'_> {
             (true, _) => Kernel::ThinWeights32,
         };
         self.launch(kernel, [across, down, splits], &args);
-        let to = self.grad(weight);
-        self.reduce(partial, to, splits, len);
         Ok(())
     }
 }

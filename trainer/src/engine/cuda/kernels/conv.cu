@@ -5,27 +5,32 @@
 // A block of 128 threads makes 4096 outputs: 16, 32 or 64 channels wide, in steps of 16 along the sum. In f32; what products in bf16 take
 // and leave is the same (tile.cu).
 
-struct ConvArgs {
+// What products take and leave, however they multiply.
+struct Passing {
     const Cell* x;          // gathered from: [n][ih][iw][ic]
     const float* entry;     // entry 1: scale and shift, [2][ic]; 2: k1, k2, k3, [3][ic]
     const Cell* other;      // entry 2: the norm's input, as x
-    const float* w;         // forward [kh][kw][ic][oc], gradient [kh][kw][oc][ic]
     const float* bias;      // [oc], or null
     const Cell* gate;       // gate 1: the norm's input, 2: a rectified map, as y
     const float* gate_norm; // gate 1: scale and shift, [2][oc]
     const Cell* add;        // as y, or null
     Cell* y;                // [n][oh][ow][oc]
     float* sums;            // [2][oc][blocks], or null
-    Divisor channels;       // ic
-    Divisor taps_x[2];      // taps across, by phase
-    Divisor rows[2];        // phase rows (of the output), by phase
-    Divisor columns[2];     // phase columns, by phase
-    int n, ih, iw, oh, ow, oc, kh, kw, stride, pad;
+    int n, ih, iw, ic, oh, ow, oc;
     int entry_kind;         // 0: x as it is; 1: leaky(x * scale + shift); 2: k1 * x + k2 * other + k3
     int gate_kind;          // 0: none; 1: slope of the leaky ReLU behind the norm; 2: 0 where the map is 0
     int squash;             // 0: none; 1: ReLU; 2: sigmoid
     int blocks;             // of sums
     float slope;            // entry 1 and gate 1: of the leaky ReLU below 0
+};
+
+struct ConvArgs : Passing {
+    const float* w;         // forward [kh][kw][ic][oc], gradient [kh][kw][oc][ic]
+    Divisor channels;       // ic
+    Divisor taps_x[2];      // taps across, by phase
+    Divisor rows[2];        // phase rows (of the output), by phase
+    Divisor columns[2];     // phase columns, by phase
+    int kh, kw, stride, pad;
 };
 
 // One value on its way in: element `at` of the map, channel c.
@@ -65,8 +70,7 @@ __device__ inline Quad entering4(int kind, float slope, const Coefficients& k, c
 
 // What becomes of four channels of a pixel, o.. of the pixel at `at`, on their way out: gate, sum, squashing. `with` is the gate's map.
 // Sums are over the values that are kept.
-template <typename Args>
-__device__ inline void leave(const Args& a, int at, int o, Quad& v, Quad& with, const Quad& scale, const Quad& shift) {
+__device__ inline void leave(const Passing& a, int at, int o, Quad& v, Quad& with, const Quad& scale, const Quad& shift) {
     if (a.gate_kind) with = some4(a.gate, at, o, a.oc);
     if (a.gate_kind == 1) {
         for (int j = 0; j < 4; ++j) v.v[j] *= leaky_slope(with.v[j] * scale.v[j] + shift.v[j], a.slope);
@@ -124,7 +128,7 @@ template <bool GRADIENT, int WIDE> __device__ inline void conv_product(const Con
     const Divisor rows = a.rows[py], columns = a.columns[px];
     const int pixels = a.n * rows.value * columns.value;
     const int first = blockIdx.x * TALL, column0 = blockIdx.y * WIDE;
-    const int ic = a.channels.value;
+    const int ic = a.ic;
     // Taps of this phase: ky = ky0 + ty * step.
     const int ky0 = GRADIENT ? (py + a.pad) % step : 0, kx0 = GRADIENT ? (px + a.pad) % step : 0;
     const int taps_y = (a.kh - ky0 + step - 1) / step;

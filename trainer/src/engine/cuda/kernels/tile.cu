@@ -24,7 +24,7 @@ struct Tiling {
 // A map on its way in.
 struct Source {
     const Cell* x;           // [n][h][w][c]
-    const float* entry;      // as in ConvArgs
+    const float* entry;      // as in Passing
     const Cell* other;
     int n, h, w, c, kind;
     float slope;
@@ -141,28 +141,16 @@ struct Pixel {
     }
 };
 
-struct TileArgs {
-    const Cell* x;          // [n][ih][iw][ic]
-    const float* entry;     // as in ConvArgs
-    const Cell* other;
+struct TileArgs : Passing {
     const u32* w;           // packed, phase after phase
-    const float* bias;      // [oc], or null
-    const Cell* gate;       // as in ConvArgs
-    const float* gate_norm;
-    const Cell* add;        // as y, or null
-    Cell* y;                // [n][oh][ow][oc]
-    float* sums;            // [2][oc][blocks], or null
     Tiling tiling;
     int taps_x[2], taps_y[2]; // by phase
     int packed[4];          // where each phase's weights begin, in words
     int rows[2], columns[2]; // of the output, by phase
-    int n, ih, iw, ic, oh, ow, oc;
     int step;               // from pixel to pixel of a phase, in the output
     int chunk;              // channels at a time
     int deep;               // steps of 16 channels a tap
     int columns8;           // 8 output channels each
-    int entry_kind, gate_kind, squash, blocks;
-    float slope;
 };
 
 // Pixels of a tile of 16, 32 or 64 channels.

@@ -3,23 +3,12 @@
 // sums, as in weights.cu.
 #ifdef BF16
 
-struct TileWeightArgs {
-    const Cell* x;          // [n][ih][iw][ic]
-    const float* x_entry;   // as in ConvArgs, kinds 0 and 1
-    const Cell* dy;         // [n][oh][ow][oc]
-    const float* dy_entry;  // as in ConvArgs, kinds 0 and 2
-    const Cell* dy_other;
-    float* partial;         // as in WeightArgs
+struct TileWeightArgs : Weighing {
     Tiling tiling;          // its phase 0; tiles are of the output
     Divisor taps_x;         // kw
-    int taps;               // kh * kw
-    int n, ih, iw, ic, oh, ow, oc;
     int chunk;              // input channels of a block
     int parts;              // of a chunk's fragments, FRAGMENTS each
-    int x_kind, dy_kind;
-    int bias;               // whether the gradient of a bias stands behind the weights'
     int each, all;          // tiles of a split, of all splits
-    float slope;
 };
 
 // Six warps. A fragment is of 16 rows, which are input channels of a tap, or (thin) four channels of four taps. Each warp has three of

@@ -4,22 +4,28 @@
 // A block of 144 threads makes 2304 entries: 144 rows x 16, 72 x 32 or 36 x 64, so that the 9 taps of 16, 32 or 64 channels fill it.
 // In f32; in bf16: tile_weights.cu.
 
-struct WeightArgs {
+// What weight gradients take and leave, however they multiply.
+struct Weighing {
     const Cell* x;         // [n][ih][iw][ic]
-    const float* x_entry;  // as in ConvArgs, kinds 0 and 1
+    const float* x_entry;  // as in Passing, kinds 0 and 1
     const Cell* dy;        // [n][oh][ow][oc]
-    const float* dy_entry; // as in ConvArgs, kinds 0 and 2
+    const float* dy_entry; // as in Passing, kinds 0 and 2
     const Cell* dy_other;
-    float* partial;        // [splits][kh * kw * ic * oc + (bias ? oc : 0)]
+    float* partial;        // [splits][taps * ic * oc + (bias ? oc : 0)]
+    int n, ih, iw, ic, oh, ow, oc, taps;
+    int x_kind, dy_kind;
+    int bias;              // whether the gradient of a bias stands behind the weights'
+    float slope;           // as in Passing
+};
+
+struct WeightArgs : Weighing {
     Divisor channels;      // ic
     Divisor taps_x;        // kw
     Divisor rows;          // oh
     Divisor columns;       // ow
-    int n, ih, iw, oc, kh, stride, pad;
-    int x_kind, dy_kind;
-    int bias;              // whether the gradient of a bias stands behind the weights'
+    int stride, pad;
     int stretch;           // pixels of a split, a multiple of 16
-    float slope;           // as in ConvArgs
+    int end;
 };
 
 #ifdef F32
@@ -52,8 +58,8 @@ template <int WIDE> __device__ inline void weight_product(const WeightArgs& a) {
     __shared__ __align__(16) float s_y[Tile::Y];
     __shared__ __align__(16) float s_bias[16 * WIDE];
     const int t = threadIdx.x;
-    const int ic = a.channels.value, kw = a.taps_x.value, ow = a.columns.value, oh = a.rows.value;
-    const int row0 = blockIdx.x * TALL, column0 = blockIdx.y * WIDE, depth = a.kh * kw * ic;
+    const int ic = a.ic, kw = a.taps_x.value, ow = a.ow, oh = a.oh;
+    const int row0 = blockIdx.x * TALL, column0 = blockIdx.y * WIDE, depth = a.taps * ic;
     const int pixels = a.n * oh * ow;
     const int from = blockIdx.z * a.stretch, to = from + a.stretch < pixels ? from + a.stretch : pixels;
     // Thread t fetches rows 4 * quad.. of pixels t / QUADS + j * (THREADS / QUADS).
