@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn learns_at(place: Place) {
-        let (input, n, classes) = (Shape::new(16, 16, 3), 14, 3);
+        let (input, n, classes) = (Shape::new(8, 8, 3), 14, 3);
         let net = TrapNet::new(Architecture::default(), input, classes, false, 5, &dfdx::prelude::Cpu::default());
         let net = net.expect("a network");
         let model = Model::from_bytes(&export::stem(&net).expect("a stem")).expect("ONNX");
