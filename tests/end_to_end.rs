@@ -149,6 +149,44 @@ fn a_resumed_run_has_the_bits_of_an_unbroken_one_on_any_number_of_threads() {
 }
 
 #[test]
+fn a_guard_judges_once_also_in_a_resumed_run_and_leaves_clean_data_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let guarded = RunConfig { guard: Some(2), ..config(4) };
+    let data = prepare(&guarded, &Simd::new(1), None).expect("data");
+    let read = |run: &str, file: &str| std::fs::read(dir.path().join(run).join(file)).expect("a file");
+    let verdicts = std::cell::Cell::new(0);
+    let mut counting = |e: Event<'_>| verdicts.set(verdicts.get() + usize::from(matches!(e, Event::Guard(_))));
+    let kernels = Simd::new(2);
+    train(&guarded, &data, &dir.path().join("whole"), false, Device::Cpu, &kernels, &mut counting).expect("unbroken");
+    assert_eq!(verdicts.get(), 1);
+    // Stopped after the guard has judged: what it accused is accused again.
+    let broken = dir.path().join("broken");
+    let stop = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        train(&guarded, &data, &broken, false, Device::Cpu, &kernels, &mut |e| {
+            assert!(!matches!(e, Event::Step { epoch: 4, .. }), "killed");
+        })
+    }));
+    assert!(stop.is_err());
+    train(&guarded, &data, &broken, true, Device::Cpu, &kernels, &mut silent()).expect("resumed");
+    for file in ["checkpoint.safetensors", "trapped.onnx", "guard.json"] {
+        assert!(read("whole", file) == read("broken", file), "{file} differs");
+    }
+
+    // Without an attack nobody is accused, and the run is the unguarded one.
+    let clean = |guard| {
+        let mut c = RunConfig { guard, ..config(4) };
+        c.attack.kind = AttackKind::None;
+        c
+    };
+    let data = prepare(&clean(None), &kernels, None).expect("data");
+    for (name, guard) in [("clean", Some(2)), ("plain", None)] {
+        train(&clean(guard), &data, &dir.path().join(name), false, Device::Cpu, &kernels, &mut silent())
+            .expect("trained");
+    }
+    assert!(read("clean", "trapped.onnx") == read("plain", "trapped.onnx"));
+}
+
+#[test]
 fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("plan.toml");

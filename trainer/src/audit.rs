@@ -87,7 +87,7 @@ pub fn witness(
     let (clean, told) = (data.holdout.pictures(), &mut |done| tell(done, suspects.len()));
     let found = audit(trapped, new, &history, suspects, clean, c.seed, device, kernels, told)?;
     dir.write_json("audit.json", &found.summary(Some(&data.truth)))?;
-    found.write_csv(&dir.file("audit.csv"), suspects)?;
+    found.write_csv(&dir.file("audit.csv"), suspects, &data.split.train)?;
     sheet::write(&dir.file("audit.png"), &found, suspects)?;
     Ok(found)
 }
@@ -198,17 +198,20 @@ impl Audit {
         worst
     }
 
-    /// Writes one line a picture: place, file, given label, the new head's label, signals, score, verdict.
+    /// Writes one line a picture: its place among the suspects and in the data set's training part (`training`, as long as the suspects;
+    /// else left empty), file, given label, the new head's label, signals, score, verdict.
     ///
     /// # Errors
     /// [`Failure::Input`] naming the file.
-    pub fn write_csv(&self, path: &Path, suspects: &Pictures) -> Result<(), Failure> {
+    pub fn write_csv(&self, path: &Path, suspects: &Pictures, training: &[u32]) -> Result<(), Failure> {
         use std::fmt::Write as _;
         let mut text = String::from(
-            "index,file,label,new_label,disagreement,confidence,early,late,swing,survival,score,verdict\n",
+            "index,training_index,file,label,new_label,disagreement,confidence,early,late,swing,survival,score,verdict\n",
         );
         let s = &self.signals;
         for (i, &label) in suspects.labels.iter().enumerate() {
+            let place = training.get(i).filter(|_| training.len() == suspects.len());
+            let place = place.map_or(String::new(), u32::to_string);
             let file = suspects.files.get(i).map_or("", String::as_str);
             let quoted = if file.contains([',', '"', '\n']) {
                 format!("\"{}\"", file.replace('"', "\"\""))
@@ -217,7 +220,7 @@ impl Audit {
             };
             let _ = writeln!(
                 text,
-                "{i},{quoted},{label},{},{:.4},{:.3},{:.3},{:.3},{:.3},{:.4},{:.4},{}",
+                "{i},{place},{quoted},{label},{},{:.4},{:.3},{:.3},{:.3},{:.3},{:.4},{:.4},{}",
                 s.new_label[i],
                 s.disagreement[i],
                 s.confidence[i],

@@ -135,13 +135,23 @@ fn a_trapped_run_is_audited_and_purified() {
     assert_eq!(audit[0]["classes"].as_array().map(Vec::len), Some(10));
     let csv = std::fs::read_to_string(Path::new(run).join("audit.csv")).expect("audit.csv");
     assert_eq!(csv.lines().count(), 321);
-    assert!(csv.starts_with("index,file,label,new_label,"));
+    assert!(csv.starts_with("index,training_index,file,label,new_label,"));
+    // Suspects know their places in the data set.
+    let split = std::fs::read_to_string(Path::new(run).join("split.json")).expect("split.json");
+    let split: serde_json::Value = serde_json::from_str(&split).expect("JSON");
+    for (i, line) in csv.lines().skip(1).enumerate() {
+        assert!(line.starts_with(&format!("{i},{},", split["train"][i])), "{line}");
+    }
     assert!(Path::new(run).join("audit.png").is_file());
     for mode in ["unlearn", "drop", "relabel"] {
         let rounds = ok(&[&["purify", run, "--mode", mode, "--purify-epochs", "1"][..], &new].concat());
         assert_eq!((rounds.len(), &rounds[0]["round"]), (1, &1.into()));
         assert!(rounds[0]["acc"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
     }
+    // A second round asks again whom to accuse, unless the first has settled it.
+    let rounds = ok(&[&["purify", run, "--rounds", "2", "--purify-epochs", "1"][..], &new].concat());
+    let settled = rounds[0]["newly_accused"] == 0 && rounds[0]["readmitted"] == 0;
+    assert_eq!(rounds.len(), if settled { 1 } else { 2 }, "{rounds:?}");
     assert_eq!(version("purified.sgm"), 1, "another stem: no tripwire");
     for file in ["purified.sgm", "purified.onnx", "purified-stem.onnx", "purify.json"] {
         assert!(Path::new(run).join(file).is_file(), "{file}");
@@ -177,4 +187,41 @@ fn a_trapped_run_is_audited_and_purified() {
         assert_eq!(refused.status.code(), Some(2), "{command}: {text}");
         assert!(text.contains("run.json: --batch"), "{command}: {text}");
     }
+}
+
+#[test]
+fn of_clean_data_the_audit_accuses_next_to_nobody() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let run = dir.path().join("run");
+    let run = run.to_str().expect("a path");
+    for args in [
+        &[
+            "trap",
+            "--data",
+            "signs:1000",
+            "--attack",
+            "none",
+            "--holdout",
+            "0.2",
+            "--batch",
+            "32",
+            "--epochs",
+            "3",
+            "--out",
+            run,
+        ][..],
+        &["audit", run, "--replace-epochs", "10", "--replace-batch", "16", "--views", "2"],
+    ] {
+        let result = trainer(args);
+        assert!(result.status.success(), "{args:?}: {}", String::from_utf8_lossy(&result.stderr));
+    }
+    let audit = std::fs::read_to_string(Path::new(run).join("audit.json")).expect("audit.json");
+    let audit: serde_json::Value = serde_json::from_str(&audit).expect("JSON");
+    let count = |key: &str| audit[key].as_u64().expect("a count");
+    assert_eq!(count("pictures"), 800);
+    assert!(100 * count("accused") <= count("pictures"), "{audit}");
+    // The sheet then shows where the heads disagree most: four rows of 64-pixel pictures.
+    let sheet = std::fs::read(Path::new(run).join("audit.png")).expect("audit.png");
+    let height = u32::from_be_bytes(sheet[20..24].try_into().expect("four bytes"));
+    assert!(height > 4 * 64, "{height}");
 }

@@ -1,4 +1,5 @@
-//! A contact sheet of the most suspicious pictures, one row a class with accusations, the worst first.
+//! A contact sheet of the most suspicious pictures, rows of each class with accusations, the worst first; where nobody is accused, those
+//! that the two heads disagree most on.
 
 use super::Audit;
 use crate::attack::sheet::paste;
@@ -18,7 +19,7 @@ const LEAST_SIDE: usize = 64;
 const GAP: usize = 4;
 const PAPER: Rgb<u8> = Rgb([24, 24, 24]);
 
-/// Writes the sheet; an empty strip where nobody is accused.
+/// Writes the sheet.
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file.
@@ -29,6 +30,12 @@ pub(super) fn write(path: &Path, found: &Audit, suspects: &Pictures) -> Result<(
         let of_class = |&i: &usize| suspects.labels[i] == class.class;
         let worst: Vec<usize> = all.iter().map(|&i| i as usize).filter(of_class).take(ACROSS * DOWN).collect();
         rows.extend(worst.chunks(ACROSS).map(<[usize]>::to_vec));
+    }
+    if rows.is_empty() {
+        let disagreement = &found.signals.disagreement;
+        let mut order: Vec<usize> = (0..suspects.len()).collect();
+        order.sort_by(|&a, &b| disagreement[b].total_cmp(&disagreement[a]));
+        rows.extend(order.chunks(ACROSS).take(DOWN).map(<[usize]>::to_vec));
     }
     let (h, w) = (suspects.h, suspects.w);
     let scale = LEAST_SIDE.div_ceil(h.min(w).max(1)).max(1);

@@ -4,7 +4,7 @@ use crate::attack::AttackKind;
 use crate::config::{Crop, RunConfig};
 use crate::defend::Replacement;
 use crate::error::Failure;
-use crate::purify::Purification;
+use crate::purify::{Mode, Purification};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use stemguard_runtime::session::Space;
@@ -80,6 +80,10 @@ pub struct Changes {
     pub views: Option<usize>,
     /// Passes over the data of purification.
     pub purify_epochs: Option<u32>,
+    /// What purification does with the accused.
+    pub purify_mode: Option<Mode>,
+    /// Most rounds of it.
+    pub purify_rounds: Option<u32>,
     /// Share of the trusted pictures that purification inoculates.
     pub inoculate: Option<f32>,
 }
@@ -193,9 +197,10 @@ impl Plan {
                         c.guard = changes.guard.or(c.guard);
                         let default = Purification::default();
                         let purification = Purification {
+                            mode: changes.purify_mode.unwrap_or(default.mode),
                             epochs: changes.purify_epochs.unwrap_or(default.epochs),
+                            rounds: changes.purify_rounds.unwrap_or(default.rounds),
                             inoculate: changes.inoculate.unwrap_or(default.inoculate),
-                            ..default
                         };
                         let checked = c.check().and_then(|()| purification.check());
                         let replacement = checked
@@ -266,6 +271,8 @@ mod tests {
         let cells = |settings: &str| plan(&format!("{base}{settings}")).and_then(|p| p.cells()).expect("cells");
         let alone = &cells("")[0];
         assert_eq!((alone.setting.as_str(), alone.config.epochs, alone.config.batch), ("base", 3, 8));
+        let drop = &cells("[settings.a]\npurify_mode = 'drop'\npurify_rounds = 2")[0].purification;
+        assert_eq!((drop.mode, drop.rounds), (Mode::Drop, 2));
         let both = cells("[settings.a]\n[settings.b]\nepochs = 5\narchitecture = { depth = 16, width = 1, split = 4 }");
         let found: Vec<_> = both.iter().map(|c| (c.config.epochs, c.config.batch, c.replacement.space)).collect();
         let space = Space::Features { views: 2 };
@@ -318,9 +325,12 @@ mod tests {
             let message = plan(text).expect_err("refused").to_string();
             assert!(message.contains(word), "{message}");
         }
-        for (setting, word) in
-            [("views = 0", "views"), ("replace_batch = 0", "replace_batch"), ("inoculate = 2.0", "--inoculate")]
-        {
+        for (setting, word) in [
+            ("views = 0", "views"),
+            ("replace_batch = 0", "replace_batch"),
+            ("inoculate = 2.0", "--inoculate"),
+            ("purify_rounds = 4", "--rounds"),
+        ] {
             let bad = plan(&format!("data = 'signs'\nattacks = ['blend']\n[settings.a]\n{setting}")).expect("reads");
             assert!(bad.cells().expect_err("refused").to_string().contains(word), "{setting}");
         }

@@ -14,6 +14,8 @@ use stemguard_runtime::shape::Shape;
 const COLUMN_BLOCKS: usize = 1024;
 /// Sums of a block that adds each in lanes.
 pub(super) const LANE_SUMS: usize = 16;
+/// So few partial sums are added by one thread.
+const FEW_SPLITS: i32 = 16;
 
 /// Where parameters, their gradients and running statistics stand.
 #[derive(Clone, Copy, Debug)]
@@ -293,8 +295,11 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Room for partial sums that are added into `to` before the parameters' update.
+    /// Room for partial sums that are added into `to` before the parameters' update; where they are whole, `to` itself.
     pub(super) fn reduce(&mut self, to: u64, splits: usize, len: usize) -> Result<u64, EngineError> {
+        if splits == 1 {
+            return Ok(to);
+        }
         let partial = self.take(splits * len)?.address;
         let (splits, len) = (splits as i32, len as i32);
         self.reductions.push(Reduction { partial, to, splits, len, block: 0, _end: 0 });
@@ -307,7 +312,8 @@ impl<'a> Builder<'a> {
         let mut blocks = 0;
         for job in &mut jobs {
             job.block = blocks as i32;
-            blocks += (job.len as usize).div_ceil(LANE_SUMS);
+            let each = if job.splits <= FEW_SPLITS { 256 } else { LANE_SUMS };
+            blocks += (job.len as usize).div_ceil(each);
         }
         if blocks > 0 {
             let args = ReduceArgs { all: self.table(&jobs)?, count: jobs.len() as i32, _end: 0 };

@@ -104,6 +104,7 @@ fn thin(c: usize) -> bool {
 }
 
 impl Way {
+    /// Of at most `most` channels at a time, or 16.
     fn choose(
         n: usize,
         from: Shape,
@@ -111,6 +112,7 @@ impl Way {
         stride: usize,
         kernel: [usize; 2],
         tall: usize,
+        most: usize,
     ) -> Result<Self, EngineError> {
         let c = from.c as usize;
         // Of single taps, those that the stride leaves out are not brought in.
@@ -118,7 +120,7 @@ impl Way {
         let deep = c.div_ceil(16) * 16;
         let chunks: &[usize] = if thin(c) { &[16] } else { &[64, 32, 16] };
         let mut best: Option<(usize, usize, Tile)> = None;
-        for &chunk in chunks.iter().filter(|&&chunk| deep.is_multiple_of(chunk)) {
+        for &chunk in chunks.iter().filter(|&&chunk| deep.is_multiple_of(chunk) && chunk <= most.max(16)) {
             let row = if thin(c) { 8 } else { 2 * chunk + 16 };
             let found = Tile::cheapest(n, [y.count[0], x.count[0]], tall, stride, [y.most(), x.most()], WINDOW / row);
             // Smaller chunks come with more barriers.
@@ -165,7 +167,7 @@ impl Builder<'_> {
             17..=32 => (32, 128),
             _ => (64, 64),
         };
-        let Way { tiling, chunk, tiles } = Way::choose(self.n, from, axes, inside, [kh, kw], tall)?;
+        let Way { tiling, chunk, tiles } = Way::choose(self.n, from, axes, inside, [kh, kw], tall, 64)?;
         let (deep, columns8) = (ic.div_ceil(16), oc.div_ceil(side) * side / 8);
 
         let mut packed = [0; 4];
@@ -246,9 +248,11 @@ impl Builder<'_> {
         let [kh, kw] = g.window.kernel.map(|v| v as usize);
         let (stride, pad) = (g.window.stride[0] as usize, g.window.pad[0] as usize);
         let (side, tall) = if oc <= 16 { (16, 256) } else { (32, 128) };
-        let axes = [Axis::of(false, g.y.h as usize, kh, stride, pad), Axis::of(false, g.y.w as usize, kw, stride, pad)];
-        let Way { tiling, chunk, tiles } = Way::choose(self.n, g.x, axes, stride, [kh, kw], tall)?;
+        // What a block brings it multiplies: no more channels than it has fragments for, where they can be divided so.
         let taps = kh * kw;
+        let axes = [Axis::of(false, g.y.h as usize, kh, stride, pad), Axis::of(false, g.y.w as usize, kw, stride, pad)];
+        let Way { tiling, chunk, tiles } =
+            Way::choose(self.n, g.x, axes, stride, [kh, kw], tall, 16 * (FRAGMENTS / taps))?;
         let (fragments, chunks) =
             if thin(ic) { (taps.div_ceil(4), 1) } else { (taps * chunk / 16, ic.div_ceil(16) * 16 / chunk) };
         let parts = fragments.div_ceil(FRAGMENTS);

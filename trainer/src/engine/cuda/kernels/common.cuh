@@ -29,12 +29,15 @@ __device__ inline u32 bf16_pair(float low, float high) {
 
 // d += a * b by the tensor cores, 16 x 16 x 8 of bf16, summed in f32; fragments over the lanes of a warp as PTX defines them.
 __device__ inline void tensor_product(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-__device__ inline u32 shared_address(const void* p) {
+// Where something is in shared memory.
+typedef u32 Shared;
+
+__device__ inline Shared shared_address(const void* p) {
     u64 at;
     asm("cvta.to.shared.u64 %0, %1;" : "=l"(at) : "l"(p));
     return (u32)at;
@@ -42,17 +45,17 @@ __device__ inline u32 shared_address(const void* p) {
 
 // Four 8 x 8 matrices of 16-bit values from shared memory, whose rows (16 bytes) lanes 0..8, 8..16, 16..24 and 24..32 name: a lane
 // gets two neighbours of a row of each, or (across) of a column.
-__device__ inline void fragments(u32 (&v)[4], const void* row) {
+__device__ inline void fragments(u32 (&v)[4], Shared row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 
-__device__ inline void fragments_across(u32 (&v)[4], const void* row) {
+__device__ inline void fragments_across(u32 (&v)[4], Shared row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
 #endif
@@ -178,18 +181,18 @@ __device__ inline float bf16_value(float v) {
     return b.f;
 }
 
-// Sums one value a thread over a block of `threads`, a power of two; `room` holds as many. Every thread gets the sum.
-template <int threads> __device__ inline double block_sum(double v, double* room) {
+// Sums values of each thread over a block of `threads`, a power of two; `room` holds COUNT times as many. Every thread gets the sums.
+template <int threads, int COUNT> __device__ inline void block_sums(double (&v)[COUNT], double* room) {
     const int t = threadIdx.x;
-    room[t] = v;
+    for (int i = 0; i < COUNT; ++i) room[i * threads + t] = v[i];
     __syncthreads();
     for (int half = threads / 2; half > 0; half /= 2) {
-        if (t < half) room[t] += room[t + half];
+        for (int i = 0; i < COUNT; ++i)
+            if (t < half) room[i * threads + t] += room[i * threads + t + half];
         __syncthreads();
     }
-    const double sum = room[0];
+    for (int i = 0; i < COUNT; ++i) v[i] = room[i * threads];
     __syncthreads();
-    return sum;
 }
 
 // Sums of `terms` terms each, 16 of them a block (of this number) of 256 threads: 16 lanes take every 16th term, and are added in order.

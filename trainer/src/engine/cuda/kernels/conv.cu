@@ -90,6 +90,50 @@ __device__ inline void leave(const Passing& a, int at, int o, Quad& v, Quad& wit
         for (int j = 0; j < 4 && o + j < a.oc; ++j) a.y[at + o + j] = narrow(v.v[j]);
 }
 
+// The end of a product: sums of a block of 128 threads, [TALL][WIDE] in shared memory (4096, behind a barrier), leave, four channels a
+// thread, side by side; `place` tells where a pixel stands in the output, -1 where it is not there.
+template <int WIDE, int TALL, typename Place>
+__device__ inline void depart(const Passing& a, float* s, int column0, const Place& place) {
+    constexpr int ACROSS = WIDE / 4, LANES = 128 / ACROSS;
+    const int t = threadIdx.x, lane = t / ACROSS, inside = 4 * (t % ACROSS), o = column0 + inside;
+    float one[4] = {}, two[4] = {};
+    Quad scale = {}, shift = {}, bias = {};
+    if (o < a.oc) {
+        if (a.gate_kind == 1) {
+            scale = some4(a.gate_norm, 0, o, a.oc);
+            shift = some4(a.gate_norm, a.oc, o, a.oc);
+        }
+        for (int j = 0; j < 4 && a.bias && o + j < a.oc; ++j) bias.v[j] = a.bias[o + j];
+    }
+    ROLL for (int i = lane; i < TALL; i += LANES) {
+        const int at = place(i);
+        if (at < 0 || o >= a.oc) continue;
+        Quad v = read4(&s[i * WIDE + inside]), with = {};
+        for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
+        leave(a, at, o, v, with, scale, shift);
+        for (int j = 0; j < 4; ++j) {
+            one[j] += v.v[j];
+            two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
+        }
+    }
+    if (!a.sums) return;
+    // Both sums of a block's channels, over its lanes in order: [2][LANES][WIDE].
+    __syncthreads();
+    UNROLL for (int j = 0; j < 4; ++j) {
+        s[lane * WIDE + inside + j] = one[j];
+        s[(LANES + lane) * WIDE + inside + j] = two[j];
+    }
+    __syncthreads();
+    const int block = blockIdx.z * gridDim.x + blockIdx.x;
+    for (int i = t; i < 2 * WIDE; i += 128) {
+        const int which = i / WIDE, channel = column0 + i % WIDE;
+        if (channel >= a.oc) continue;
+        float v = 0.0f;
+        for (int l = 0; l < LANES; ++l) v += s[(which * LANES + l) * WIDE + i % WIDE];
+        a.sums[(which * a.oc + channel) * a.blocks + block] = v;
+    }
+}
+
 #ifdef F32
 // 8 pixels x 4 channels a thread.
 template <int WIDTH> struct Plain {
@@ -119,7 +163,7 @@ template <int WIDTH> struct Plain {
 
 template <bool GRADIENT, int WIDE> __device__ inline void conv_product(const ConvArgs& a) {
     typedef Plain<WIDE> Tile;
-    constexpr int TALL = Tile::TALL, ACROSS = WIDE / 4, LANES = 128 / ACROSS;
+    constexpr int TALL = Tile::TALL;
     __shared__ __align__(16) float s_x[Tile::X > 4096 ? Tile::X : 4096];
     __shared__ __align__(16) float s_w[Tile::W];
     const int t = threadIdx.x;
@@ -227,50 +271,15 @@ template <bool GRADIENT, int WIDE> __device__ inline void conv_product(const Con
         __syncthreads();
     }
 
-    // Sums go over shared memory from the threads that made them to those that write them: 4 channels of 8 pixels each, side by side.
+    // Sums go over shared memory from the threads that made them to those that write them.
     UNROLL for (int i = 0; i < Tile::ROWS; ++i)
         UNROLL for (int j = 0; j < Tile::COLUMNS; ++j) s_x[Tile::row(i) * WIDE + Tile::column(j)] = tile.sum(i, j);
     __syncthreads();
-    const int lane = t / ACROSS, inside = 4 * (t % ACROSS);
-    float one[4] = {}, two[4] = {};
-    Quad scale = {}, shift = {}, bias = {};
-    if (column0 + inside < a.oc) {
-        if (a.gate_kind == 1) {
-            scale = some4(a.gate_norm, 0, column0 + inside, a.oc);
-            shift = some4(a.gate_norm, a.oc, column0 + inside, a.oc);
-        }
-        for (int j = 0; j < 4 && a.bias && column0 + inside + j < a.oc; ++j) bias.v[j] = a.bias[column0 + inside + j];
-    }
-    ROLL for (int i = lane; i < TALL && first + i < pixels; i += LANES) {
+    depart<WIDE, TALL>(a, s_x, column0, [&](int i) {
         const int m = first + i, up = quotient(m, columns), picture = quotient(up, rows);
         const int oy = (up - picture * rows.value) * step + py, ox = (m - up * columns.value) * step + px;
-        const int at = ((picture * a.oh + oy) * a.ow + ox) * a.oc;
-        const int o = column0 + inside;
-        if (o >= a.oc) continue;
-        Quad v = read4(&s_x[i * WIDE + inside]), with = {};
-        for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
-        leave(a, at, o, v, with, scale, shift);
-        for (int j = 0; j < 4; ++j) {
-            one[j] += v.v[j];
-            two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
-        }
-    }
-    if (!a.sums) return;
-    // Both sums of a block's channels, over its lanes in order: [2][LANES][WIDE].
-    __syncthreads();
-    UNROLL for (int j = 0; j < 4; ++j) {
-        s_x[lane * WIDE + inside + j] = one[j];
-        s_x[(LANES + lane) * WIDE + inside + j] = two[j];
-    }
-    __syncthreads();
-    const int block = blockIdx.z * gridDim.x + blockIdx.x;
-    for (int i = t; i < 2 * WIDE; i += 128) {
-        const int which = i / WIDE, o = column0 + i % WIDE;
-        if (o >= a.oc) continue;
-        float v = 0.0f;
-        for (int l = 0; l < LANES; ++l) v += s_x[(which * LANES + l) * WIDE + i % WIDE];
-        a.sums[(which * a.oc + o) * a.blocks + block] = v;
-    }
+        return m < pixels ? ((picture * a.oh + oy) * a.ow + ox) * a.oc : -1;
+    });
 }
 
 KERNEL(conv_16, ConvArgs, 128) { conv_product<false, 16>(a); }

@@ -14,7 +14,7 @@ struct LossArgs {
 
 // 1024 values a block.
 KERNEL(reconstruction, LossArgs, 256) {
-    __shared__ double room[256];
+    __shared__ double room[2 * 256];
     const int c = a.channels.value, row = a.columns.value * c;
     float error = 0.0f, variation = 0.0f;
     for (int j = 0; j < 4; ++j) {
@@ -40,10 +40,11 @@ KERNEL(reconstruction, LossArgs, 256) {
         const float d = 2.0f * (a.mse * e + a.tv * slope) / a.len;
         a.d[i] = narrow(d * r * (1.0f - r));
     }
-    const double one = block_sum<256>(error, room), two = block_sum<256>(variation, room);
+    double sums[2] = {error, variation};
+    block_sums<256>(sums, room);
     if (threadIdx.x == 0) {
-        a.partial[blockIdx.x] = (float)one;
-        a.partial[a.blocks + blockIdx.x] = (float)two;
+        a.partial[blockIdx.x] = (float)sums[0];
+        a.partial[a.blocks + blockIdx.x] = (float)sums[1];
     }
 }
 
@@ -58,17 +59,16 @@ struct MetricArgs {
 
 // The losses of a step. One block.
 KERNEL(metrics, MetricArgs, 256) {
-    __shared__ double room[256];
-    double ce = 0.0, mse = 0.0, tv = 0.0;
-    for (int i = threadIdx.x; i < a.n; i += 256) ce += a.ce[i];
+    __shared__ double room[3 * 256];
+    double sums[3] = {};
+    for (int i = threadIdx.x; i < a.n; i += 256) sums[0] += a.ce[i];
     if (a.partial)
         for (int i = threadIdx.x; i < a.blocks; i += 256) {
-            mse += a.partial[i];
-            tv += a.partial[a.blocks + i];
+            sums[1] += a.partial[i];
+            sums[2] += a.partial[a.blocks + i];
         }
-    ce = block_sum<256>(ce, room) / a.n;
-    mse = block_sum<256>(mse, room) / (a.len > 0 ? a.len : 1);
-    tv = block_sum<256>(tv, room) / (a.len > 0 ? a.len : 1);
+    block_sums<256>(sums, room);
+    const double ce = sums[0] / a.n, mse = sums[1] / (a.len > 0 ? a.len : 1), tv = sums[2] / (a.len > 0 ? a.len : 1);
     if (threadIdx.x == 0) {
         float* to = a.losses + 4 * (u64)a.control->step;
         to[0] = (float)(ce + a.mse * mse + a.tv * tv);

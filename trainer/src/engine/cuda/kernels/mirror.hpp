@@ -162,8 +162,10 @@ static void matrices(unsigned (&v)[4], const void* row, bool across) {
     __syncthreads();
 }
 
-[[maybe_unused]] static void fragments(unsigned (&v)[4], const void* row) { matrices(v, row, false); }
-[[maybe_unused]] static void fragments_across(unsigned (&v)[4], const void* row) { matrices(v, row, true); }
+typedef const char* Shared;
+[[maybe_unused]] static Shared shared_address(const void* p) { return (Shared)p; }
+[[maybe_unused]] static void fragments(unsigned (&v)[4], Shared row) { matrices(v, row, false); }
+[[maybe_unused]] static void fragments_across(unsigned (&v)[4], Shared row) { matrices(v, row, true); }
 
 #define LAUNCH(name, Args, threads, synchronises)                                                                              \
     static void name##_body(const Args& a);                                                                                    \

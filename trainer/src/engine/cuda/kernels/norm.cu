@@ -15,15 +15,15 @@ struct NormArgs {
 
 // Both sums of a channel.
 __device__ inline void norm_sums(const NormArgs& a, double (&sums)[2]) {
-    __shared__ double room[256];
+    __shared__ double room[2 * 256];
     const float* one = a.sums + blockIdx.x * a.blocks;
     const float* two = one + a.c * a.blocks;
-    double v[2] = {};
+    sums[0] = sums[1] = 0.0;
     SOME for (int i = threadIdx.x; i < a.blocks; i += 256) {
-        v[0] += (double)one[i];
-        v[1] += (double)two[i];
+        sums[0] += (double)one[i];
+        sums[1] += (double)two[i];
     }
-    for (int which = 0; which < 2; ++which) sums[which] = block_sum<256>(v[which], room);
+    block_sums<256>(sums, room);
 }
 
 // The affine map of a batch's statistics; running ones follow. A block a channel.

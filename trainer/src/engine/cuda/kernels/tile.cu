@@ -42,71 +42,109 @@ __device__ inline Octet octet(const Cell* p) {
 
 __device__ inline Halves half_of(const Octet& o, int h) { return Halves{o.v[2 * h], o.v[2 * h + 1]}; }
 
-// Where pixel i of a window is in its map, as the place of its first channel; -1 outside. The window is of `rows` x `columns` of each
-// picture from (top, left) on, every `spread`th.
+// Part of a map: `rows` x `columns` of each picture from (top, left) on, every `spread`th.
 struct Window {
     Divisor rows, columns;
     int picture, top, left, spread;
-    __device__ int place(const Source& from, int i) const {
-        const int up = quotient(i, columns), below = quotient(up, rows);
-        const int y = top + (up - below * (int)rows.value) * spread, x = left + (i - up * (int)columns.value) * spread;
-        const bool inside = picture + below < from.n && y >= 0 && y < from.h && x >= 0 && x < from.w;
-        return inside ? (((picture + below) * from.h + y) * from.w + x) * from.c : -1;
+};
+
+// Goes over a window's pixels, `by` at a time.
+struct Walk {
+    int picture, y, x, by_y, by_x;
+    __device__ Walk(const Window& w, int first, int by) {
+        const int up = quotient(first, w.columns), below = quotient(up, w.rows);
+        picture = w.picture + below;
+        y = up - below * (int)w.rows.value;
+        x = first - up * (int)w.columns.value;
+        by_y = quotient(by, w.columns);
+        by_x = by - by_y * (int)w.columns.value;
+    }
+    __device__ void on(const Window& w) {
+        x += by_x;
+        y += by_y;
+        if (x >= (int)w.columns.value) x -= w.columns.value, ++y;
+        while (y >= (int)w.rows.value) y -= w.rows.value, ++picture;
+    }
+    // Where its first channel is in the map; -1 outside.
+    __device__ int place(const Source& from, const Window& w) const {
+        const int row = w.top + y * w.spread, column = w.left + x * w.spread;
+        const bool inside = picture < from.n && (u32)row < (u32)from.h && (u32)column < (u32)from.w;
+        return inside ? ((picture * from.h + row) * from.w + column) * from.c : -1;
     }
 };
 
 // Brings pixels of a window into shared memory: channels first.. of the map, `chunk` of them (a multiple of 16, at most 64), rounded;
-// 0 outside. `count` pixels; 0 from `there` on.
-template <int THREADS, int AT_ONCE>
-__device__ inline void bring(char* s, const Source& from, const Window& window, int first, int chunk, int row, int there, int count) {
-    const int octets = chunk / 8, own = threadIdx.x % octets, c = first + 8 * own;
-    if (from.c % 8 || c >= from.c) {
-        for (int i = threadIdx.x / octets; i < count; i += THREADS / octets) {
-            const int at = i < there ? window.place(from, i) : -1;
-            float v[8] = {};
-            for (int e = 0; e < 8 && at >= 0 && c + e < from.c; ++e)
-                v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + c + e, c + e);
-            Octet to;
-            for (int e = 0; e < 4; ++e) to.v[e] = bf16_pair(v[2 * e], v[2 * e + 1]);
-            *(Octet*)(s + i * row + 16 * own) = to;
-        }
-        return;
-    }
-    const Coefficients k[2] = {coefficients(from.kind, from.entry, from.c, c), coefficients(from.kind, from.entry, from.c, c + 4)};
+// 0 outside. `count` pixels; 0 from `there` on. Here of a map of as many channels as fill octets, all of one kind.
+template <int THREADS, int AT_ONCE, int KIND>
+__device__ inline void bring_octets(char* s, const Source& from, const Window& window, int c, int own, int octets, int row, int there, int count) {
+    const Coefficients k[2] = {coefficients(KIND, from.entry, from.c, c), coefficients(KIND, from.entry, from.c, c + 4)};
+    const int by = THREADS / octets, i0 = threadIdx.x / octets;
+    Walk walk(window, i0, by);
+    char* to = s + i0 * row + 16 * own;
     // First all loads, from somewhere harmless where there is nothing.
-    for (int i0 = threadIdx.x / octets; i0 < count; i0 += AT_ONCE * (THREADS / octets)) {
+    for (int i = i0; i < count; i += AT_ONCE * by) {
         Octet raw[AT_ONCE], other[AT_ONCE];
         bool inside[AT_ONCE];
         UNROLL for (int j = 0; j < AT_ONCE; ++j) {
-            const int i = i0 + j * (THREADS / octets), at = i < there ? window.place(from, i) : -1;
+            const int at = i + j * by < there ? walk.place(from, window) : -1;
             inside[j] = at >= 0;
             raw[j] = octet(from.x + (inside[j] ? at : 0) + c);
-            other[j] = from.kind == 2 ? octet(from.other + (inside[j] ? at : 0) + c) : Octet{};
+            if (KIND == 2) other[j] = octet(from.other + (inside[j] ? at : 0) + c);
+            walk.on(window);
         }
         UNROLL for (int j = 0; j < AT_ONCE; ++j) {
-            const int i = i0 + j * (THREADS / octets);
-            Octet to = raw[j];
-            if (from.kind) {
+            Octet v = raw[j];
+            if (KIND) {
                 UNROLL for (int h = 0; h < 2; ++h) {
-                    const Quad v = entering4(from.kind, from.slope, k[h], half_of(raw[j], h), half_of(other[j], h));
-                    to.v[2 * h] = bf16_pair(v.v[0], v.v[1]);
-                    to.v[2 * h + 1] = bf16_pair(v.v[2], v.v[3]);
+                    const Quad q = entering4(KIND, from.slope, k[h], half_of(raw[j], h), half_of(KIND == 2 ? other[j] : raw[j], h));
+                    v.v[2 * h] = bf16_pair(q.v[0], q.v[1]);
+                    v.v[2 * h + 1] = bf16_pair(q.v[2], q.v[3]);
                 }
             }
-            for (int e = 0; e < 4; ++e) to.v[e] = inside[j] ? to.v[e] : 0;
-            if (i < count) *(Octet*)(s + i * row + 16 * own) = to;
+            UNROLL for (int e = 0; e < 4; ++e) v.v[e] = inside[j] ? v.v[e] : 0;
+            if (i + j * by < count) *(Octet*)to = v;
+            to += by * row;
         }
+    }
+}
+
+// Of any map.
+template <int THREADS, int AT_ONCE>
+__device__ inline void bring(char* s, const Source& from, const Window& window, int first, int chunk, int row, int there, int count) {
+    const int octets = chunk / 8, own = threadIdx.x % octets, c = first + 8 * own;
+    if (from.c % 8 == 0 && c < from.c) {
+        if (from.kind == 0)
+            bring_octets<THREADS, AT_ONCE, 0>(s, from, window, c, own, octets, row, there, count);
+        else if (from.kind == 1)
+            bring_octets<THREADS, AT_ONCE, 1>(s, from, window, c, own, octets, row, there, count);
+        else
+            bring_octets<THREADS, AT_ONCE, 2>(s, from, window, c, own, octets, row, there, count);
+        return;
+    }
+    Walk walk(window, threadIdx.x / octets, THREADS / octets);
+    ROLL for (int i = threadIdx.x / octets; i < count; i += THREADS / octets) {
+        const int at = i < there ? walk.place(from, window) : -1;
+        float v[8] = {};
+        for (int e = 0; e < 8; ++e)
+            if (at >= 0 && c + e < from.c)
+                v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + c + e, c + e);
+        Octet to;
+        for (int e = 0; e < 4; ++e) to.v[e] = bf16_pair(v[2 * e], v[2 * e + 1]);
+        *(Octet*)(s + i * row + 16 * own) = to;
+        walk.on(window);
     }
 }
 
 // As `bring`, of a map of at most four channels, eight bytes a pixel.
 template <int THREADS> __device__ inline void bring_thin(char* s, const Source& from, const Window& window, int count) {
+    Walk walk(window, threadIdx.x, THREADS);
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        const int at = window.place(from, i);
+        const int at = walk.place(from, window);
         float v[4] = {};
-        for (int e = 0; e < 4 && at >= 0 && e < from.c; ++e)
-            v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + e, e);
+        for (int e = 0; e < 4; ++e)
+            if (at >= 0 && e < from.c) v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + e, e);
         *(Halves*)(s + 8 * i) = Halves{bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3])};
+        walk.on(window);
     }
 }
 
@@ -180,9 +218,9 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
         }
     const u32* w = a.w + a.packed[blockIdx.z] + (column0 / 8 * 32 + lane) * 2;
     const int per_step = a.columns8 * 64;
-    const auto weights = [&](int step, u32 (&b)[NT][2]) {
+    const auto weights = [&](const u32* from, u32 (&b)[NT][2]) {
         UNROLL for (int n = 0; n < NT; ++n) {
-            const Halves v = *(const Halves*)(w + (u64)step * per_step + n * 64);
+            const Halves v = *(const Halves*)(from + n * 64);
             b[n][0] = v.low;
             b[n][1] = v.high;
         }
@@ -194,7 +232,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
         __syncthreads();
         const int steps = (taps + 3) / 4;
         for (int step = 0; step < steps; ++step) {
-            weights(step, b);
+            weights(w + step * per_step, b);
             int shift[2];
             UNROLL for (int h = 0; h < 2; ++h) {
                 // Weights behind the last tap are 0.
@@ -209,83 +247,55 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
             }
         }
     } else {
-        for (int c0 = 0; c0 < a.deep * 16; c0 += a.chunk) {
+        const Shared base = shared_address(seen);
+        // A phase may have no taps.
+        for (int c0 = 0; taps && c0 < a.deep * 16; c0 += a.chunk) {
             if (c0) __syncthreads();
             bring<128, 2>(seen, from, window, c0, a.chunk, tiling.row, pixels, pixels);
             __syncthreads();
             const int inner = a.chunk / 16;
+            const u32* ahead = w + (u64)(c0 / 16) * per_step;
             u32 next[NT][2];
-            weights(c0 / 16, next);
-            for (int tap = 0, ty = 0, tx = 0; tap < taps; ++tap) {
-                const int shift = (ty * seen_x + tx) * tiling.row;
-                if (++tx == taps_x) tx = 0, ++ty;
-                for (int k = 0; k < inner; ++k) {
-                    UNROLL for (int n = 0; n < NT; ++n) b[n][0] = next[n][0], b[n][1] = next[n][1];
-                    // Those of the step behind this one, or once more the last.
-                    const int more = k + 1 < inner ? tap * a.deep + k + 1 : tap + 1 < taps ? (tap + 1) * a.deep : tap * a.deep + k;
-                    weights(c0 / 16 + more, next);
-                    UNROLL for (int m = 0; m < MT; ++m) {
-                        u32 v[4];
-                        fragments(v, seen + at[m][0] + shift + 32 * k);
-                        UNROLL for (int n = 0; n < NT; ++n) tensor_product(sums[m][n], v, b[n]);
-                    }
+            weights(ahead, next);
+            int shift = 0, k = 0, tx = 0;
+            for (int left = taps * inner; left > 0; --left) {
+                const int here = shift;
+                UNROLL for (int n = 0; n < NT; ++n) b[n][0] = next[n][0], b[n][1] = next[n][1];
+                // On to the next 16 channels, tap, row of taps; its weights are fetched while this one multiplies.
+                shift += 32;
+                ahead += per_step;
+                if (++k == inner) {
+                    k = 0;
+                    shift += tiling.row - 32 * inner;
+                    ahead += (a.deep - inner) * per_step;
+                    if (++tx == taps_x) tx = 0, shift += (seen_x - taps_x) * tiling.row;
+                }
+                if (left > 1) weights(ahead, next);
+                UNROLL for (int m = 0; m < MT; ++m) {
+                    u32 v[4];
+                    fragments(v, base + at[m][0] + here);
+                    UNROLL for (int n = 0; n < NT; ++n) tensor_product(sums[m][n], v, b[n]);
                 }
             }
         }
     }
 
-    // Each lane has four channels, side by side, of two pixels a fragment and 16 channels: `pack` orders them so.
-    float one[NT / 2][4] = {}, two[NT / 2][4] = {};
-    Quad scale[NT / 2], shift[NT / 2], bias[NT / 2];
-    UNROLL for (int n = 0; n < NT / 2; ++n) {
-        const int o = column0 + 16 * n + lane % 4 * 4;
-        scale[n] = shift[n] = bias[n] = Quad{};
-        if (o >= a.oc) continue;
-        if (a.gate_kind == 1) {
-            scale[n] = some4(a.gate_norm, 0, o, a.oc);
-            shift[n] = some4(a.gate_norm, a.oc, o, a.oc);
-        }
-        for (int e = 0; e < 4 && a.bias && o + e < a.oc; ++e) bias[n].v[e] = a.bias[o + e];
-    }
-    UNROLL for (int m = 0; m < MT; ++m)
-        UNROLL for (int h = 0; h < 2; ++h) {
-            const int i = (down * MT + m) * 16 + lane / 4 + 8 * h;
-            const Pixel pixel(tiling, i);
-            const int y = tile.top + pixel.y, x = tile.left + pixel.x, picture = tile.picture + pixel.picture;
-            if (i >= there || picture >= a.n || y >= a.rows[py] || x >= a.columns[px]) continue;
-            const int to = ((picture * a.oh + y * a.step + py) * a.ow + x * a.step + px) * a.oc;
-            UNROLL for (int n = 0; n < NT / 2; ++n) {
-                const int o = column0 + 16 * n + lane % 4 * 4;
-                if (o >= a.oc) continue;
-                Quad v = {{sums[m][2 * n][2 * h], sums[m][2 * n][2 * h + 1], sums[m][2 * n + 1][2 * h], sums[m][2 * n + 1][2 * h + 1]}};
-                Quad with = {};
-                UNROLL for (int e = 0; e < 4; ++e) v.v[e] += bias[n].v[e];
-                leave(a, to, o, v, with, scale[n], shift[n]);
-                UNROLL for (int e = 0; e < 4; ++e) {
-                    one[n][e] += v.v[e];
-                    two[n][e] += v.v[e] * (a.gate_kind == 1 ? with.v[e] : v.v[e]);
-                }
-            }
-        }
-    if (!a.sums) return;
-    // Both sums of the tile's channels, over its lanes in order: [2][DOWN * 8][WIDE].
+    // A lane has four channels, side by side, of two pixels a fragment and 16 channels: `pack` orders them so.
     __syncthreads();
     float* room = (float*)seen;
-    UNROLL for (int n = 0; n < NT / 2; ++n)
-        UNROLL for (int e = 0; e < 4; ++e) {
-            const int to = (down * 8 + lane / 4) * WIDE + aside * NT * 8 + 16 * n + lane % 4 * 4 + e;
-            room[to] = one[n][e];
-            room[DOWN * 8 * WIDE + to] = two[n][e];
-        }
+    UNROLL for (int m = 0; m < MT; ++m)
+        UNROLL for (int h = 0; h < 2; ++h)
+            UNROLL for (int n = 0; n < NT; n += 2) {
+                const int i = (down * MT + m) * 16 + lane / 4 + 8 * h, inside = aside * NT * 8 + 8 * n + lane % 4 * 4;
+                write4(&room[i * WIDE + inside], Quad{{sums[m][n][2 * h], sums[m][n][2 * h + 1], sums[m][n + 1][2 * h], sums[m][n + 1][2 * h + 1]}});
+            }
     __syncthreads();
-    const int block = blockIdx.z * gridDim.x + blockIdx.x;
-    for (int i = t; i < 2 * WIDE; i += 128) {
-        const int which = i / WIDE, o = blockIdx.y * WIDE + i % WIDE;
-        if (o >= a.oc) continue;
-        float v = 0.0f;
-        for (int l = 0; l < DOWN * 8; ++l) v += room[(which * DOWN * 8 + l) * WIDE + i % WIDE];
-        a.sums[(which * a.oc + o) * a.blocks + block] = v;
-    }
+    depart<WIDE, TILE_OF(WIDE)>(a, room, blockIdx.y * WIDE, [&](int i) {
+        const Pixel pixel(tiling, i);
+        const int y = tile.top + pixel.y, x = tile.left + pixel.x, picture = tile.picture + pixel.picture;
+        const bool is = i < there && picture < a.n && y < a.rows[py] && x < a.columns[px];
+        return is ? ((picture * a.oh + y * a.step + py) * a.ow + x * a.step + px) * a.oc : -1;
+    });
 }
 
 KERNEL(tile_16, TileArgs, 128) { tile_product<16, false>(a); }

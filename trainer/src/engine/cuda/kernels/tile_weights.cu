@@ -46,6 +46,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
             const int ty = quotient(tap, a.taps_x), at = (ty * seen_x + tap - ty * (int)a.taps_x.value) * tiling.row;
             shift[j][h] = THIN ? at + lane / 4 % 4 * 2 : at + r % inner * 32 + lane / 8 % 2 * 16;
         }
+    const Shared at_x = shared_address(seen), at_y = shared_address(arriving);
     float sums[3][NT][4] = {};
     float bias = 0.0f;
     const int from = blockIdx.z * a.each, to = from + a.each < a.all ? from + a.each : a.all;
@@ -65,7 +66,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
             u32 b[NT][2];
             UNROLL for (int n = 0; n < NT; n += 2) {
                 u32 v[4];
-                fragments_across(v, arriving + (16 * k + lane % 16) * ROW + lane / 16 * 16 + n * 16);
+                fragments_across(v, at_y + (16 * k + lane % 16) * ROW + lane / 16 * 16 + n * 16);
                 UNROLL for (int e = 0; e < 4; ++e) b[n + e / 2][e % 2] = mine ? v[e] : 0;
             }
             if (THIN) {
@@ -79,7 +80,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
                     UNROLL for (int n = 0; n < NT; ++n) tensor_product(sums[j][n], v, b[n]);
                 }
             } else {
-                const char* p = seen + seen_at[16 * k + lane % 8 + lane / 16 * 8];
+                const Shared p = at_x + seen_at[16 * k + lane % 8 + lane / 16 * 8];
                 UNROLL for (int j = 0; j < 3; ++j) {
                     u32 v[4];
                     fragments_across(v, p + shift[j][0]);

@@ -137,11 +137,23 @@ struct ReduceArgs {
     int count, end;
 };
 
+// So few splits are added by a thread, of 256 sums a block; more in lanes.
+#define FEW_SPLITS 16
+
 // Adds all partial sums of a step.
 KERNEL(reduce, ReduceArgs, 256) {
     const Reduction& r = job_of(a.all, a.count);
+    const int block = (int)blockIdx.x - r.block;
+    if (r.splits <= FEW_SPLITS) {
+        const int i = block * 256 + threadIdx.x;
+        if (i >= r.len) return;
+        float sum = 0.0f;
+        SOME for (int s = 0; s < r.splits; ++s) sum += r.partial[(u64)s * r.len + i];
+        r.to[i] = sum;
+        return;
+    }
     lane_sums(
-        (int)blockIdx.x - r.block, r.len, r.splits, [&](int i, int s) { return r.partial[(u64)s * r.len + i]; },
+        block, r.len, r.splits, [&](int i, int s) { return r.partial[(u64)s * r.len + i]; },
         [&](int i, float sum) { r.to[i] = sum; });
 }
 
