@@ -22,12 +22,12 @@ done
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if [[ -n $binaries ]]; then
-    PATH=/nowhere "$binaries/lib_tests" cuda device --nocapture --test-threads 1 >"$log" 2>&1 || { cat "$log"; exit 1; }
+    tests=$binaries/lib_tests
 else
     tests=$(cargo test --release --locked -p stemguard-trainer --lib --no-run --message-format json |
         grep '"executable":"[^"]' | tail -n 1 | sed 's/.*"executable":"\([^"]*\)".*/\1/')
-    PATH=/nowhere "$tests" cuda device --nocapture --test-threads 1 >"$log" 2>&1 || { cat "$log"; exit 1; }
 fi
+PATH=/nowhere "$tests" cuda device --nocapture --test-threads 1 >"$log" 2>&1 || { cat "$log"; exit 1; }
 grep -E 'apart|^test result' "$log"
 if grep -q 'skipped: --device cuda' "$log"; then
     grep -m 1 'skipped: --device cuda' "$log" >&2

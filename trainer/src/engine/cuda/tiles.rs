@@ -118,11 +118,13 @@ impl Way {
         // Of single taps, those that the stride leaves out are not brought in.
         let (stride, spread) = if kernel == [1, 1] { (1, stride) } else { (stride, 1) };
         let deep = c.div_ceil(16) * 16;
+        // Bytes of a pixel; those that are no power of two lie in different banks.
+        let row = |chunk: usize| if thin(c) { 8 } else { 2 * chunk + 16 };
         let chunks: &[usize] = if thin(c) { &[16] } else { &[64, 32, 16] };
         let mut best: Option<(usize, usize, Tile)> = None;
         for &chunk in chunks.iter().filter(|&&chunk| deep.is_multiple_of(chunk) && chunk <= most.max(16)) {
-            let row = if thin(c) { 8 } else { 2 * chunk + 16 };
-            let found = Tile::cheapest(n, [y.count[0], x.count[0]], tall, stride, [y.most(), x.most()], WINDOW / row);
+            let fits = WINDOW / row(chunk);
+            let found = Tile::cheapest(n, [y.count[0], x.count[0]], tall, stride, [y.most(), x.most()], fits);
             // Smaller chunks come with more barriers.
             let Some((cost, tile)) = found.map(|(cost, tile)| (cost + cost * 8 / chunk, tile)) else { continue };
             if best.is_none_or(|(least, ..)| cost < least) {
@@ -145,7 +147,7 @@ impl Way {
             pictures: tile.pictures as i32,
             stride: stride as i32,
             spread: spread as i32,
-            row: if thin(c) { 8 } else { 2 * chunk as i32 + 16 },
+            row: row(chunk) as i32,
         };
         Ok(Self { tiling, chunk, tiles: n.div_ceil(tile.pictures) * across * down })
     }
