@@ -2,7 +2,7 @@
 
 use crate::audit::{self, Audit, witness};
 use crate::config::RunConfig;
-use crate::defend::{Defended, Frozen, Replacement, Sharpening, packed_stem, replace, write};
+use crate::defend::{Defended, Evidence, Frozen, Replacement, Sharpening, packed_stem, replace, write};
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
@@ -134,8 +134,9 @@ pub fn examine(
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
     let told = &mut |done, of| tell(Told::Audited(done, of));
     let found = witness(dir, c, data, trapped, &new.head, device, kernels, told)?;
-    let suspects = (data.suspect.pictures(), &found.verdict);
-    let sharpening = new.sharpen((device, &trapped.net), suspects, holdout, &data.test, how, kernels, &mut |p| {
+    let (net, suspects, verdict, test) = (&trapped.net, data.suspect.pictures(), &found.verdict, &data.test);
+    let evidence = Evidence { device, net, suspects, verdict, holdout, test, how, kernels };
+    let sharpening = new.sharpen(&evidence, &mut |p| {
         tell(Told::Replacing("tripwire", p));
         true
     })?;
@@ -191,7 +192,7 @@ pub fn run(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, Failure> {
     let started = Instant::now();
-    let plain = RunConfig { trap: false, guard: None, ..c.clone() };
+    let plain = c.undefended();
     let c = RunConfig { trap: true, ..c.clone() };
     RunDir::admits(&out.join("baseline"), &plain, resume)?;
     RunDir::admits(&out.join("trap"), &c, resume)?;

@@ -41,6 +41,23 @@ pub enum Crop {
     None,
 }
 
+/// What a guarded run does with those it accuses on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GuardMode {
+    /// Their given label is unlearned: the loss is `-log(1 - p)`.
+    #[default]
+    Unlearn,
+    /// Later epochs leave them out.
+    Drop,
+}
+
+impl GuardMode {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Every setting of a `train` or `trap` run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -83,10 +100,13 @@ pub struct RunConfig {
     pub seed: u64,
     /// ACC and ASR are measured every so many epochs, and after the last.
     pub every: u32,
-    /// After so many epochs the suspects are judged by how they were fitted, and what is accused is unlearned from then on; none:
-    /// the published loss to the end.
+    /// After so many epochs the suspects are judged by how they were fitted, and the accused are treated as `guard_mode` says from
+    /// then on; none: the published loss to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<u32>,
+    /// What happens to those whom the guard accuses.
+    #[serde(default, skip_serializing_if = "GuardMode::is_default")]
+    pub guard_mode: GuardMode,
     /// Whether the poisoned pictures are left out, as only an experiment can: the ceiling of what a defence reaches. Baselines only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oracle: bool,
@@ -118,8 +138,14 @@ impl RunConfig {
             seed: 0,
             every: 5,
             guard: None,
+            guard_mode: GuardMode::Unlearn,
             oracle: false,
         }
+    }
+
+    /// The undefended run beside this one: neither trap nor guard.
+    pub fn undefended(&self) -> Self {
+        Self { trap: false, guard: None, guard_mode: GuardMode::Unlearn, ..self.clone() }
     }
 
     /// What the engine minimises.

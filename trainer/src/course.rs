@@ -4,7 +4,7 @@
 use crate::audit::{Signals, Verdict, judge};
 use crate::augment;
 use crate::checkpoint;
-use crate::config::RunConfig;
+use crate::config::{GuardMode, RunConfig};
 use crate::engine::{Engine, Losses, Pass};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, TestSet, evaluate_engine};
@@ -96,17 +96,22 @@ impl Course<'_> {
         lines.retain(|l| l.epoch <= done);
         engine.hold(c, pictures)?;
         let mut last = None;
-        let mut forget = self.forget.to_vec();
+        let (mut forget, mut left_out) = (self.forget.to_vec(), Vec::new());
         for epoch in done..c.epochs {
             if let Some(guard) = c.guard.filter(|&g| epoch == g || (epoch == done && epoch > g)) {
                 let early = Signals::of_history(&history.until(guard as usize));
                 let verdict = judge(&early, &pictures.labels, self.clean, pictures.classes.len());
                 self.dir.write_json("guard.json", &verdict.classes)?;
                 tell(Event::Guard(&verdict));
-                forget = verdict.accused;
+                match c.guard_mode {
+                    GuardMode::Unlearn => forget = verdict.accused,
+                    GuardMode::Drop => left_out = verdict.accused,
+                }
             }
             history.begin_epoch();
-            let mut line = self.epoch(engine, epoch, &forget, &mut history, tell)?;
+            let mut order = augment::order(c.seed, epoch, pictures.len());
+            order.retain(|&i| !left_out.get(i as usize).is_some_and(|&out| out));
+            let mut line = self.epoch(engine, epoch, &order, &forget, &mut history, tell)?;
             if (epoch + 1).is_multiple_of(c.every) || epoch + 1 == c.epochs {
                 let e = evaluate_engine(test, engine)?;
                 (line.acc, line.asr) = (Some(e.acc), Some(e.asr));
@@ -125,18 +130,22 @@ impl Course<'_> {
         &self,
         engine: &mut dyn Engine,
         epoch: u32,
+        order: &[u32],
         forget: &[bool],
         history: &mut History,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<EpochLine, Failure> {
         let (c, pictures) = (self.config, self.pictures);
         let rate = c.rate * c.schedule.factor(epoch, c.epochs);
-        let order = augment::order(c.seed, epoch, pictures.len());
+        if order.len() < c.batch {
+            let why = format!("{} pictures are left by the guard, fewer than one batch of {}", order.len(), c.batch);
+            return Err(Failure::input("--batch", why));
+        }
         let (mut sum, mut steps) = ([0.0f64; 4], 0u32);
         let clock = std::time::Instant::now();
         let mut diverged = false;
         let pass = Pass { config: c, pictures, forget, epoch, rate };
-        engine.pass(&pass, &order, &mut |chosen, report| {
+        engine.pass(&pass, order, &mut |chosen, report| {
             let losses = report.losses;
             history.record(chosen, &report.fit);
             diverged = !losses.total.is_finite();
@@ -144,7 +153,7 @@ impl Course<'_> {
                 *s += f64::from(v);
             }
             steps += 1;
-            tell(Event::Step { epoch: epoch + 1, done: steps as usize * c.batch, of: pictures.len(), losses });
+            tell(Event::Step { epoch: epoch + 1, done: steps as usize * c.batch, of: order.len(), losses });
             !diverged
         })?;
         if diverged {
@@ -162,3 +171,6 @@ impl Course<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

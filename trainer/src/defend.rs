@@ -10,7 +10,7 @@
 mod device;
 mod sharpen;
 
-pub use sharpen::Sharpening;
+pub use sharpen::{Evidence, Sharpening};
 
 use crate::checkpoint::write_whole;
 use crate::engine::Device;
@@ -375,16 +375,26 @@ mod tests {
         };
         let (clean, suspects) = (drawn(100, 1, 100), drawn(400, 2, 300));
         let test = TestSet { clean: drawn(60, 4, 60), triggered: drawn(60, 3, 0), target: 0 };
-        let mut verdict = Verdict { classes: Vec::new(), score: vec![0.0; 400], accused: vec![false; 400] };
         let mut how = Replacement::cached(false, 1);
         how.alarm_fpr = 0.05;
         how.settings.epochs = 20;
         let stem = onnx::lower(&Model::from_bytes(&export::stem(&engine.net).expect("a stem")).expect("ONNX"), None);
         let stem = Frozen { packed: stem.expect("a net"), device: Device::Cpu, net: &engine.net };
         let mut model = replace(stem, &clean, &test, &how, &kernels, &mut |_| true).expect("a head");
+        let clear = Verdict { classes: Vec::new(), score: vec![0.0; 400], accused: vec![false; 400] };
+        let base = Evidence {
+            device: Device::Cpu,
+            net: &engine.net,
+            suspects: &suspects,
+            verdict: &clear,
+            holdout: &clean,
+            test: &test,
+            how: &how,
+            kernels: &kernels,
+        };
+        let mut verdict = clear.clone();
         let sharpen = |model: &mut Defended, verdict: &Verdict| {
-            let net = (Device::Cpu, &engine.net);
-            model.sharpen(net, (&suspects, verdict), &clean, &test, &how, &kernels, &mut |_| true).expect("taught")
+            model.sharpen(&Evidence { verdict, ..base }, &mut |_| true).expect("taught")
         };
         verdict.accused[300..].fill(true);
         verdict.score[300..].fill(1.0);
@@ -401,6 +411,20 @@ mod tests {
         // This stem is not trained, its head knows no trigger; the witness has seen what was accused.
         assert!(before.true_positives <= 0.5 && after.true_positives >= 0.95, "{before:?} {after:?}");
         assert!(after.false_positives <= 0.2, "{after:?}");
+        // The same witness, without a trapped head to be held against.
+        model.tripwire = None;
+        let watch = |model: &mut Defended, verdict: &Verdict| {
+            model.watch(&Evidence { verdict, ..base }, &mut |_| true).expect("taught")
+        };
+        assert_eq!(watch(&mut model, &verdict), Some(judged.taught));
+        assert_eq!(model.tripwire.as_ref().map(|t| t.alarms), Some(after));
+        // Labels that say nothing teach nothing: what finds fewer than half is not kept.
+        let mut mixed = clear.clone();
+        (0..300).step_by(3).for_each(|i| (mixed.accused[i], mixed.score[i]) = (true, 1.0));
+        model.tripwire = None;
+        let found = watch(&mut model, &mixed).expect("accused");
+        assert!(found < 0.5 && model.tripwire.is_none(), "{found}");
+        model.keep_trapped(&engine.net, &clean, &test, how.alarm_fpr, &kernels).expect("kept");
         // Nobody is trusted: the other classes have no picture to teach.
         verdict.score.fill(1.0);
         assert_eq!(sharpen(&mut model, &verdict), None);

@@ -157,8 +157,8 @@ pub trait Engine {
     /// Where memory runs out or a setting is not for this engine.
     fn hold(&mut self, c: &RunConfig, pictures: &Pictures) -> Result<(), EngineError>;
 
-    /// An optimiser step on each whole batch of `order`; `tell` gets the pictures and the report of each, in order, and ends the
-    /// pass with `false`.
+    /// An optimiser step on each whole batch of `order`, places of all or some of the pictures held; `tell` gets the pictures and the
+    /// report of each, in order, and ends the pass with `false`.
     ///
     /// # Errors
     /// Where memory runs out or the device fails.

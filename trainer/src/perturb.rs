@@ -27,8 +27,7 @@ const BATCH: usize = 100;
 
 /// The name of the file that keeps a run's pictures: `perturbed-FINGERPRINT.npz`, of the settings that they come from.
 pub fn kept_as(c: &RunConfig) -> String {
-    let c =
-        RunConfig { trap: false, oracle: false, guard: None, epochs: EPOCHS, every: 1, mse: 0.0, tv: 0.0, ..c.clone() };
+    let c = RunConfig { oracle: false, epochs: EPOCHS, every: 1, mse: 0.0, tv: 0.0, ..c.undefended() };
     format!("{KEPT}{}.npz", fingerprint(&c))
 }
 

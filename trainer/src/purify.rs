@@ -14,14 +14,14 @@ mod material;
 
 pub use imprint::Imprint;
 
-use crate::audit::{Audit, DOUBT};
+use crate::audit::{Audit, DOUBT, Verdict};
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
-use crate::defend::{Frozen, Replacement, packed_onnx, packed_stem, replace, write_models};
+use crate::defend::{Defended, Evidence, Frozen, Replacement, packed_onnx, packed_stem, replace, write_models};
 use crate::engine::{CpuEngine, Device, Engine, State};
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, evaluate_engine};
+use crate::evaluate::{Alarms, Evaluation, evaluate_engine};
 use crate::export;
 use crate::run::{Prepared, RunDir, StageResult};
 use crate::trap::{Site, engine, fingerprint};
@@ -39,8 +39,15 @@ pub enum Mode {
     Unlearn,
     /// They are left out.
     Drop,
-    /// They are given the label that a new head on the stem gives them.
+    /// They are unlearned in the first round; later ones give them the label that a new head on the stem so cleaned gives them.
     Relabel,
+}
+
+impl Mode {
+    /// The fewest rounds that do what it says.
+    pub fn least_rounds(self) -> u32 {
+        if self == Self::Relabel { 2 } else { 1 }
+    }
 }
 
 /// How a run is purified.
@@ -71,6 +78,9 @@ impl Purification {
         match self {
             p if !(1..=1000).contains(&p.epochs) => Err("--purify-epochs is not within 1..1000".into()),
             p if !(1..=3).contains(&p.rounds) => Err("--rounds is not within 1..3".into()),
+            p if p.rounds < p.mode.least_rounds() => {
+                Err("--rounds 1 is too few for --mode relabel: the first cleans the model that gives the labels".into())
+            }
             p if !(0.0..=1.0).contains(&p.inoculate) => Err("--inoculate is not within 0..1".into()),
             _ => Ok(()),
         }
@@ -104,6 +114,19 @@ pub struct Purified {
     pub evaluation: Evaluation,
     /// Round by round.
     pub rounds: Vec<Round>,
+    /// Its tripwire.
+    pub tripwire: Watch,
+}
+
+/// The tripwire of a purified model. It has no head that learnt the backdoor: its witness is taught on what was accused, on the
+/// features of the purified stem.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Watch {
+    /// Share of the accused that the witness was not taught which it finds, 0..=1; below a half it is not kept. `None` where too few
+    /// were accused, or the head is of another build than the runtime's heads.
+    pub found: Option<f64>,
+    /// What it says of the test pictures, where it is kept.
+    pub alarms: Option<Alarms>,
 }
 
 /// What purification tells while it runs.
@@ -186,7 +209,8 @@ pub fn purify(
         let config =
             RunConfig { epochs: p.epochs, seed: c.seed ^ (ROUND << number), every: p.epochs, guard: None, ..c.clone() };
         let opinion = Opinion { accused: &accused, score: &score, new_label: &new_label };
-        let m = material(suspects, &opinion, holdout, p, config.seed)?;
+        let mode = if number < p.mode.least_rounds() { Mode::Unlearn } else { p.mode };
+        let m = material(suspects, &opinion, holdout, &Purification { mode, ..*p }, config.seed)?;
         let path = work.join(format!("round-{number}"));
         std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
         let round = RunDir { path };
@@ -223,7 +247,7 @@ pub fn purify(
             from = engine.state()?;
         }
         result.seconds = clock.elapsed().as_secs_f64();
-        let settled = result.newly_accused + result.readmitted == 0;
+        let settled = result.newly_accused + result.readmitted == 0 && number >= p.mode.least_rounds();
         last = Some((engine, result.evaluation.clone()));
         rounds.push(result);
         if settled {
@@ -234,21 +258,33 @@ pub fn purify(
     // The stem goes the way every stem goes; a head of another build than the runtime's stays in ONNX.
     let stem = dir.file("purified-stem.onnx");
     write_whole(&stem, &export::stem(&engine.net)?)?;
+    let mut tripwire = Watch::default();
     match export::residual_head(&engine.net) {
         Some(head) => {
+            let (stem, evaluation, seconds) = (packed_onnx(&stem)?, evaluation.clone(), 0.0);
+            let mut model = Defended { stem, head, evaluation, tripwire: None, seconds };
+            let verdict = &Verdict { classes: found.verdict.classes.clone(), score, accused };
+            let (net, test) = (&engine.net, &data.test);
+            let evidence = Evidence { device, net, suspects, verdict, holdout, test, how, kernels };
+            tripwire.found = model.watch(&evidence, &mut |e| {
+                tell(Told::Replacing(e));
+                true
+            })?;
+            tripwire.alarms = model.tripwire.as_ref().map(|t| t.alarms);
+            let Defended { stem, head, tripwire, .. } = &model;
             let name = c.architecture.to_string();
-            write_models(dir, "purified", &name, &holdout.classes, &packed_onnx(&stem)?, &head, None)?;
+            write_models(dir, "purified", &name, &holdout.classes, stem, head, tripwire.as_ref())?;
         }
         None => write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?,
     }
     dir.record_stage(StageResult {
         name: "purified".into(),
         evaluation: evaluation.clone(),
-        tripwire: None,
+        tripwire: tripwire.alarms,
         seconds: started.elapsed().as_secs_f64(),
     })?;
-    dir.write_json("purify.json", &serde_json::json!({ "purification": p, "rounds": rounds }))?;
-    Ok(Purified { engine, evaluation, rounds })
+    dir.write_json("purify.json", &serde_json::json!({ "purification": p, "rounds": rounds, "tripwire": tripwire }))?;
+    Ok(Purified { engine, evaluation, rounds, tripwire })
 }
 
 #[cfg(test)]
@@ -270,6 +306,7 @@ mod tests {
         for (p, word) in [
             (Purification { epochs: 0, ..Purification::default() }, "--purify-epochs"),
             (Purification { rounds: 4, ..Purification::default() }, "--rounds"),
+            (Purification { mode: Mode::Relabel, ..Purification::default() }, "--mode relabel"),
             (Purification { inoculate: f32::NAN, ..Purification::default() }, "--inoculate"),
         ] {
             assert!(p.check().expect_err("refused").contains(word));

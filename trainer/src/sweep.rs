@@ -2,10 +2,12 @@
 //!
 //! Every run has its own directory below the sweep's and goes on where it stopped; the table is made of what is done. What training
 //! on the clean part alone reaches (the ceiling) depends on which pictures are poisoned, not on how: cells that poison the same ones
-//! share one such run, and without an attack the baseline is its own ceiling.
+//! share one such run, and without an attack the baseline is its own ceiling. Cells that train alike and part later share what one of
+//! them has trained (`share`).
 
 mod jobs;
 mod plan;
+mod share;
 
 pub use jobs::{Job, Told, Worker, jobs, run};
 pub use plan::{Cell, Changes, Plan};
@@ -19,7 +21,33 @@ use serde::Serialize;
 use std::path::Path;
 use stemguard_runtime::metrics::der;
 
-/// Figures of one cell, fractions 0..=1.
+/// Figures of one stage, fractions 0..=1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Stage {
+    /// Clean test pictures given their true class.
+    pub acc: f64,
+    /// Triggered pictures given the target class.
+    pub asr: f64,
+    /// Triggered pictures given their true class.
+    pub ra: f64,
+    /// Clean pictures of other classes given the target class.
+    pub chance: f64,
+    /// Defence effectiveness rating against the undefended model.
+    pub der: f64,
+}
+
+impl Stage {
+    fn new(e: &Evaluation, undefended: &Evaluation) -> Self {
+        let der = der(undefended.acc, undefended.asr, e.acc, e.asr);
+        Self { acc: e.acc, asr: e.asr, ra: e.ra, chance: e.chance, der }
+    }
+}
+
+/// What a tripwire says: triggered and clean test pictures that raise the alarm, and triggered ones that would, were it set on the clean
+/// ones.
+pub type AlarmRates = [Option<f64>; 3];
+
+/// Figures of one cell.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Row {
     /// Attack.
@@ -30,18 +58,18 @@ pub struct Row {
     pub setting: String,
     /// Seed.
     pub seed: u64,
-    /// ACC: undefended, control, trapped, replaced (the published defence), purified.
-    pub acc: [f64; 5],
-    /// ASR of the same.
-    pub asr: [f64; 5],
-    /// ACC of training on the clean part alone, where it was trained.
-    pub ceiling: Option<f64>,
-    /// Robust accuracy: replaced, purified.
-    pub ra: [f64; 2],
-    /// Defence effectiveness rating of the same.
-    pub der: [f64; 2],
-    /// Clean pictures of other classes given the target class by the purified model.
-    pub chance: f64,
+    /// Trained without a defence.
+    pub undefended: Stage,
+    /// The same with a new head.
+    pub control: Stage,
+    /// Trapped (and guarded, where the setting says so), with its own head.
+    pub trapped: Stage,
+    /// The same with a new head: the published defence.
+    pub replaced: Stage,
+    /// The end of the chain.
+    pub purified: Stage,
+    /// Trained on the clean part alone, where it was.
+    pub ceiling: Option<Stage>,
     /// Poisoned pictures that the audit accused; 0 without any.
     pub recall: f64,
     /// Clean pictures that it accused.
@@ -49,16 +77,18 @@ pub struct Row {
     /// Of the score of its verdict: the area under the curve, and the poisoned pictures found at 1 % false positives; without any
     /// poisoned picture, neither.
     pub verdict: Option<[f64; 2]>,
-    /// Of the replaced model with its tripwire: triggered and clean test pictures that raise the alarm, and triggered ones that
-    /// would, were it set on the clean ones.
-    pub tripwire: Option<[Option<f64>; 3]>,
+    /// The tripwire of the replaced model.
+    pub tripwire: Option<AlarmRates>,
+    /// That of the purified model.
+    pub purified_tripwire: Option<AlarmRates>,
 }
 
 /// What the chain of a cell ended with.
 struct Stages {
     /// Undefended, control, trapped, replaced, purified.
     all: [Evaluation; 5],
-    tripwire: Option<Alarms>,
+    /// Of the replaced and the purified model.
+    tripwires: [Option<Alarms>; 2],
 }
 
 /// The stages of a cell, if its chain is done.
@@ -69,8 +99,8 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     let names = ["trained", "control", "trapped", "defended", "purified"];
     let all = names.map(|name| find(name).map(|s| s.evaluation.clone()));
     let [Some(trained), Some(control), Some(trapped), Some(replaced), Some(purified)] = all else { return Ok(None) };
-    let tripwire = find("defended").and_then(|s| s.tripwire);
-    Ok(Some(Stages { all: [trained, control, trapped, replaced, purified], tripwire }))
+    let tripwires = ["defended", "purified"].map(|name| find(name).and_then(|s| s.tripwire));
+    Ok(Some(Stages { all: [trained, control, trapped, replaced, purified], tripwires }))
 }
 
 /// The figures of a cell, if its chain is done; its ceiling where that is done too.
@@ -78,14 +108,14 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
 /// # Errors
 /// [`Failure::Input`] naming a damaged file.
 pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
-    let Some(Stages { all, tripwire }) = stages(cell, out)? else { return Ok(None) };
-    let [trained, _, _, replaced, purified] = &all;
-    let ideal = match &cell.ceiling {
+    let Some(Stages { all, tripwires }) = stages(cell, out)? else { return Ok(None) };
+    let figures = |e: &Evaluation| Stage::new(e, &all[0]);
+    let ceiling = match &cell.ceiling {
         Some((name, _)) => {
             let stages = RunDir { path: out.join(name) }.results()?.stages;
-            stages.into_iter().find(|s| s.name == "ceiling").map(|s| s.evaluation.acc)
+            stages.iter().find(|s| s.name == "ceiling").map(|s| figures(&s.evaluation))
         }
-        None => (cell.config.attack.kind == AttackKind::None).then_some(trained.acc),
+        None => (cell.config.attack.kind == AttackKind::None).then(|| figures(&all[0])),
     };
     let trap = RunDir { path: out.join(&cell.name).join("trap") };
     let audit: audit::Summary = trap.read_json("audit.json")?;
@@ -93,21 +123,25 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         false_positives: audit.accused as f64 / audit.pictures.max(1) as f64,
         ..audit::Measures::default()
     });
+    let [undefended, control, trapped, replaced, purified] = all.each_ref().map(figures);
+    let [tripwire, purified_tripwire] =
+        tripwires.map(|t| t.map(|a| [Some(a.true_positives), Some(a.false_positives), a.at_rate]));
     Ok(Some(Row {
         attack: cell.config.attack.kind.to_string(),
         rate: cell.config.attack.rate,
         setting: cell.setting.clone(),
         seed: cell.config.seed,
-        acc: all.each_ref().map(|e| e.acc),
-        asr: all.each_ref().map(|e| e.asr),
-        ceiling: ideal,
-        ra: [replaced, purified].map(|e| e.ra),
-        der: [replaced, purified].map(|e| der(trained.acc, trained.asr, e.acc, e.asr)),
-        chance: purified.chance,
+        undefended,
+        control,
+        trapped,
+        replaced,
+        purified,
+        ceiling,
         recall: measures.recall,
         false_positives: measures.false_positives,
         verdict: measures.signals.last().map(|m| [m.auc, m.recall_at_1_percent]),
-        tripwire: tripwire.map(|a| [Some(a.true_positives), Some(a.false_positives), a.at_rate]),
+        tripwire,
+        purified_tripwire,
     }))
 }
 
@@ -121,13 +155,30 @@ pub fn mean_and_spread(values: &[f64]) -> (f64, f64) {
     (mean, (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0)).sqrt())
 }
 
+/// What the columns of the table are called.
+const COLUMNS: [&str; 16] = [
+    "attack",
+    "rate",
+    "setting",
+    "seeds",
+    "undefended: ACC / ASR / RA",
+    "control: ACC / ASR / RA / DER",
+    "trapped: ACC / ASR / RA / DER",
+    "replaced: ACC / ASR / RA / DER",
+    "purified: ACC / ASR / RA / DER",
+    "chance, purified",
+    "ceiling: ACC / ASR / RA",
+    "accused: poisoned / clean",
+    "audit AUC",
+    "recall at 1 % FPR",
+    "tripwire: TPR / FPR / TPR at the rate",
+    "the same, purified",
+];
+
 /// The rows as a Markdown table: one line an attack, rate and setting, mean and spread over seeds, in percent.
 pub fn table(rows: &[Row]) -> String {
     use std::fmt::Write as _;
-    let mut text = String::from(
-        "| attack | rate | setting | seeds | undefended ACC / ASR | control | trapped | \
-         replaced: ACC / ASR / RA / DER | purified: ACC / ASR / RA / DER | chance, purified | ceiling ACC | poisoned accused | clean accused | audit AUC | recall at 1 % FPR | tripwire TPR / FPR / TPR at the rate |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
-    );
+    let mut text = format!("| {} |\n|{}\n", COLUMNS.join(" | "), "---|".repeat(COLUMNS.len()));
     let mut groups: Vec<Vec<&Row>> = Vec::new();
     for row in rows {
         let key = |r: &Row| (r.attack.clone(), r.rate.to_bits(), r.setting.clone());
@@ -143,36 +194,41 @@ pub fn table(rows: &[Row]) -> String {
             let (mean, spread) = mean_and_spread(&values);
             if values.len() > 1 { format!("{mean:.1} ± {spread:.1}") } else { format!("{mean:.1}") }
         };
-        let pair = |i: usize| format!("{} / {}", cell(&|r| r.acc[i]), cell(&|r| r.asr[i]));
-        let four = |i: usize| format!("{} / {} / {}", pair(3 + i), cell(&|r| r.ra[i]), cell(&|r| r.der[i]));
         // What some runs do not have is left empty.
         let known = |value: &dyn Fn(&Row) -> Option<f64>| match group.iter().all(|r| value(r).is_some()) {
             true => cell(&|r| value(r).unwrap_or_default()),
             false => String::new(),
         };
-        let alarms = [0, 1, 2].map(|i: usize| known(&|r| r.tripwire.and_then(|t| t[i])));
-        let alarms: Vec<String> = alarms.into_iter().filter(|a| !a.is_empty()).collect();
-        let alarms = alarms.join(" / ");
-        let _ = writeln!(
-            text,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            first.attack,
-            first.rate,
-            first.setting,
-            group.len(),
-            pair(0),
-            pair(1),
-            pair(2),
-            four(0),
-            four(1),
-            cell(&|r| r.chance),
-            known(&|r| r.ceiling),
-            cell(&|r| r.recall),
-            cell(&|r| r.false_positives),
+        let joined = |cells: Vec<String>| -> String {
+            cells.into_iter().filter(|c| !c.is_empty()).collect::<Vec<_>>().join(" / ")
+        };
+        let figures = |stage: &dyn Fn(&Row) -> Option<Stage>, der: bool| {
+            let parts: [fn(&Stage) -> f64; 4] = [|s| s.acc, |s| s.asr, |s| s.ra, |s| s.der];
+            let parts = parts.iter().take(if der { 4 } else { 3 });
+            joined(parts.map(|part| known(&|r| stage(r).as_ref().map(part))).collect())
+        };
+        let alarms = |tripwire: &dyn Fn(&Row) -> Option<AlarmRates>| {
+            joined([0, 1, 2].map(|i: usize| known(&|r| tripwire(r).and_then(|t| t[i]))).into())
+        };
+        let cells = [
+            first.attack.clone(),
+            first.rate.to_string(),
+            first.setting.clone(),
+            group.len().to_string(),
+            figures(&|r| Some(r.undefended), false),
+            figures(&|r| Some(r.control), true),
+            figures(&|r| Some(r.trapped), true),
+            figures(&|r| Some(r.replaced), true),
+            figures(&|r| Some(r.purified), true),
+            cell(&|r| r.purified.chance),
+            figures(&|r| r.ceiling, false),
+            joined(vec![cell(&|r| r.recall), cell(&|r| r.false_positives)]),
             known(&|r| r.verdict.map(|v| v[0])),
             known(&|r| r.verdict.map(|v| v[1])),
-            alarms
-        );
+            alarms(&|r| r.tripwire),
+            alarms(&|r| r.purified_tripwire),
+        ];
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text
 }
@@ -183,40 +239,45 @@ mod tests {
 
     #[test]
     fn the_table_has_mean_and_spread_over_seeds() {
+        let stage = |acc, asr, ra, der| Stage { acc, asr, ra, chance: 0.02, der };
         let row = |seed, asr| Row {
             attack: "blend".into(),
             rate: 0.1,
             setting: "short".into(),
             seed,
-            acc: [0.5; 5],
-            asr: [1.0, 0.5, 1.0, 0.5, asr],
+            undefended: stage(0.5, 1.0, 0.0, 0.5),
+            control: stage(0.5, 0.5, 0.5, 0.75),
+            trapped: stage(0.5, 1.0, 0.0, 0.5),
+            replaced: stage(0.5, 0.5, 0.125, 0.5),
+            purified: stage(0.5, asr, 0.25, 0.75),
             ceiling: None,
-            ra: [0.125, 0.25],
-            der: [0.5, 0.75],
-            chance: 0.02,
             recall: 0.9,
             false_positives: 0.01,
             verdict: None,
             tripwire: None,
+            purified_tripwire: None,
         };
         let text = table(&[row(0, 0.1), row(1, 0.3)]);
-        assert!(text.contains("| blend | 0.1 | short | 2 |"), "{text}");
-        assert!(text.contains("| 50.0 ± 0.0 / 20.0 ± 14.1 / 25.0 ± 0.0 / 75.0 ± 0.0 |"), "{text}");
+        assert!(text.contains("| blend | 0.1 | short | 2 | 50.0 ± 0.0 / 100.0 ± 0.0 / 0.0 ± 0.0 |"), "{text}");
+        assert!(text.contains("| 50.0 ± 0.0 / 20.0 ± 14.1 / 25.0 ± 0.0 / 75.0 ± 0.0 | 2.0 ± 0.0 |  |"), "{text}");
         assert!(
-            text.contains("| 50.0 ± 0.0 / 50.0 ± 0.0 / 12.5 ± 0.0 / 50.0 ± 0.0 |") && text.ends_with("|  |  |  |\n"),
+            text.contains("| 50.0 ± 0.0 / 50.0 ± 0.0 / 12.5 ± 0.0 / 50.0 ± 0.0 |") && text.ends_with("|  |  |  |  |\n"),
             "{text}"
         );
         let watched = |seed, caught, at| Row {
+            ceiling: Some(stage(0.75, 0.25, 0.5, 0.5)),
             verdict: Some([0.5, 0.25]),
             tripwire: Some([Some(caught), Some(0.01), at]),
+            purified_tripwire: Some([Some(0.5), Some(0.01), Some(0.5)]),
             ..row(seed, 0.1)
         };
         let text = table(&[watched(0, 0.9, None), watched(1, 1.0, Some(1.0))]);
-        assert!(text.ends_with("| 50.0 ± 0.0 | 25.0 ± 0.0 | 95.0 ± 7.1 / 1.0 ± 0.0 |\n"), "{text}");
+        assert!(text.contains("| 50.0 ± 0.0 | 25.0 ± 0.0 | 95.0 ± 7.1 / 1.0 ± 0.0 | 50.0 ± 0.0 /"), "{text}");
         let text = table(&[watched(0, 0.9, Some(0.8))]);
-        assert!(text.ends_with("| 90.0 / 1.0 / 80.0 |\n"), "{text}");
+        assert!(text.ends_with("| 90.0 / 1.0 / 80.0 | 50.0 / 1.0 / 50.0 |\n"), "{text}");
+        assert!(text.contains("| 2.0 | 75.0 / 25.0 / 50.0 | 90.0 / 1.0 |"), "{text}");
         let columns = |line: &str| line.matches('|').count();
-        assert!(text.lines().all(|line| columns(line) == 17), "{text}");
+        assert!(text.lines().all(|line| columns(line) == 1 + COLUMNS.len()), "{text}");
         assert_eq!(mean_and_spread(&[3.0]), (3.0, 0.0));
     }
 }

@@ -18,8 +18,10 @@ use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::{Progress, Settings, check_holdout};
 use stemguard_runtime::rng::Rng;
-use stemguard_runtime::session::Space;
+use stemguard_runtime::session::{NewHead, Space};
 
+/// A tripwire that finds fewer of the accused that it was not taught is none.
+const LEAST_FOUND: f64 = 0.5;
 /// Most of the accused that a witness is taught on.
 const ACCUSED: usize = 4500;
 /// Trusted pictures for each of them.
@@ -80,26 +82,40 @@ fn lesson(verdict: &Verdict, values: usize, seed: u64) -> Option<Lesson> {
     Some(Lesson { taught, judges })
 }
 
-impl Defended {
-    /// Teaches the tripwire a new witness from the verdict on the suspects that the trapped `net` was trained on; it takes the trapped
-    /// head's place if it is the better one. None is taught without a tripwire, with fewer than 30 accused, or where some class has
-    /// no picture to teach it on.
-    ///
-    /// # Errors
-    /// [`Failure`] where the parts do not belong together, or a device is not there.
-    #[allow(clippy::too_many_arguments)]
-    pub fn sharpen(
-        &mut self,
-        (device, net): (Device, &TrapNet),
-        (suspects, verdict): (&Pictures, &Verdict),
-        holdout: &Pictures,
-        test: &TestSet,
-        how: &Replacement,
-        kernels: &Simd,
-        progress: &mut dyn FnMut(Progress) -> bool,
-    ) -> Result<Option<Sharpening>, Failure> {
+/// What a witness is taught from.
+#[derive(Clone, Copy)]
+pub struct Evidence<'a> {
+    /// Where it is taught.
+    pub device: Device,
+    /// The network that the model's stem was packed from.
+    pub net: &'a TrapNet,
+    /// What it was trained on.
+    pub suspects: &'a Pictures,
+    /// What the audit made of them.
+    pub verdict: &'a Verdict,
+    /// Clean pictures, which set the threshold.
+    pub holdout: &'a Pictures,
+    /// What alarms are counted on.
+    pub test: &'a TestSet,
+    /// Views, seed, and the false-positive rate.
+    pub how: &'a Replacement,
+    /// Threads.
+    pub kernels: &'a Simd,
+}
+
+/// A taught witness, its threshold, and the accused that it was not taught.
+struct Taught {
+    witness: NewHead,
+    unseen: TestSet,
+}
+
+impl Evidence<'_> {
+    /// Teaches a witness on the features of the model's stem. None with fewer than 30 accused, or where some class has no picture
+    /// to teach it on.
+    fn teach(&self, model: &Defended, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Option<Taught>, Failure> {
+        let Self { device, net, suspects, verdict, how, .. } = *self;
         let lesson = lesson(verdict, suspects.shape().len(), how.settings.seed);
-        let (Some(Lesson { taught, judges }), Some(old)) = (lesson, &self.tripwire) else { return Ok(None) };
+        let Some(Lesson { taught, judges }) = lesson else { return Ok(None) };
         let pictures = suspects.subset(&taught);
         if check_holdout(&pictures.labels, pictures.classes.len(), SETTINGS.batch).is_err() {
             return Ok(None);
@@ -107,10 +123,30 @@ impl Defended {
         let epochs = (STEPS * SETTINGS.batch / taught.len()).max(1) as u32;
         let settings = Settings { epochs, seed: how.settings.seed ^ CHOICE, ..SETTINGS };
         let how = Replacement { kind: HeadKind::Residual, space: Space::Features { views: VIEWS }, settings, ..*how };
-        let witness = train_head(&self.stem, device, net, &pictures, &how, kernels, progress)?;
+        let witness = train_head(&model.stem, device, net, &pictures, &how, self.kernels, progress)?;
+        // Only the accused are asked for.
+        let (clean, triggered) = (suspects.subset(&[]), suspects.subset(&judges));
+        Ok(Some(Taught { witness, unseen: TestSet { clean, triggered, target: self.test.target } }))
+    }
+}
+
+impl Defended {
+    /// Teaches the tripwire a new witness from the verdict on the suspects that its stem was trained on; it takes the trapped head's
+    /// place if it is the better one. None is taught without a tripwire, with fewer than 30 accused, or where some class has no
+    /// picture to teach it on.
+    ///
+    /// # Errors
+    /// [`Failure`] where the parts do not belong together, or a device is not there.
+    pub fn sharpen(
+        &mut self,
+        evidence: &Evidence<'_>,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Option<Sharpening>, Failure> {
+        let Evidence { holdout, test, how, kernels, .. } = *evidence;
+        let Some(old) = &self.tripwire else { return Ok(None) };
+        let Some(Taught { witness, unseen }) = evidence.teach(self, progress)? else { return Ok(None) };
         let set = self.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
-        // Only the accused are asked for; the trapped head's threshold was set when it was kept.
-        let unseen = TestSet { clean: holdout.subset(&[]), triggered: suspects.subset(&judges), target: test.target };
+        // The trapped head's threshold was set when it was kept.
         let found = |set| self.count(set, &unseen, kernels).map(|alarms| alarms.true_positives);
         let sharpening = Sharpening { trapped_head: found(old.parts())?, taught: found(set)? };
         if sharpening.taken() {
@@ -118,6 +154,27 @@ impl Defended {
             self.tripwire = Some(Tripwire { witness, alarms });
         }
         Ok(Some(sharpening))
+    }
+
+    /// Gives a model without a trapped head, a purified one, a tripwire whose witness is taught on the features of its own stem. It
+    /// stays where it finds at least half of the accused that it was not taught. That share, where a witness could be taught.
+    ///
+    /// # Errors
+    /// As [`Defended::sharpen`].
+    pub fn watch(
+        &mut self,
+        evidence: &Evidence<'_>,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Option<f64>, Failure> {
+        let Evidence { holdout, test, how, kernels, .. } = *evidence;
+        let Some(Taught { witness, unseen }) = evidence.teach(self, progress)? else { return Ok(None) };
+        let set = self.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
+        let found = self.count(set, &unseen, kernels)?.true_positives;
+        if found >= LEAST_FOUND {
+            let alarms = self.count(set, test, kernels)?;
+            self.tripwire = Some(Tripwire { witness, alarms });
+        }
+        Ok(Some(found))
     }
 }
 

@@ -168,7 +168,7 @@ impl Engine for CudaEngine {
     ) -> Result<(), EngineError> {
         let held = self.held.as_ref().filter(|h| {
             let forget = pass.forget.is_empty() || pass.forget.len() == h.pictures;
-            h.pictures == order.len() && forget && pass.config.batch == h.batch && pass.pictures.len() == h.pictures
+            order.len() <= h.pictures && forget && pass.config.batch == h.batch && pass.pictures.len() == h.pictures
         });
         let Some(&Held { source, books, program, batch, pictures }) = held else {
             return Err(EngineError::Failed("CUDA engine: a pass over other pictures than it holds".into()));

@@ -3,7 +3,7 @@
 //! A job is the chain of one cell, or a ceiling that cells share, so that none writes where another does. Workers, each with threads
 //! and a device of its own, take them in order. Where one fails, those that run are finished, and no other is begun.
 
-use super::{Cell, stages};
+use super::{Cell, share, stages};
 use crate::chain;
 use crate::config::RunConfig;
 use crate::engine::Device;
@@ -19,8 +19,8 @@ use stemguard_runtime::kernels::simd::Simd;
 /// Something to run.
 #[derive(Clone, Copy, Debug)]
 pub enum Job<'a> {
-    /// The chain of a cell.
-    Cell(&'a Cell),
+    /// The chain of a cell, one of these.
+    Cell(&'a Cell, &'a [Cell]),
     /// Training on the clean part alone: the name of its directory, and the run.
     Ceiling(&'a str, &'a RunConfig),
 }
@@ -38,7 +38,7 @@ pub fn jobs(cells: &[Cell]) -> Vec<Job<'_>> {
     let mut ceilings = BTreeSet::new();
     let mut jobs = Vec::new();
     for cell in cells {
-        jobs.push(Job::Cell(cell));
+        jobs.push(Job::Cell(cell, cells));
         if let Some((name, c)) = cell.ceiling.as_ref().filter(|(name, _)| ceilings.insert(name)) {
             jobs.push(Job::Ceiling(name, c));
         }
@@ -50,7 +50,7 @@ impl Job<'_> {
     /// Name of its directory.
     pub fn name(&self) -> &str {
         match self {
-            Self::Cell(cell) => &cell.name,
+            Self::Cell(cell, _) => &cell.name,
             Self::Ceiling(name, _) => name,
         }
     }
@@ -58,7 +58,7 @@ impl Job<'_> {
     /// Passes over the data of its longest stage.
     pub fn epochs(&self) -> u32 {
         match self {
-            Self::Cell(cell) => cell.config.epochs,
+            Self::Cell(cell, _) => cell.config.epochs,
             Self::Ceiling(_, c) => c.epochs,
         }
     }
@@ -72,10 +72,11 @@ impl Job<'_> {
         let started = Instant::now();
         let mut stage = |told: chain::Told<'_>| tell(Told::Stage(told));
         match self {
-            Self::Cell(cell) => {
+            Self::Cell(cell, all) => {
                 if stages(cell, out)?.is_some() {
                     return Ok(());
                 }
+                share::take_over(cell, all, out)?;
                 let (how, own) = (&cell.replacement, out.join(&cell.name));
                 chain::run(&cell.config, how, &cell.purification, &own, true, *device, kernels, &mut stage)?;
             }

@@ -1,7 +1,7 @@
 //! What a sweep file says, and the runs it stands for: every combination of attack, rate, seed and setting is a cell.
 
 use crate::attack::AttackKind;
-use crate::config::{Crop, RunConfig};
+use crate::config::{Crop, GuardMode, RunConfig};
 use crate::defend::Replacement;
 use crate::error::Failure;
 use crate::purify::{Mode, Purification};
@@ -72,6 +72,8 @@ pub struct Changes {
     pub crop: Option<Crop>,
     /// Epochs after which the guard judges.
     pub guard: Option<u32>,
+    /// What happens to those whom it accuses.
+    pub guard_mode: Option<GuardMode>,
     /// Passes over the holdout when the head is replaced.
     pub replace_epochs: Option<u32>,
     /// Pictures a step of it.
@@ -195,11 +197,13 @@ impl Plan {
                         c.architecture = changes.architecture.unwrap_or(c.architecture);
                         c.crop = changes.crop.unwrap_or(c.crop);
                         c.guard = changes.guard.or(c.guard);
+                        c.guard_mode = changes.guard_mode.unwrap_or(c.guard_mode);
                         let default = Purification::default();
+                        let mode = changes.purify_mode.unwrap_or(default.mode);
                         let purification = Purification {
-                            mode: changes.purify_mode.unwrap_or(default.mode),
+                            mode,
                             epochs: changes.purify_epochs.unwrap_or(default.epochs),
-                            rounds: changes.purify_rounds.unwrap_or(default.rounds),
+                            rounds: changes.purify_rounds.unwrap_or(default.rounds.max(mode.least_rounds())),
                             inoculate: changes.inoculate.unwrap_or(default.inoculate),
                         };
                         let checked = c.check().and_then(|()| purification.check());
@@ -234,7 +238,7 @@ fn ceiling(c: &RunConfig, setting: &str) -> Option<(String, RunConfig)> {
         kind if kind.clean_label() => ("ceiling-clean-label", AttackKind::Sig),
         _ => ("ceiling", AttackKind::BadnetGrid),
     };
-    let mut c = RunConfig { trap: false, guard: None, oracle: true, ..c.clone() };
+    let mut c = RunConfig { oracle: true, ..c.undefended() };
     (c.attack.kind, c.attack.trigger) = (kind, None);
     Some((format!("{of}-{}-{setting}-{}", c.attack.rate, c.seed), c))
 }

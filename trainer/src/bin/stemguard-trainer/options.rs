@@ -7,7 +7,7 @@ use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::Settings;
 use stemguard_runtime::session::{Augment, Space};
 use stemguard_trainer::attack::{AttackConfig, AttackKind};
-use stemguard_trainer::config::{Crop, RunConfig, Schedule};
+use stemguard_trainer::config::{Crop, GuardMode, RunConfig, Schedule};
 use stemguard_trainer::defend::{ALARM_FPR, Replacement};
 use stemguard_trainer::engine::{Device, Optimizer, Precision, cuda};
 use stemguard_trainer::error::Failure;
@@ -182,6 +182,9 @@ pub(crate) struct Recipe {
     /// accused from then on (`trap` only).
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
     pub(crate) guard: Option<u32>,
+    /// What becomes of those whom the guard accuses.
+    #[arg(long, value_enum, value_name = "MODE", default_value = "unlearn")]
+    pub(crate) guard_mode: GuardModeName,
     /// Leave the poisoned pictures out: the ceiling that a defence is measured against (`train` only).
     #[arg(long)]
     pub(crate) oracle: bool,
@@ -214,6 +217,15 @@ pub(crate) enum CropName {
     Resized,
     /// None.
     None,
+}
+
+/// Names of what becomes of those whom a guard accuses.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum GuardModeName {
+    /// Unlearn their given label.
+    Unlearn,
+    /// Leave them out.
+    Drop,
 }
 
 /// The configuration that options spell out.
@@ -259,6 +271,10 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
         seed: data.seed,
         every: recipe.every,
         guard: recipe.guard.filter(|_| trap).map(|g| if g == 0 { recipe.epochs.div_ceil(3) } else { g }),
+        guard_mode: match recipe.guard_mode {
+            GuardModeName::Drop if trap && recipe.guard.is_some() => GuardMode::Drop,
+            GuardModeName::Drop | GuardModeName::Unlearn => GuardMode::Unlearn,
+        },
         oracle: recipe.oracle,
         ..published
     };
@@ -356,7 +372,7 @@ pub(crate) enum ModeName {
     Unlearn,
     /// Leave them out.
     Drop,
-    /// Give them the new head's label.
+    /// Unlearn them, then give them the label of a new head on the stem so cleaned, in a second round.
     Relabel,
 }
 
@@ -369,9 +385,9 @@ pub(crate) struct PurifyOptions {
     /// Passes over the data of each round.
     #[arg(long, default_value_t = Purification::default().epochs, value_name = "N")]
     purify_epochs: u32,
-    /// Most rounds of training and auditing, 1..3.
-    #[arg(long, default_value_t = Purification::default().rounds, value_name = "N")]
-    rounds: u32,
+    /// Most rounds of training and auditing, 1..3 [default: 1; for relabelling 2].
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
     /// Share of the trusted pictures copied with the trigger that the accused show, and their own labels, 0..1.
     #[arg(long, default_value_t = Purification::default().inoculate, value_name = "SHARE")]
     inoculate: f32,
@@ -385,7 +401,8 @@ impl PurifyOptions {
             ModeName::Drop => Mode::Drop,
             ModeName::Relabel => Mode::Relabel,
         };
-        let p = Purification { mode, epochs: self.purify_epochs, rounds: self.rounds, inoculate: self.inoculate };
+        let rounds = self.rounds.unwrap_or(Purification::default().rounds.max(mode.least_rounds()));
+        let p = Purification { mode, epochs: self.purify_epochs, rounds, inoculate: self.inoculate };
         p.check().map_err(Failure::Input)?;
         Ok(p)
     }

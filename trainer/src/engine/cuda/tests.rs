@@ -119,10 +119,11 @@ impl Visit for Read<'_> {
     fn state(&mut self, _: &str, _: &mut Vec<f32>) {}
 }
 
-/// One pass; the reports of its steps.
+/// One pass; the reports of its steps. From the second epoch on, a picture is left out, as a guard may.
 fn pass(e: &mut dyn Engine, c: &RunConfig, p: &Pictures, forget: &[bool], epoch: u32, steps: usize) -> Vec<StepReport> {
     let rate = c.rate * c.schedule.factor(epoch, c.epochs);
-    let order = augment::order(c.seed, epoch, p.len());
+    let mut order = augment::order(c.seed, epoch, p.len());
+    order.retain(|&i| i > 0 || epoch == 0);
     let mut reports = Vec::new();
     e.pass(&Pass { config: c, pictures: p, forget, epoch, rate }, &order, &mut |chosen, report| {
         assert_eq!(chosen, &order[reports.len() * c.batch..][..c.batch]);
@@ -428,7 +429,7 @@ fn results_do_not_depend_on_the_order_of_threads() {
 #[test]
 fn a_run_begun_on_the_device_goes_on_on_the_cpu() {
     Place::ALL.into_iter().for_each(|place| {
-        let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(12, 8, 8));
+        let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(14, 8, 8));
         let mut cpu = oracle(&c, &p);
         let Some(mut cuda) = there(place, &c, &mut cpu, F32) else { return };
         cuda.hold(&c, &p).expect("held");
