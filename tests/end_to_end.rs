@@ -10,7 +10,7 @@ use stemguard_runtime::onnx::{Model, TractModel};
 use stemguard_runtime::quantise::{calibrate, quantise};
 use stemguard_runtime::session::Session;
 use stemguard_trainer::attack::{AttackKind, Truth};
-use stemguard_trainer::config::RunConfig;
+use stemguard_trainer::config::{Crop, RunConfig};
 use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::Device;
 use stemguard_trainer::error::Failure;
@@ -184,6 +184,36 @@ fn a_guard_judges_once_also_in_a_resumed_run_and_leaves_clean_data_alone() {
             .expect("trained");
     }
     assert!(read("clean", "trapped.onnx") == read("plain", "trapped.onnx"));
+}
+
+#[test]
+fn the_audit_accuses_what_was_poisoned_and_purification_removes_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let kernels = Simd::new(2);
+    let mut c =
+        RunConfig { epochs: 8, batch: 16, every: 8, crop: Crop::None, ..RunConfig::published("signs:2000".into()) };
+    c.attack.kind = AttackKind::BadnetGrid;
+    let mut how = Replacement::cached(c.flip, c.seed);
+    (how.settings.epochs, how.settings.batch) = (60, 32);
+    let data = prepare(&c, &kernels, None).expect("data");
+    let mut trapped =
+        train(&c, &data, &dir.path().join("trap"), false, Device::Cpu, &kernels, &mut silent()).expect("trained");
+    assert!(trapped.evaluation.asr >= 0.8, "the backdoor is planted: {}", trapped.evaluation.asr);
+    let p = Purification { epochs: 4, ..Purification::default() };
+    let (run, engine) = (&trapped.dir, &mut trapped.engine);
+    let end =
+        chain::finish(run, &c, &data, engine, &how, &p, false, Device::Cpu, &kernels, &mut |_| {}).expect("the rest");
+    let named: Vec<u32> = end.audit.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect();
+    assert_eq!(named, [c.attack.target]);
+    let found = end.audit.measures.expect("the truth is known");
+    assert!(found.recall >= 0.85 && found.false_positives <= 0.01, "{found:?}");
+    let left = end.purified.asr - end.purified.chance;
+    assert!(left <= 0.05, "{left} is left of the backdoor");
+    // The purified model ships with its own tripwire.
+    let bytes = AlignedBytes::from_file(run.file("purified.sgm")).expect("purified.sgm");
+    let shipped = Artifact::new_checked(&bytes).expect("an artifact").tripwire();
+    assert_eq!(shipped.is_some(), end.watch.alarms.is_some());
+    assert!(end.watch.found.is_some_and(|share| share >= 0.5), "{:?}", end.watch);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::defend::{Defended, Evidence, Frozen, Replacement, Sharpening, packed_
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
-use crate::purify::{self, Purification, purify};
+use crate::purify::{self, Purification, Watch, purify};
 use crate::run::{Prepared, RunDir, prepare};
 use crate::trap::{Event, train};
 use serde::Serialize;
@@ -57,6 +57,8 @@ pub struct Summary {
     pub audit: audit::Summary,
     /// The purified model: the end of the chain.
     pub defended: DefendedFigures,
+    /// Its tripwire.
+    pub defended_tripwire: Watch,
     /// Wall-clock seconds of everything.
     pub seconds: f64,
 }
@@ -82,6 +84,8 @@ pub struct Outcome {
     pub audit: audit::Summary,
     /// The purified model.
     pub purified: Evaluation,
+    /// Its tripwire.
+    pub watch: Watch,
 }
 
 /// What a tripwire says of the test pictures.
@@ -172,7 +176,8 @@ pub fn finish(
         })?;
     // The list of pictures stays in audit.json.
     let audit = audit::Summary { accused_pictures: Vec::new(), ..found.summary(Some(&data.truth)) };
-    Ok(Outcome { replaced, tripwire: tripwires.alarms, audit, purified: purified.evaluation })
+    let (watch, purified) = (purified.tripwire, purified.evaluation);
+    Ok(Outcome { replaced, tripwire: tripwires.alarms, audit, purified, watch })
 }
 
 /// Runs the chain into `out/baseline` and `out/trap`; networks and heads train on `device`, where the heads testify, too; figures of
@@ -226,6 +231,7 @@ pub fn run(
         tripwire: end.tripwire,
         audit: end.audit,
         defended: defended(&end.purified),
+        defended_tripwire: end.watch,
         seconds: started.elapsed().as_secs_f64(),
     })
 }

@@ -4,8 +4,9 @@
 //! *defended* model; on an undefended one it is the *control*.
 //!
 //! The defended model keeps the trapped head as a tripwire: both heads read the stem they were trained on. A purified model has
-//! another stem, on whose features the trapped head's answers mean nothing, and no head that has learnt the backdoor: it gets none.
-//! Once the audit has accused, the tripwire is sharpened ([`Defended::sharpen`]).
+//! another stem, on whose features the trapped head's answers mean nothing, and no head that has learnt the backdoor: its witness is
+//! taught on what was accused ([`Defended::watch`]). Once the audit has accused, the defended model's tripwire is sharpened in the same
+//! way ([`Defended::sharpen`]).
 
 mod device;
 mod sharpen;

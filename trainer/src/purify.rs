@@ -129,6 +129,21 @@ pub struct Watch {
     pub alarms: Option<Alarms>,
 }
 
+impl std::fmt::Display for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.alarms, self.found) {
+            (Some(alarms), _) => alarms.fmt(f),
+            (None, Some(found)) => {
+                let found = 100.0 * found;
+                write!(f, "none; a witness taught on the accused finds {found:.1} % of those it was not taught")
+            }
+            (None, None) => {
+                f.write_str("none; too few are accused to teach a witness, or the head is not the runtime's")
+            }
+        }
+    }
+}
+
 /// What purification tells while it runs.
 pub enum Told<'a> {
     /// A round (from 1) trains.

@@ -213,7 +213,8 @@ pub fn collect(
             ));
         }
     }
-    notes.extend(all.iter().filter_map(|s| s.tripwire).map(|alarms| format!("The tripwire: {alarms}.")));
+    let watched = all.iter().filter_map(|s| Some((wording(&s.name).0, s.tripwire?)));
+    notes.extend(watched.map(|(name, alarms)| format!("The tripwire of the {name} model: {alarms}.")));
     let counts = record.counts;
     Ok(ReportData {
         title: format!(

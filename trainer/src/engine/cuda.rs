@@ -17,6 +17,7 @@
 //! `unsafe` lives below this module only.
 
 mod args;
+mod axis;
 mod backend;
 mod builder;
 mod compile;

@@ -1,7 +1,8 @@
 //! What a sweep runs, several at a time.
 //!
 //! A job is the chain of one cell, or a ceiling that cells share, so that none writes where another does. Workers, each with threads
-//! and a device of its own, take them in order. Where one fails, those that run are finished, and no other is begun.
+//! and a device of its own, take them in order, but for cells whose training another worker is busy with: they come later, when they
+//! can take it over. Where a job fails, those that run are finished, and no other is begun.
 
 use super::{Cell, share, stages};
 use crate::chain;
@@ -52,6 +53,16 @@ impl Job<'_> {
         match self {
             Self::Cell(cell, _) => &cell.name,
             Self::Ceiling(name, _) => name,
+        }
+    }
+
+    /// Whether another one trains what this one could take over.
+    fn awaits(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Cell(a, _), Self::Cell(b, _)) => {
+                a.config == b.config || a.config.undefended() == b.config.undefended()
+            }
+            _ => false,
         }
     }
 
@@ -114,13 +125,22 @@ pub fn run(
     workers: &[Worker],
     tell: &(dyn Fn(usize, usize, Told<'_>) + Sync),
 ) -> Result<(), Failure> {
-    let (next, failure) = (Mutex::new(0..jobs.len()), Mutex::new(None));
+    // What waits, in order, and what each worker is at.
+    let queue = Mutex::new(((0..jobs.len()).collect::<Vec<usize>>(), vec![None; workers.len()]));
+    let failure = Mutex::new(None);
     let failed = || failure.lock().unwrap_or_else(PoisonError::into_inner);
+    let next = |w: usize| -> Option<usize> {
+        let (waiting, busy) = &mut *queue.lock().unwrap_or_else(PoisonError::into_inner);
+        busy[w] = None;
+        let free = |&j: &usize| !busy.iter().flatten().any(|&b: &usize| jobs[j].awaits(&jobs[b]));
+        let place = waiting.iter().position(free).or(if waiting.is_empty() { None } else { Some(0) })?;
+        busy[w] = Some(waiting.remove(place));
+        busy[w]
+    };
     let work = |(w, worker): (usize, &Worker)| {
         while failed().is_none() {
-            let Some(j) = next.lock().unwrap_or_else(PoisonError::into_inner).next() else { break };
-            let Some(job) = jobs.get(j) else { break };
-            if let Err(e) = job.run(out, worker, &mut |told| tell(w, j, told)) {
+            let Some(j) = next(w) else { break };
+            if let Err(e) = jobs[j].run(out, worker, &mut |told| tell(w, j, told)) {
                 failed().get_or_insert(e);
             }
         }

@@ -149,5 +149,6 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     });
     ui::say(&format!("audit: {} of {} pictures accused{caught}", summary.audit.accused, summary.audit.pictures))?;
     row("defended: the accused unlearned", purified.acc, purified.asr, &note(purified))?;
+    ui::say(&format!("its tripwire: {}", summary.defended_tripwire))?;
     ui::say(&format!("{:.0} seconds; models in {}; report: {}", summary.seconds, args.out.display(), page.display()))
 }

@@ -84,16 +84,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             ))?;
         }
     }
-    let watch = &purified.tripwire;
     if args.output.json {
-        return ui::json(&serde_json::json!({ "tripwire": watch }));
+        return ui::json(&serde_json::json!({ "tripwire": purified.tripwire }));
     }
-    match (watch.found, watch.alarms) {
-        (_, Some(alarms)) => ui::say(&format!("tripwire: {alarms}")),
-        (Some(found), None) => ui::say(&format!(
-            "tripwire: none; a witness taught on the accused finds {:.1} % of those it was not taught",
-            100.0 * found
-        )),
-        (None, None) => Ok(()),
-    }
+    ui::say(&format!("tripwire: {}", purified.tripwire))
 }

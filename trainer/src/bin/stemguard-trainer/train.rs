@@ -123,7 +123,8 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     bar.finish_and_clear();
     if args.output.json {
         return ui::json(
-            &serde_json::json!({ "replaced": end.replaced, "tripwire": end.tripwire, "audit": end.audit, "purified": end.purified }),
+            &serde_json::json!({ "replaced": end.replaced, "tripwire": end.tripwire, "audit": end.audit, "purified": end.purified,
+                "purified_tripwire": end.watch }),
         );
     }
     let line = |what: &str, e: &Evaluation| {
@@ -135,5 +136,6 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
         ui::say(&format!("tripwire: {alarms}"))?;
     }
     ui::say(&format!("audit: {} of {} pictures accused", end.audit.accused, end.audit.pictures))?;
-    line("purified", &end.purified)
+    line("purified", &end.purified)?;
+    ui::say(&format!("its tripwire: {}", end.watch))
 }

@@ -135,6 +135,15 @@ pub(super) fn stretches(pixels: usize) -> (usize, usize) {
     (stretch, pixels.div_ceil(stretch))
 }
 
+/// Gives each job of a table its first block, by how many each has; how many there are in all.
+fn numbered<T>(jobs: &mut [T], of: impl Fn(&mut T) -> (&mut i32, usize)) -> usize {
+    jobs.iter_mut().fold(0, |first, job| {
+        let (block, count) = of(job);
+        *block = first as i32;
+        first + count
+    })
+}
+
 impl<'a> Builder<'a> {
     pub(super) fn new(device: &'a mut dyn Backend, layout: &'a Layout, homes: Homes, n: usize) -> Self {
         let precision = device.precision();
@@ -309,12 +318,10 @@ impl<'a> Builder<'a> {
     /// Adds all partial sums that wait for it.
     pub(super) fn reduced(&mut self) -> Result<(), EngineError> {
         let mut jobs = std::mem::take(&mut self.reductions);
-        let mut blocks = 0;
-        for job in &mut jobs {
-            job.block = blocks as i32;
+        let blocks = numbered(&mut jobs, |job| {
             let each = if job.splits <= FEW_SPLITS { 256 } else { LANE_SUMS };
-            blocks += (job.len as usize).div_ceil(each);
-        }
+            (&mut job.block, (job.len as usize).div_ceil(each))
+        });
         if blocks > 0 {
             let args = ReduceArgs { all: self.table(&jobs)?, count: jobs.len() as i32, _end: 0 };
             self.launch(Kernel::Reduce, [blocks, 1, 1], &args);
@@ -335,11 +342,7 @@ impl<'a> Builder<'a> {
         self.reduced()?;
         let mut jobs = std::mem::take(&mut self.packings);
         let launches = std::mem::take(&mut self.launches);
-        let mut blocks = 0;
-        for job in &mut jobs {
-            job.block = blocks as i32;
-            blocks += (job.words as usize).div_ceil(256);
-        }
+        let blocks = numbered(&mut jobs, |job| (&mut job.block, (job.words as usize).div_ceil(256)));
         if blocks > 0 {
             let args = PackArgs { all: self.table(&jobs)?, count: jobs.len() as i32, _end: 0 };
             self.launch(Kernel::Pack, [blocks, 1, 1], &args);

@@ -1,6 +1,7 @@
 //! Launches of convolutions in f32 (kernels/conv.cu, kernels/weights.cu).
 
 use super::args::{ConvArgs, Divisor, Weighing, WeightArgs};
+use super::axis::{Axis, block_width};
 use super::backend::Kernel;
 use super::builder::{Builder, Map, Product, pixels};
 use crate::engine::EngineError;
@@ -14,16 +15,6 @@ const WEIGHT_BLOCKS: usize = 1024;
 /// Least pixels of one of its stretches.
 const WEIGHT_STRETCH: usize = 64;
 
-fn wide(c: usize) -> usize {
-    if c <= 16 {
-        16
-    } else if c <= 32 {
-        32
-    } else {
-        64
-    }
-}
-
 impl Builder<'_> {
     /// [`Builder::product`] in f32.
     pub(super) fn plain_product(&mut self, p: &Product<'_>) -> Result<Map, EngineError> {
@@ -32,14 +23,11 @@ impl Builder<'_> {
         let [kh, kw] = window.kernel.map(|v| v as usize);
         let (stride, pad) = (window.stride[0] as usize, window.pad[0] as usize);
         let step = if p.gradient { stride } else { 1 };
-        // Of phase i: rows or columns of the output, taps.
-        let along = |len: u32| [0, 1].map(|i| Divisor::new((len as usize + step - 1 - i.min(step - 1)) / step));
-        let taps = [0, 1].map(|i| {
-            let first = if p.gradient { (i + pad) % step } else { 0 };
-            Divisor::new((kw + step - 1 - first) / step)
-        });
-        let (rows, columns) = (along(to.h), along(to.w));
-        let (oc, side) = (to.c as usize, wide(to.c as usize));
+        let along = |len: u32, kernel: usize| Axis::of(p.gradient, len as usize, kernel, stride, pad);
+        let (down, across) = (along(to.h, kh), along(to.w, kw));
+        let [rows, columns, taps_x] = [down.count, across.count, across.taps].map(|v| v.map(Divisor::new));
+        let oc = to.c as usize;
+        let side = block_width(oc);
         let largest = self.n * rows[0].value as usize * columns[0].value as usize;
         let grid = [largest.div_ceil(CONV_BLOCK / side), oc.div_ceil(side), step * step];
         let (y, passing) = self.passing(p, grid[0] * grid[2])?;
@@ -47,7 +35,7 @@ impl Builder<'_> {
             passing,
             w: self.param(p.weight),
             channels: Divisor::new(from.c as usize),
-            taps_x: taps,
+            taps_x,
             rows,
             columns,
             kh: kh as i32,
@@ -76,7 +64,7 @@ impl Builder<'_> {
         len: usize,
     ) -> Result<(), EngineError> {
         let (oc, depth) = (g.y.c as usize, g.weights() / g.y.c as usize);
-        let side = wide(oc);
+        let side = block_width(oc);
         let tall = WEIGHT_BLOCK / side;
         let tiles = depth.div_ceil(tall) * oc.div_ceil(side);
         let all = self.n * pixels(g.y);

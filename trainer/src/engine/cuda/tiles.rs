@@ -2,12 +2,15 @@
 //! tensor cores (kernels/tile.cu, kernels/tile_weights.cu).
 
 use super::args::{Divisor, Packing, TileArgs, TileWeightArgs, Tiling, Weighing};
+use super::axis::{Axis, block_width};
 use super::backend::Kernel;
 use super::builder::{Builder, Map, Product};
 use crate::engine::EngineError;
 use stemguard_runtime::kernels::ConvShape;
 use stemguard_runtime::shape::Shape;
 
+/// Outputs of a block of a product; pixels times channels that a block of a weight gradient takes up at a time.
+const PIXELS_BY_CHANNELS: usize = 4096;
 /// Bytes of a window in shared memory, at most.
 const WINDOW: usize = 28_672;
 /// Fragments of a block of a weight gradient: three for each of six warps.
@@ -15,40 +18,6 @@ const FRAGMENTS: usize = 18;
 /// Blocks that a weight gradient is spread over, about: two for each multiprocessor of the larger GPUs. A constant: what is added in
 /// which order does not depend on the device.
 const WEIGHT_BLOCKS: usize = 256;
-
-/// A convolution along one axis, by phase: a data gradient has one for each remainder of its stride, a convolution one in all.
-#[derive(Clone, Copy, Debug)]
-struct Axis {
-    /// Pixels of the output.
-    count: [usize; 2],
-    taps: [usize; 2],
-    /// The first of them in the kernel.
-    first: [usize; 2],
-    /// What the first tap of the first pixel sees.
-    origin: [i32; 2],
-}
-
-impl Axis {
-    fn of(gradient: bool, len: usize, kernel: usize, stride: usize, pad: usize) -> Self {
-        if !gradient {
-            return Self { count: [len; 2], taps: [kernel; 2], first: [0; 2], origin: [-(pad as i32); 2] };
-        }
-        let phase = |i: usize| i.min(stride - 1);
-        let first = [0, 1].map(|i| (phase(i) + pad) % stride);
-        let taps = first.map(|f| kernel.saturating_sub(f).div_ceil(stride));
-        Self {
-            count: [0, 1].map(|i| len.saturating_sub(phase(i)).div_ceil(stride)),
-            taps,
-            first,
-            // Taps run backwards: the last one sees the first pixel.
-            origin: [0, 1].map(|i| ((phase(i) + pad - first[i]) / stride) as i32 - taps[i] as i32 + 1),
-        }
-    }
-
-    fn most(&self) -> usize {
-        self.taps[0].max(self.taps[1]).max(1)
-    }
-}
 
 /// A tile: so many pictures, rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,11 +133,8 @@ impl Builder<'_> {
         let along = |len: u32, kernel: usize| Axis::of(p.gradient, len as usize, kernel, stride, pad);
         let axes @ [down, across] = [along(to.h, kh), along(to.w, kw)];
         let (ic, oc) = (from.c as usize, to.c as usize);
-        let (side, tall) = match oc {
-            0..=16 => (16, 256),
-            17..=32 => (32, 128),
-            _ => (64, 64),
-        };
+        let side = block_width(oc);
+        let tall = PIXELS_BY_CHANNELS / side;
         let Way { tiling, chunk, tiles } = Way::choose(self.n, from, axes, inside, [kh, kw], tall, 64)?;
         let (deep, columns8) = (ic.div_ceil(16), oc.div_ceil(side) * side / 8);
 
@@ -249,7 +215,8 @@ impl Builder<'_> {
         let (ic, oc) = (g.x.c as usize, g.y.c as usize);
         let [kh, kw] = g.window.kernel.map(|v| v as usize);
         let (stride, pad) = (g.window.stride[0] as usize, g.window.pad[0] as usize);
-        let (side, tall) = if oc <= 16 { (16, 256) } else { (32, 128) };
+        let side = block_width(oc).min(32);
+        let tall = PIXELS_BY_CHANNELS / side;
         // What a block brings it multiplies: no more channels than it has fragments for, where they can be divided so.
         let taps = kh * kw;
         let axes = [Axis::of(false, g.y.h as usize, kh, stride, pad), Axis::of(false, g.y.w as usize, kw, stride, pad)];
@@ -303,22 +270,5 @@ mod tests {
             assert!(3 * n * side * side >= tall * tiles.min(n * side * side / tall), "{tile:?}");
         }
         assert_eq!(Tile::cheapest(1, [4, 4], 64, 1, [9, 9], 80), None);
-    }
-
-    #[test]
-    fn phases_have_all_taps_and_pixels() {
-        for (len, kernel, stride, pad) in [(8, 3, 1, 1), (7, 3, 2, 1), (8, 4, 2, 1), (9, 1, 2, 0), (12, 7, 2, 3)] {
-            let a = Axis::of(true, len, kernel, stride, pad);
-            assert_eq!(a.taps[..stride].iter().sum::<usize>(), kernel);
-            assert_eq!(a.count[..stride].iter().sum::<usize>(), len);
-            for (phase, pixel) in (0..stride).flat_map(|p| (0..a.count[p]).map(move |i| (p, i))) {
-                for tap in 0..a.taps[phase] {
-                    // Output pixel o is seen by input pixel i through tap k where o = i * stride + k - pad.
-                    let k = a.first[phase] + (a.taps[phase] - 1 - tap) * stride;
-                    let i = a.origin[phase] + (pixel + tap) as i32;
-                    assert_eq!(i * stride as i32 + k as i32 - pad as i32, (pixel * stride + phase) as i32);
-                }
-            }
-        }
     }
 }
