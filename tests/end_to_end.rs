@@ -117,7 +117,7 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
     let data = summary::collect(&run, &record, Some(&baseline), &kernels).expect("a report");
     let names: Vec<&str> = data.stages.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["baseline", "control", "trapped", "defended", "purified"]);
-    assert!(data.notes.iter().any(|note| note.starts_with("The tripwire: ")), "{:?}", data.notes);
+    assert!(data.notes.iter().any(|note| note.starts_with("The tripwire of the defended model: ")), "{:?}", data.notes);
     let page = stemguard_trainer::report::render(&data);
     assert!(page.contains("badnet-grid") && !page.contains("http://") && page.contains("</html>"));
 }

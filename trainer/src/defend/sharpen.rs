@@ -5,6 +5,8 @@
 //! with its given label, goes by the trigger. The threshold is set again on the clean holdout: what the audit got wrong costs alarms
 //! that are missed, not false ones. It takes the trapped head's place where it finds more of those accused that it was not taught,
 //! each head with its own threshold; the trapped head was trained on these, so that the doubt is on its side.
+//!
+//! A purified model is given a witness in the same way ([`Defended::watch`]): its head has unlearnt the trigger, its stem still tells it.
 
 use super::{Defended, Replacement, Tripwire, to_f32, train_head};
 use crate::audit::Verdict;
@@ -103,7 +105,7 @@ pub struct Evidence<'a> {
     pub kernels: &'a Simd,
 }
 
-/// A taught witness, its threshold, and the accused that it was not taught.
+/// A taught witness, and the accused that it was not taught.
 struct Taught {
     witness: NewHead,
     unseen: TestSet,
