@@ -66,6 +66,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["audit", full], "run.json"),
         (&["purify", full, "--purify-epochs", "0"], "--purify-epochs"),
         (&["purify", full, "--inoculate", "2"], "--inoculate"),
+        (&["purify", full, "--mode", "relabel", "--rounds", "1"], "--mode relabel"),
         (&["purify", "/no/run"], "/no/run"),
         (&["eval", full], "run.json"),
         (&["report", "/no/run"], "/no/run"),
@@ -143,12 +144,15 @@ fn a_trapped_run_is_audited_and_purified() {
         assert!(line.starts_with(&format!("{i},{},", split["train"][i])), "{line}");
     }
     assert!(Path::new(run).join("audit.png").is_file());
-    for mode in ["unlearn", "drop", "relabel"] {
-        let rounds = ok(&[&["purify", run, "--mode", mode, "--purify-epochs", "1"][..], &new].concat());
-        assert_eq!((rounds.len(), &rounds[0]["round"]), (1, &1.into()));
-        assert!(rounds[0]["acc"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v)));
+    // A line a round, then the tripwire, which is in the model where its witness finds half of what it was not taught.
+    for (mode, rounds) in [("unlearn", 1), ("drop", 1), ("relabel", 2)] {
+        let told = ok(&[&["purify", run, "--mode", mode, "--purify-epochs", "1"][..], &new].concat());
+        assert_eq!((told.len(), &told[rounds - 1]["round"]), (rounds + 1, &rounds.into()), "{told:?}");
+        assert!(told[..rounds].iter().all(|l| l["acc"].as_f64().is_some_and(|v| (0.0..=1.0).contains(&v))));
+        let (found, alarms) = (&told[rounds]["tripwire"]["found"], &told[rounds]["tripwire"]["alarms"]);
+        assert_eq!(alarms.is_object(), found.as_f64().is_some_and(|share| share >= 0.5), "{told:?}");
+        assert_eq!(version("purified.sgm"), if alarms.is_object() { 3 } else { 1 });
     }
-    assert_eq!(version("purified.sgm"), 1, "another stem: no tripwire");
     for file in ["purified.sgm", "purified.onnx", "purified-stem.onnx", "purify.json"] {
         assert!(Path::new(run).join(file).is_file(), "{file}");
     }
@@ -160,7 +164,7 @@ fn a_trapped_run_is_audited_and_purified() {
     // A second round asks again whom to accuse, unless the first has settled it.
     let rounds = ok(&[&["purify", run, "--rounds", "2", "--purify-epochs", "1"][..], &new].concat());
     let settled = rounds[0]["newly_accused"] == 0 && rounds[0]["readmitted"] == 0;
-    assert_eq!(rounds.len(), if settled { 1 } else { 2 }, "{rounds:?}");
+    assert_eq!(rounds.len() - 1, if settled { 1 } else { 2 }, "{rounds:?}");
 
     // A path that is not Unicode is as good as any.
     #[cfg(unix)]
