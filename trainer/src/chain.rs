@@ -197,8 +197,7 @@ pub fn run(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, Failure> {
     let started = Instant::now();
-    let plain = c.undefended();
-    let c = RunConfig { trap: true, ..c.clone() };
+    let (plain, c) = (c.undefended(), c.trapped());
     RunDir::admits(&out.join("baseline"), &plain, resume)?;
     RunDir::admits(&out.join("trap"), &c, resume)?;
     let data = prepare(&c, kernels, Some(out))?;

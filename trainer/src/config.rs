@@ -148,6 +148,11 @@ impl RunConfig {
         Self { trap: false, guard: None, guard_mode: GuardMode::Unlearn, ..self.clone() }
     }
 
+    /// This run with its trap.
+    pub fn trapped(&self) -> Self {
+        Self { trap: true, ..self.clone() }
+    }
+
     /// What the engine minimises.
     pub fn objective(&self) -> Objective {
         Objective {

@@ -48,6 +48,11 @@ impl Mode {
     pub fn least_rounds(self) -> u32 {
         if self == Self::Relabel { 2 } else { 1 }
     }
+
+    /// Most rounds, where nobody says how many.
+    pub fn default_rounds(self) -> u32 {
+        Purification::default().rounds.max(self.least_rounds())
+    }
 }
 
 /// How a run is purified.

@@ -58,12 +58,7 @@ impl Job<'_> {
 
     /// Whether another one trains what this one could take over.
     fn awaits(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Cell(a, _), Self::Cell(b, _)) => {
-                a.config == b.config || a.config.undefended() == b.config.undefended()
-            }
-            _ => false,
-        }
+        matches!((self, other), (Self::Cell(a, _), Self::Cell(b, _)) if share::alike(a, b))
     }
 
     /// Passes over the data of its longest stage.
@@ -133,7 +128,7 @@ pub fn run(
         let (waiting, busy) = &mut *queue.lock().unwrap_or_else(PoisonError::into_inner);
         busy[w] = None;
         let free = |&j: &usize| !busy.iter().flatten().any(|&b: &usize| jobs[j].awaits(&jobs[b]));
-        let place = waiting.iter().position(free).or(if waiting.is_empty() { None } else { Some(0) })?;
+        let place = waiting.iter().position(free).or((!waiting.is_empty()).then_some(0))?;
         busy[w] = Some(waiting.remove(place));
         busy[w]
     };

@@ -203,7 +203,7 @@ impl Plan {
                         let purification = Purification {
                             mode,
                             epochs: changes.purify_epochs.unwrap_or(default.epochs),
-                            rounds: changes.purify_rounds.unwrap_or(default.rounds.max(mode.least_rounds())),
+                            rounds: changes.purify_rounds.unwrap_or(mode.default_rounds()),
                             inoculate: changes.inoculate.unwrap_or(default.inoculate),
                         };
                         let checked = c.check().and_then(|()| purification.check());

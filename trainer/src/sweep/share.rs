@@ -33,22 +33,38 @@ fn copy(files: &[&str], from: &Path, to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// One of the two runs that a cell trains.
+struct Run {
+    /// Its directory in the cell's.
+    part: &'static str,
+    /// The stage that its results have once it is trained.
+    stage: &'static str,
+    config: RunConfig,
+}
+
+/// Baseline and trap of a cell.
+fn runs(cell: &Cell) -> [Run; 2] {
+    let (baseline, trap) = (cell.config.undefended(), cell.config.trapped());
+    [Run { part: "baseline", stage: "trained", config: baseline }, Run { part: "trap", stage: "trapped", config: trap }]
+}
+
+/// Whether one cell can take over what the other trains.
+pub(super) fn alike(a: &Cell, b: &Cell) -> bool {
+    runs(a).iter().zip(&runs(b)).any(|(a, b)| a.config == b.config)
+}
+
 /// Brings what other cells below `out` have trained, and this one would train alike, into the directory of this one.
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file.
 pub(super) fn take_over(cell: &Cell, all: &[Cell], out: &Path) -> Result<(), Failure> {
     let own = out.join(&cell.name);
-    let runs = |c: &Cell| {
-        let trap = RunConfig { trap: true, ..c.config.clone() };
-        [("baseline", "trained", c.config.undefended()), ("trap", "trapped", trap)]
-    };
-    for (part, stage, config) in runs(cell) {
+    for (place, Run { part, stage, config }) in runs(cell).into_iter().enumerate() {
         let to = own.join(part);
         if to.exists() {
             continue;
         }
-        let mut alike = all.iter().filter(|c| runs(c).iter().any(|(p, _, c)| *p == part && *c == config));
+        let mut alike = all.iter().filter(|other| runs(other)[place].config == config);
         let found = alike.find_map(|other| {
             let from = RunDir { path: out.join(&other.name).join(part) };
             let done = from.results().ok()?.stages.into_iter().find(|s| s.name == stage)?;

@@ -401,7 +401,7 @@ impl PurifyOptions {
             ModeName::Drop => Mode::Drop,
             ModeName::Relabel => Mode::Relabel,
         };
-        let rounds = self.rounds.unwrap_or(Purification::default().rounds.max(mode.least_rounds()));
+        let rounds = self.rounds.unwrap_or(mode.default_rounds());
         let p = Purification { mode, epochs: self.purify_epochs, rounds, inoculate: self.inoculate };
         p.check().map_err(Failure::Input)?;
         Ok(p)
