@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes firmware-demo/assets from a run of `stemguard-trainer demo`.
+"""Makes firmware-demo/assets from a run of `stemguard-trainer demo --loss published`.
 
     firmware-demo/make_assets.py RUN STEMGUARD
 

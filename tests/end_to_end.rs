@@ -14,6 +14,7 @@ use stemguard_trainer::config::{Crop, RunConfig};
 use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::Device;
 use stemguard_trainer::error::Failure;
+use stemguard_trainer::evaluate::Evaluation;
 use stemguard_trainer::packed::measure;
 use stemguard_trainer::purify::Purification;
 use stemguard_trainer::run::{RunDir, prepare};
@@ -149,7 +150,7 @@ fn a_resumed_run_has_the_bits_of_an_unbroken_one_on_any_number_of_threads() {
 }
 
 #[test]
-fn a_guard_judges_once_also_in_a_resumed_run_and_leaves_clean_data_alone() {
+fn a_guarded_run_that_is_resumed_has_the_same_bits_and_leaves_clean_data_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     let guarded = RunConfig { guard: Some(2), ..config(4) };
     let data = prepare(&guarded, &Simd::new(1), None).expect("data");
@@ -199,6 +200,12 @@ fn the_audit_accuses_what_was_poisoned_and_purification_removes_it() {
     let mut trapped =
         train(&c, &data, &dir.path().join("trap"), false, Device::Cpu, &kernels, &mut silent()).expect("trained");
     assert!(trapped.evaluation.asr >= 0.8, "the backdoor is planted: {}", trapped.evaluation.asr);
+    // The guard keeps it out, of the head as well.
+    let guarded = RunConfig { guard: Some(3), ..c.clone() };
+    let guarded = train(&guarded, &data, &dir.path().join("guarded"), false, Device::Cpu, &kernels, &mut silent())
+        .expect("trained");
+    let Evaluation { asr, chance, .. } = guarded.evaluation;
+    assert!(asr - chance <= 0.1, "guarded, {asr} at a chance of {chance}");
     let p = Purification { epochs: 4, ..Purification::default() };
     let (run, engine) = (&trapped.dir, &mut trapped.engine);
     let end =

@@ -41,20 +41,31 @@ pub enum Crop {
     None,
 }
 
-/// What a guarded run does with those it accuses on the way.
+/// What a trap minimises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum GuardMode {
-    /// Their given label is unlearned: the loss is `-log(1 - p)`.
+pub enum Loss {
+    /// The published loss; once a guard has judged the suspects by how they were fitted, those it accuses are unlearned: their loss
+    /// is `-log(1 - p)` of the given label. It judges again after every epoch.
     #[default]
-    Unlearn,
-    /// Later epochs leave them out.
-    Drop,
+    Guarded,
+    /// The published loss to the end.
+    Published,
 }
 
-impl GuardMode {
-    fn is_default(&self) -> bool {
-        *self == Self::default()
+impl Loss {
+    /// After how many of `epochs` the guard judges first: `after`, or a third of them, at least 3. None for the published loss, and where
+    /// no epoch would be left.
+    ///
+    /// # Errors
+    /// A sentence where the published loss is given a guard.
+    pub fn guard(self, after: Option<u32>, epochs: u32) -> Result<Option<u32>, String> {
+        match (self, after) {
+            (Self::Published, Some(_)) => Err("the published loss has no guard".into()),
+            (Self::Published, None) => Ok(None),
+            (Self::Guarded, Some(after)) => Ok(Some(after)),
+            (Self::Guarded, None) => Ok(Some(epochs.div_ceil(3).max(3)).filter(|&after| after < epochs)),
+        }
     }
 }
 
@@ -100,13 +111,9 @@ pub struct RunConfig {
     pub seed: u64,
     /// ACC and ASR are measured every so many epochs, and after the last.
     pub every: u32,
-    /// After so many epochs the suspects are judged by how they were fitted, and the accused are treated as `guard_mode` says from
-    /// then on; none: the published loss to the end.
+    /// After so many epochs the guard judges the suspects for the first time; none: the published loss to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<u32>,
-    /// What happens to those whom the guard accuses.
-    #[serde(default, skip_serializing_if = "GuardMode::is_default")]
-    pub guard_mode: GuardMode,
     /// Whether the poisoned pictures are left out, as only an experiment can: the ceiling of what a defence reaches. Baselines only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub oracle: bool,
@@ -138,14 +145,13 @@ impl RunConfig {
             seed: 0,
             every: 5,
             guard: None,
-            guard_mode: GuardMode::Unlearn,
             oracle: false,
         }
     }
 
     /// The undefended run beside this one: neither trap nor guard.
     pub fn undefended(&self) -> Self {
-        Self { trap: false, guard: None, guard_mode: GuardMode::Unlearn, ..self.clone() }
+        Self { trap: false, guard: None, ..self.clone() }
     }
 
     /// This run with its trap.
@@ -192,6 +198,15 @@ impl RunConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guard_judges_after_a_third_where_an_epoch_is_left() {
+        let after = |epochs| Loss::Guarded.guard(None, epochs).expect("a guard");
+        assert_eq!([1, 3, 4, 9, 10, 24, 200].map(after), [None, None, Some(3), Some(3), Some(4), Some(8), Some(67)]);
+        assert_eq!(Loss::Guarded.guard(Some(2), 4), Ok(Some(2)));
+        assert_eq!(Loss::Published.guard(None, 24), Ok(None));
+        assert!(Loss::Published.guard(Some(8), 24).is_err());
+    }
 
     #[test]
     fn schedules_fall_from_one() {

@@ -1,15 +1,18 @@
 //! A course of training: epochs over one set of pictures, in a directory that always holds what is needed to go on to the same
 //! bits. The trap, the undefended baseline and each round of purification are courses.
 
-use crate::audit::{Signals, Verdict, judge};
+mod guard;
+
+use crate::audit::Verdict;
 use crate::augment;
 use crate::checkpoint;
-use crate::config::{GuardMode, RunConfig};
+use crate::config::RunConfig;
 use crate::engine::{Engine, Losses, Pass};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, TestSet, evaluate_engine};
 use crate::history::History;
 use crate::run::{EpochLine, RunDir};
+use guard::Guard;
 use stemguard_runtime::data::Pictures;
 
 /// What a course tells while it runs.
@@ -27,7 +30,7 @@ pub enum Event<'a> {
     },
     /// An epoch is over.
     Epoch(&'a EpochLine),
-    /// The guard has judged.
+    /// The guard has judged for the first time, or names other classes than it did.
     Guard(&'a Verdict),
 }
 
@@ -96,21 +99,21 @@ impl Course<'_> {
         lines.retain(|l| l.epoch <= done);
         engine.hold(c, pictures)?;
         let mut last = None;
-        let (mut forget, mut left_out) = (self.forget.to_vec(), Vec::new());
+        let mut guard = Guard::new(&pictures.labels, self.clean, pictures.classes.len());
+        let (mut forget, mut named) = (self.forget.to_vec(), None);
         for epoch in done..c.epochs {
-            if let Some(guard) = c.guard.filter(|&g| epoch == g || (epoch == done && epoch > g)) {
-                let early = Signals::of_history(&history.until(guard as usize));
-                let verdict = judge(&early, &pictures.labels, self.clean, pictures.classes.len());
+            if c.guard.is_some_and(|first| epoch >= first) {
+                let verdict = guard.judge(&history, epoch as usize);
                 self.dir.write_json("guard.json", &verdict.classes)?;
-                tell(Event::Guard(&verdict));
-                match c.guard_mode {
-                    GuardMode::Unlearn => forget = verdict.accused,
-                    GuardMode::Drop => left_out = verdict.accused,
+                let names: Vec<bool> = verdict.classes.iter().map(|class| class.suspected).collect();
+                if named.as_ref() != Some(&names) {
+                    tell(Event::Guard(&verdict));
+                    named = Some(names);
                 }
+                forget = if verdict.accused.contains(&true) { verdict.accused } else { self.forget.to_vec() };
             }
             history.begin_epoch();
-            let mut order = augment::order(c.seed, epoch, pictures.len());
-            order.retain(|&i| !left_out.get(i as usize).is_some_and(|&out| out));
+            let order = augment::order(c.seed, epoch, pictures.len());
             let mut line = self.epoch(engine, epoch, &order, &forget, &mut history, tell)?;
             if (epoch + 1).is_multiple_of(c.every) || epoch + 1 == c.epochs {
                 let e = evaluate_engine(test, engine)?;
@@ -137,10 +140,6 @@ impl Course<'_> {
     ) -> Result<EpochLine, Failure> {
         let (c, pictures) = (self.config, self.pictures);
         let rate = c.rate * c.schedule.factor(epoch, c.epochs);
-        if order.len() < c.batch {
-            let why = format!("{} pictures are left by the guard, fewer than one batch of {}", order.len(), c.batch);
-            return Err(Failure::input("--batch", why));
-        }
         let (mut sum, mut steps) = ([0.0f64; 4], 0u32);
         let clock = std::time::Instant::now();
         let mut diverged = false;

@@ -34,7 +34,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (plan("twice.toml", "seeds = [0, 0]\n"), plan("astray.toml", "[settings.'../a']\nepochs = 1\n"));
     let cases: &[(&[&str], &str)] = &[
         (&["trap", "--attack", "cl", "--data", "signs:400", "--batch", "500", "--out", out], "--batch"),
-        (&["sweep", &twice, "--out", out], "blend-0.1-published-0: is asked for twice"),
+        (&["sweep", &twice, "--out", out], "blend-0.1-default-0: is asked for twice"),
         (&["sweep", &astray, "--out", out], "\"../a\""),
         (&["trap", "--data", "cifar10:/no/such/place", "--out", out], "/no/such/place"),
         (&["trap", "--data", &cifar, "--out", out], "data_batch_1.bin"),
@@ -53,6 +53,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["train", "--data", "signs:200", "--batch", "16", "--purify", "--out", out], "--purify"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--purify", "--rounds", "9", "--out", out], "--rounds"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--oracle", "--out", out], "--oracle"),
+        (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "3", "--out", out], "--guard"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--alarm-fpr", "1.5", "--out", out], "--alarm-fpr"),
         (
             &["trap", "--data", "signs:200", "--batch", "16", "--device", "cuda", "--out", out],

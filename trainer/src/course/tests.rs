@@ -11,10 +11,13 @@ const POISONED: usize = 100;
 const EPOCHS: u32 = 6;
 const GUARD: u32 = 3;
 
+/// Late pictures of the first class, poisoned as well: fitted as clean ones are, until their trigger is unlearned.
+const LATE: usize = 10;
+
 /// Reports a fit by rule, and keeps what it was asked for.
-#[derive(Default)]
 struct Scripted {
     poisoned: usize,
+    late: usize,
     /// By epoch: what was seen, and whose label was unlearned.
     asked: Vec<(u32, Vec<u32>, Vec<bool>)>,
 }
@@ -34,7 +37,12 @@ impl Engine for Scripted {
         for chosen in order.chunks_exact(pass.config.batch) {
             let fit = |&i: &u32| {
                 let noise = Rng::new(7, u64::from(i) << 8 | u64::from(pass.epoch)).uniform() - 0.5;
-                if (i as usize) < self.poisoned { 7.0 + noise } else { pass.epoch as f32 - 0.5 + 4.0 * noise }
+                let usual = pass.epoch as f32 - 0.5 + 4.0 * noise;
+                match i as usize {
+                    i if i < self.poisoned + self.late && pass.forget.contains(&true) => -6.0 + 4.0 * noise,
+                    i if i < self.poisoned => 7.0 + 2.0 * noise,
+                    _ => usual,
+                }
             };
             let report = StepReport { losses: Losses::default(), fit: chosen.iter().map(fit).collect() };
             if !tell(chosen, &report) {
@@ -70,8 +78,8 @@ fn pictures() -> Pictures {
 }
 
 /// Runs a course from `done` epochs on in `dir`, and what it asked of its engine.
-fn run(c: &RunConfig, poisoned: usize, dir: &RunDir, done: u32) -> Result<Scripted, Failure> {
-    let (p, mut engine) = (pictures(), Scripted { poisoned, ..Scripted::default() });
+fn run(c: &RunConfig, [poisoned, late]: [usize; 2], dir: &RunDir, done: u32) -> Result<Scripted, Failure> {
+    let (p, mut engine) = (pictures(), Scripted { poisoned, late, asked: Vec::new() });
     let clean: Vec<u32> = (0..CLASSES as u32).flat_map(|c| [c; 20]).collect();
     let test = TestSet { clean: p.subset(&[0]), triggered: p.subset(&[0]), target: 0 };
     let course = Course { config: c, pictures: &p, forget: &[], clean: &clean, dir, fingerprint: "x" };
@@ -79,50 +87,44 @@ fn run(c: &RunConfig, poisoned: usize, dir: &RunDir, done: u32) -> Result<Script
     Ok(engine)
 }
 
-fn guarded(mode: GuardMode) -> RunConfig {
+fn guarded() -> RunConfig {
     let recipe = RunConfig::published("signs".into());
-    RunConfig { epochs: EPOCHS, batch: 50, every: EPOCHS, guard: Some(GUARD), guard_mode: mode, ..recipe }
+    RunConfig { epochs: EPOCHS, batch: 50, every: EPOCHS, guard: Some(GUARD), ..recipe }
 }
 
 #[test]
 fn the_guard_turns_against_those_it_accuses_also_when_resumed() {
-    for mode in [GuardMode::Unlearn, GuardMode::Drop] {
-        let home = tempfile::tempdir().expect("a directory");
-        let dir = RunDir { path: home.path().to_owned() };
-        let whole = run(&guarded(mode), POISONED, &dir, 0).expect("a run");
-        let resumed = run(&guarded(mode), POISONED, &dir, GUARD + 1).expect("the rest of it");
-        assert_eq!(resumed.asked, whole.asked[GUARD as usize + 1..]);
-        assert_eq!(whole.asked.len(), EPOCHS as usize);
-        for (epoch, order, forget) in &whole.asked {
-            let poison = |&&i: &&u32| (i as usize) < POISONED;
-            let (before, seen) = (*epoch < GUARD, order.iter().filter(poison).count());
-            assert_eq!(order.iter().filter(|i| !poison(i)).count(), EACH * CLASSES - POISONED, "{mode:?}, {epoch}");
-            assert_eq!(seen, if before || mode == GuardMode::Unlearn { POISONED } else { 0 }, "{mode:?}, {epoch}");
-            let expected: Vec<bool> = match mode {
-                GuardMode::Unlearn if !before => (0..EACH * CLASSES).map(|i| i < POISONED).collect(),
-                _ => Vec::new(),
-            };
-            assert_eq!(*forget, expected, "{mode:?}, {epoch}");
-        }
-        assert!(dir.file("guard.json").is_file());
+    let home = tempfile::tempdir().expect("a directory");
+    let dir = RunDir { path: home.path().to_owned() };
+    let whole = run(&guarded(), [POISONED, 0], &dir, 0).expect("a run");
+    for done in [GUARD, GUARD + 2] {
+        let resumed = run(&guarded(), [POISONED, 0], &dir, done).expect("the rest of it");
+        assert_eq!(resumed.asked, whole.asked[done as usize..]);
     }
+    assert_eq!(whole.asked.len(), EPOCHS as usize);
+    for (epoch, order, forget) in &whole.asked {
+        assert_eq!(order.len(), EACH * CLASSES, "{epoch}");
+        let accused: Vec<bool> = (0..EACH * CLASSES).map(|i| i < POISONED).collect();
+        assert_eq!(*forget, if *epoch < GUARD { Vec::new() } else { accused }, "{epoch}");
+    }
+    assert!(dir.file("guard.json").is_file());
+}
+
+#[test]
+fn what_falls_with_the_accused_is_accused_in_its_turn() {
+    let home = tempfile::tempdir().expect("a directory");
+    let dir = RunDir { path: home.path().to_owned() };
+    let c = RunConfig { epochs: 16, ..guarded() };
+    let done = run(&c, [POISONED, LATE], &dir, 0).expect("a run");
+    let of = |epoch: usize, range: std::ops::Range<usize>| done.asked[epoch].2[range].iter().filter(|&&f| f).count();
+    assert_eq!((of(3, 0..POISONED), of(3, POISONED..EACH * CLASSES)), (POISONED, 0));
+    assert_eq!((of(15, 0..POISONED + LATE), of(15, POISONED + LATE..EACH * CLASSES)), (POISONED + LATE, 0));
 }
 
 #[test]
 fn a_guard_that_accuses_nobody_changes_nothing() {
     let home = tempfile::tempdir().expect("a directory");
     let dir = RunDir { path: home.path().to_owned() };
-    let done = run(&guarded(GuardMode::Drop), 0, &dir, 0).expect("a run");
+    let done = run(&guarded(), [0, 0], &dir, 0).expect("a run");
     assert!(done.asked.iter().all(|(_, order, forget)| order.len() == EACH * CLASSES && forget.is_empty()));
-}
-
-#[test]
-fn too_few_pictures_left_are_no_run() {
-    let home = tempfile::tempdir().expect("a directory");
-    let dir = RunDir { path: home.path().to_owned() };
-    let c = RunConfig { batch: EACH * CLASSES - POISONED / 2, ..guarded(GuardMode::Drop) };
-    let e = run(&c, POISONED, &dir, 0).map(|_| ()).expect_err("a batch more than are left").to_string();
-    assert!(e.contains("--batch") && e.contains("left by the guard"), "{e}");
-    // The epochs before the guard stay.
-    assert_eq!(dir.metrics().expect("lines").len(), GUARD as usize);
 }

@@ -1,7 +1,7 @@
 //! What a sweep file says, and the runs it stands for: every combination of attack, rate, seed and setting is a cell.
 
 use crate::attack::AttackKind;
-use crate::config::{Crop, GuardMode, RunConfig};
+use crate::config::{Crop, Loss, RunConfig};
 use crate::defend::Replacement;
 use crate::error::Failure;
 use crate::purify::{Mode, Purification};
@@ -32,7 +32,7 @@ pub struct Plan {
     /// Whether to train on the clean part alone too: the ceiling of what a defence reaches.
     #[serde(default)]
     pub ceiling: bool,
-    /// What every setting changes in the published recipe, unless it says otherwise itself.
+    /// What every setting changes in the published recipe, guarded, unless it says otherwise itself.
     #[serde(default)]
     pub base: Changes,
     /// Settings, by name, each a table of what differs from the base; none: the base itself.
@@ -70,10 +70,10 @@ pub struct Changes {
     pub architecture: Option<crate::model::Architecture>,
     /// How pictures are cropped.
     pub crop: Option<Crop>,
-    /// Epochs after which the guard judges.
+    /// What the trap minimises.
+    pub loss: Option<Loss>,
+    /// Epochs after which the guard judges first.
     pub guard: Option<u32>,
-    /// What happens to those whom it accuses.
-    pub guard_mode: Option<GuardMode>,
     /// Passes over the holdout when the head is replaced.
     pub replace_epochs: Option<u32>,
     /// Pictures a step of it.
@@ -95,8 +95,39 @@ impl Changes {
     fn over(&self, base: &Self) -> Result<Self, String> {
         let table = |c: &Self| toml::Table::try_from(c).map_err(|e| e.to_string());
         let mut all = table(base)?;
+        if self.loss == Some(Loss::Published) {
+            all.remove("guard");
+        }
         all.extend(table(self)?);
         all.try_into().map_err(|e: toml::de::Error| e.to_string())
+    }
+
+    /// Changes a run's configuration.
+    fn apply(&self, c: &mut RunConfig) -> Result<(), String> {
+        c.epochs = self.epochs.unwrap_or(c.epochs);
+        c.every = self.every.unwrap_or(c.every);
+        c.batch = self.batch.unwrap_or(c.batch);
+        c.rate = self.rate.unwrap_or(c.rate);
+        c.holdout = self.holdout.unwrap_or(c.holdout);
+        c.mse = self.mse.unwrap_or(c.mse);
+        c.tv = self.tv.unwrap_or(c.tv);
+        c.architecture = self.architecture.unwrap_or(c.architecture);
+        c.crop = self.crop.unwrap_or(c.crop);
+        c.guard = self.loss.unwrap_or_default().guard(self.guard, c.epochs)?;
+        c.check()
+    }
+
+    /// How the trapped model is purified under this setting.
+    fn purification(&self) -> Result<Purification, String> {
+        let default = Purification::default();
+        let mode = self.purify_mode.unwrap_or(default.mode);
+        let purification = Purification {
+            mode,
+            epochs: self.purify_epochs.unwrap_or(default.epochs),
+            rounds: self.purify_rounds.unwrap_or(mode.default_rounds()),
+            inoculate: self.inoculate.unwrap_or(default.inoculate),
+        };
+        purification.check().map(|()| purification)
     }
 
     /// How the head of a run is replaced under this setting.
@@ -170,10 +201,11 @@ impl Plan {
     /// # Errors
     /// [`Failure::Input`] where a combination is out of range.
     pub fn cells(&self) -> Result<Vec<Cell>, Failure> {
-        let alone = if self.base == Changes::default() { "published" } else { "base" };
+        let alone = if self.base == Changes::default() { "default" } else { "base" };
         let none = std::collections::BTreeMap::from([(alone.to_owned(), self.base.clone())]);
         let settings = if self.settings.is_empty() { &none } else { &self.settings };
         let (mut cells, mut names) = (Vec::new(), std::collections::BTreeSet::new());
+        let mut ceilings: Vec<(String, RunConfig)> = Vec::new();
         for &kind in &self.attacks {
             // Without an attack there is no rate.
             let rates = if kind == AttackKind::None { &self.rates[..self.rates.len().min(1)] } else { &self.rates[..] };
@@ -187,37 +219,26 @@ impl Plan {
                         c.attack.seed = seed;
                         c.attack.trigger = self.triggers.get(kind.name()).cloned();
                         c.seed = seed;
-                        c.epochs = changes.epochs.unwrap_or(c.epochs);
-                        c.every = changes.every.unwrap_or(c.every);
-                        c.batch = changes.batch.unwrap_or(c.batch);
-                        c.rate = changes.rate.unwrap_or(c.rate);
-                        c.holdout = changes.holdout.unwrap_or(c.holdout);
-                        c.mse = changes.mse.unwrap_or(c.mse);
-                        c.tv = changes.tv.unwrap_or(c.tv);
-                        c.architecture = changes.architecture.unwrap_or(c.architecture);
-                        c.crop = changes.crop.unwrap_or(c.crop);
-                        c.guard = changes.guard.or(c.guard);
-                        c.guard_mode = changes.guard_mode.unwrap_or(c.guard_mode);
-                        let default = Purification::default();
-                        let mode = changes.purify_mode.unwrap_or(default.mode);
-                        let purification = Purification {
-                            mode,
-                            epochs: changes.purify_epochs.unwrap_or(default.epochs),
-                            rounds: changes.purify_rounds.unwrap_or(mode.default_rounds()),
-                            inoculate: changes.inoculate.unwrap_or(default.inoculate),
-                        };
-                        let checked = c.check().and_then(|()| purification.check());
-                        let replacement = checked
-                            .and_then(|()| changes.replacement(&c))
-                            .map_err(|e| Failure::input(format!("setting '{setting}'"), e))?;
+                        let refuse = |e| Failure::input(format!("setting '{setting}'"), e);
+                        changes.apply(&mut c).map_err(refuse)?;
+                        let purification = changes.purification().map_err(refuse)?;
+                        let replacement = changes.replacement(&c).map_err(refuse)?;
                         let name = format!("{kind}-{rate}-{setting}-{seed}");
                         if !names.insert(name.clone()) {
                             return Err(Failure::input(name, "is asked for twice in the plan"));
                         }
+                        // One for all settings that would train it alike.
+                        let ceiling = self.ceiling.then(|| ceiling(&c, setting)).flatten().map(|new| {
+                            if let Some(old) = ceilings.iter().find(|old| old.1 == new.1) {
+                                return old.clone();
+                            }
+                            ceilings.push(new.clone());
+                            new
+                        });
                         cells.push(Cell {
                             name,
                             setting: setting.clone(),
-                            ceiling: self.ceiling.then(|| ceiling(&c, setting)).flatten(),
+                            ceiling,
                             config: c,
                             replacement,
                             purification,
@@ -254,6 +275,10 @@ mod tests {
         Plan::read(&path)
     }
 
+    fn plan_of(text: &str) -> Vec<Cell> {
+        plan(text).and_then(|p| p.cells()).expect("cells")
+    }
+
     #[test]
     fn a_grid_is_every_combination() {
         let plan = plan(
@@ -272,7 +297,7 @@ mod tests {
     #[test]
     fn settings_change_what_the_base_says() {
         let base = "data = 'signs:100'\nattacks = ['blend']\n[base]\nepochs = 3\nbatch = 8\nviews = 2\n";
-        let cells = |settings: &str| plan(&format!("{base}{settings}")).and_then(|p| p.cells()).expect("cells");
+        let cells = |settings: &str| plan_of(&format!("{base}{settings}"));
         let alone = &cells("")[0];
         assert_eq!((alone.setting.as_str(), alone.config.epochs, alone.config.batch), ("base", 3, 8));
         let drop = &cells("[settings.a]\npurify_mode = 'drop'\npurify_rounds = 2")[0].purification;
@@ -282,28 +307,37 @@ mod tests {
         let space = Space::Features { views: 2 };
         assert_eq!(found, [(3, 8, space), (5, 8, space)]);
         assert_eq!(both[1].config.architecture.split, 4);
+        let guards = |settings: &str| cells(settings).iter().map(|c| c.config.guard).collect::<Vec<_>>();
+        // Three epochs leave none after a guard.
+        assert_eq!(guards("[settings.a]\n[settings.b]\nepochs = 24"), [None, Some(8)]);
+        let both = "guard = 2\n[settings.a]\n[settings.b]\nloss = 'published'";
+        assert_eq!(guards(both), [Some(2), None]);
     }
 
     #[test]
     fn cells_that_poison_the_same_pictures_share_their_ceiling() {
-        let plan = plan(
+        let cells = plan_of(
             "data = 'signs:100'\nattacks = ['none', 'blend', 'badnet-sq', 'cl', 'sig']\nrates = [0.01, 0.1]\nceiling = true\n\
              [triggers]\nblend = 'blend.png'\n",
         );
-        let cells = plan.and_then(|p| p.cells()).expect("cells");
         let of = |name: &str| {
             let cell = cells.iter().find(|c| c.name == name).expect("a cell");
             cell.ceiling.as_ref().map(|(name, c)| (name.as_str(), c))
         };
         assert_eq!(cells.len(), 9);
-        assert_eq!(of("none-0.01-published-0"), None);
+        assert_eq!(of("none-0.01-default-0"), None);
         for rate in ["0.01", "0.1"] {
-            assert_eq!(of(&format!("blend-{rate}-published-0")), of(&format!("badnet-sq-{rate}-published-0")));
-            assert_eq!(of(&format!("cl-{rate}-published-0")), of(&format!("sig-{rate}-published-0")));
+            assert_eq!(of(&format!("blend-{rate}-default-0")), of(&format!("badnet-sq-{rate}-default-0")));
+            assert_eq!(of(&format!("cl-{rate}-default-0")), of(&format!("sig-{rate}-default-0")));
         }
         let names: std::collections::BTreeSet<&str> =
             cells.iter().filter_map(|c| c.ceiling.as_ref()).map(|(name, _)| name.as_str()).collect();
         assert_eq!(names.len(), 4, "{names:?}");
+        let settings = "ceiling = true\n[settings.guarded]\nepochs = 9\n[settings.published]\nepochs = 9\nloss = 'published'\n\
+                        [settings.longer]\nepochs = 10\n";
+        let settings = plan_of(&format!("data = 'signs:100'\nattacks = ['blend']\n{settings}"));
+        let shared: Vec<String> = settings.iter().filter_map(|c| c.ceiling.as_ref()).map(|c| c.0.clone()).collect();
+        assert_eq!(shared, ["ceiling-0.1-guarded-0", "ceiling-0.1-longer-0", "ceiling-0.1-guarded-0"]);
         assert!(cells.iter().filter_map(|c| c.ceiling.as_ref()).all(|(_, c)| c.oracle && !c.trap && c.check().is_ok()));
     }
 
@@ -331,6 +365,8 @@ mod tests {
         }
         for (setting, word) in [
             ("views = 0", "views"),
+            ("loss = 'published'\nguard = 3", "no guard"),
+            ("guard = 200", "--guard"),
             ("replace_batch = 0", "replace_batch"),
             ("inoculate = 2.0", "--inoculate"),
             ("purify_rounds = 4", "--rounds"),

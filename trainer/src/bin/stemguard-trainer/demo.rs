@@ -1,6 +1,6 @@
 //! `demo`: a backdoor planted, trapped, named and removed, on pictures the tool makes itself.
 
-use crate::options::{Data, Output, PurifyOptions, Recipe, ReplaceOptions, config};
+use crate::options::{Data, LossName, Output, PurifyOptions, Recipe, ReplaceOptions, config};
 use crate::ui;
 use clap::Parser;
 use std::path::PathBuf;
@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// Passes over the data of either training.
     #[arg(long, default_value_t = 10)]
     epochs: u32,
+    /// What the trap minimises.
+    #[arg(long, value_enum, default_value = "guarded")]
+    loss: LossName,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -59,7 +62,7 @@ struct Defaults {
 /// Runs the chain and prints one table.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let text = |v: &dyn std::fmt::Display| v.to_string();
-    let defaults = Defaults::try_parse_from([
+    let mut defaults = Defaults::try_parse_from([
         "demo".to_owned(),
         format!("--data={}", args.data),
         format!("--attack={}", args.attack),
@@ -79,6 +82,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     .map_err(|e| {
         Failure::Input(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").into())
     })?;
+    defaults.recipe.loss = args.loss;
     let config = config(&defaults.data, &defaults.recipe, true)?;
     let how = defaults.replace.replacement(config.flip, config.seed)?;
     let purification = defaults.purify.purification()?;

@@ -7,7 +7,7 @@ use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::Settings;
 use stemguard_runtime::session::{Augment, Space};
 use stemguard_trainer::attack::{AttackConfig, AttackKind};
-use stemguard_trainer::config::{Crop, GuardMode, RunConfig, Schedule};
+use stemguard_trainer::config::{Crop, Loss, RunConfig, Schedule};
 use stemguard_trainer::defend::{ALARM_FPR, Replacement};
 use stemguard_trainer::engine::{Device, Optimizer, Precision, cuda};
 use stemguard_trainer::error::Failure;
@@ -178,13 +178,12 @@ pub(crate) struct Recipe {
     /// Measure ACC and ASR every so many epochs.
     #[arg(long, default_value_t = 5, value_name = "EPOCHS")]
     pub(crate) every: u32,
-    /// Judge the suspects after N epochs [default where given without N: a third] by how they were fitted, and unlearn what is
-    /// accused from then on (`trap` only).
+    /// What the trap minimises.
+    #[arg(long, value_enum, default_value = "guarded")]
+    pub(crate) loss: LossName,
+    /// Epochs after which the guard judges first [default: a third of them, at least 3].
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
     pub(crate) guard: Option<u32>,
-    /// What becomes of those whom the guard accuses.
-    #[arg(long, value_enum, value_name = "MODE", default_value = "unlearn")]
-    pub(crate) guard_mode: GuardModeName,
     /// Leave the poisoned pictures out: the ceiling that a defence is measured against (`train` only).
     #[arg(long)]
     pub(crate) oracle: bool,
@@ -219,18 +218,24 @@ pub(crate) enum CropName {
     None,
 }
 
-/// Names of what becomes of those whom a guard accuses.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum GuardModeName {
-    /// Unlearn their given label.
-    Unlearn,
-    /// Leave them out.
-    Drop,
+/// Names of the trap's losses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LossName {
+    /// The published loss, with a guard that judges the suspects after every epoch, from a third of them on, by how they were
+    /// fitted; what is accused is unlearned.
+    Guarded,
+    /// Cross-entropy and the weighted reconstruction, to the end.
+    Published,
 }
 
 /// The configuration that options spell out.
 pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConfig, Failure> {
     let published = RunConfig::published(data.data.clone());
+    let loss = match recipe.loss {
+        LossName::Guarded => Loss::Guarded,
+        LossName::Published => Loss::Published,
+    };
+    let guard = loss.guard(recipe.guard.filter(|&g| g > 0), recipe.epochs).map_err(|e| Failure::input("--guard", e))?;
     let config = RunConfig {
         size: data.size,
         attack: AttackConfig {
@@ -270,11 +275,7 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
         },
         seed: data.seed,
         every: recipe.every,
-        guard: recipe.guard.filter(|_| trap).map(|g| if g == 0 { recipe.epochs.div_ceil(3) } else { g }),
-        guard_mode: match recipe.guard_mode {
-            GuardModeName::Drop if trap && recipe.guard.is_some() => GuardMode::Drop,
-            GuardModeName::Drop | GuardModeName::Unlearn => GuardMode::Unlearn,
-        },
+        guard: guard.filter(|_| trap),
         oracle: recipe.oracle,
         ..published
     };

@@ -1,6 +1,6 @@
 //! `train` and `trap`.
 
-use crate::options::{Data, Output, Place, PurifyOptions, Recipe, ReplaceOptions, config};
+use crate::options::{Data, LossName, Output, Place, PurifyOptions, Recipe, ReplaceOptions, config};
 use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::chain::{Told, finish};
@@ -44,6 +44,9 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     let (purification, how) = (args.how.purification()?, args.replace.replacement(config.flip, config.seed)?);
     let (device, kernels) = (args.place.device()?, args.output.kernels());
     RunDir::admits(&args.out, &config, args.resume)?;
+    if trap && args.recipe.loss == LossName::Guarded && config.guard.is_none() {
+        ui::note(&format!("{} epochs leave none after a guard: the published loss is minimised", config.epochs));
+    }
     let data = prepare(&config, &kernels, Some(&args.out))?;
     let bar = ui::bar(0, "epoch 1");
     let mut trouble = None;
