@@ -115,6 +115,9 @@ impl Course<'_> {
             history.begin_epoch();
             let order = augment::order(c.seed, epoch, pictures.len());
             let mut line = self.epoch(engine, epoch, &order, &forget, &mut history, tell)?;
+            if c.guard.is_some_and(|first| epoch >= first) {
+                line.unlearned = Some(forget.iter().filter(|&&f| f).count());
+            }
             if (epoch + 1).is_multiple_of(c.every) || epoch + 1 == c.epochs {
                 let e = evaluate_engine(test, engine)?;
                 (line.acc, line.asr) = (Some(e.acc), Some(e.asr));
@@ -165,6 +168,7 @@ impl Course<'_> {
             losses: Losses { total: mean(0), ce: mean(1), mse: mean(2), tv: mean(3) },
             rate,
             pictures_per_second: f64::from(steps) * c.batch as f64 / seconds,
+            unlearned: None,
             acc: None,
             asr: None,
         })

@@ -66,6 +66,9 @@ pub struct EpochLine {
     pub rate: f64,
     /// Training pictures a second.
     pub pictures_per_second: f64,
+    /// Pictures that the guard had unlearned in it, from its first verdict on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unlearned: Option<usize>,
     /// ACC, where it was measured.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub acc: Option<f64>,

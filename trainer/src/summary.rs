@@ -65,15 +65,16 @@ fn curves(name: &str, lines: &[EpochLine]) -> Vec<Curve> {
         series,
         ..Curve::default()
     };
-    vec![
+    let tested = vec![series("ACC", &|l| l.acc), series("ASR", &|l| l.asr)];
+    let mut all = vec![
         curve(format!("{name}: training losses"), "loss", false, parts),
-        curve(
-            format!("{name}: test pictures"),
-            "share",
-            true,
-            vec![series("ACC", &|l| l.acc), series("ASR", &|l| l.asr)],
-        ),
-    ]
+        curve(format!("{name}: test pictures"), "share", true, tested),
+    ];
+    if lines.iter().any(|l| l.unlearned.is_some()) {
+        let accused = vec![series("accused by the guard", &|l| l.unlearned.map(|n| n as f64))];
+        all.push(curve(format!("{name}: pictures unlearned"), "pictures", false, accused));
+    }
+    all
 }
 
 /// A few test pictures: clean, triggered, ten times the difference, and what the decoder makes of both.
@@ -168,7 +169,8 @@ pub fn collect(
     if truth.is_none() {
         truth = all.iter().find(|s| s.name == "trained").map(|s| s.evaluation.clone());
     }
-    shown.extend(curves(if c.trap { "trap" } else { "training" }, &run.metrics()?));
+    let lines = run.metrics()?;
+    shown.extend(curves(if c.trap { "trap" } else { "training" }, &lines));
     let attacked = c.attack.kind != crate::attack::AttackKind::None;
     let (mut engine, epochs) = trap::restore(run, record, &data, kernels)?;
     let info = attacks().iter().find(|a| a.kind == c.attack.kind);
@@ -187,6 +189,9 @@ pub fn collect(
             data.truth.requested,
             data.truth.poisoned.len()
         ));
+    }
+    if let Some(n) = lines.last().and_then(|l| l.unlearned) {
+        notes.push(format!("In the last epoch, {n} pictures that the guard accused were unlearned."));
     }
     let mut rows = pictures(&data, &mut engine)?;
     if run.file("audit.json").exists() {

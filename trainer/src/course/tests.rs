@@ -107,6 +107,9 @@ fn the_guard_turns_against_those_it_accuses_also_when_resumed() {
         let accused: Vec<bool> = (0..EACH * CLASSES).map(|i| i < POISONED).collect();
         assert_eq!(*forget, if *epoch < GUARD { Vec::new() } else { accused }, "{epoch}");
     }
+    let unlearned: Vec<_> = dir.metrics().expect("lines").iter().map(|l| l.unlearned).collect();
+    let (none, some) = (vec![None; GUARD as usize], vec![Some(POISONED); (EPOCHS - GUARD) as usize]);
+    assert_eq!(unlearned, [none, some].concat());
     assert!(dir.file("guard.json").is_file());
 }
 

@@ -75,8 +75,9 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
                 ui::json(line)
             } else {
                 let percent = |v: Option<f64>| v.map_or(String::new(), |v| format!("{:5.1}", 100.0 * v));
+                let unlearned = line.unlearned.map_or(String::new(), |n| format!("  unlearned {n}"));
                 ui::say(&format!(
-                    "epoch {:3}  loss {:.4} (ce {:.4} mse {:.5} tv {:.5})  {:.0} pictures/s  ACC {}  ASR {}",
+                    "epoch {:3}  loss {:.4} (ce {:.4} mse {:.5} tv {:.5})  {:.0} pictures/s{unlearned}  ACC {}  ASR {}",
                     line.epoch,
                     line.losses.total,
                     line.losses.ce,
