@@ -62,6 +62,25 @@ pub fn check(c: &RunConfig, pictures: &Pictures) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the guard makes of the suspects after `done` epochs of the course in `dir`; `None` without a guard, or before it judges.
+///
+/// # Errors
+/// [`Failure::Input`] where the record of how they were fitted is missing, damaged or of others.
+pub fn guarded(
+    c: &RunConfig,
+    dir: &RunDir,
+    done: u32,
+    suspects: &Pictures,
+    clean: &[u32],
+) -> Result<Option<Verdict>, Failure> {
+    if c.guard.is_none_or(|first| done < first) {
+        return Ok(None);
+    }
+    let history = History::read(&dir.file("fitting.npy"), suspects.len(), done as usize)?;
+    let mut guard = Guard::new(&suspects.labels, clean, suspects.classes.len());
+    Ok(Some(guard.judge(&history, done as usize)))
+}
+
 impl Course<'_> {
     /// Epochs that the directory's checkpoint has behind it, none without one; brings the engine there.
     ///

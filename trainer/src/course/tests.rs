@@ -87,7 +87,7 @@ fn run(c: &RunConfig, [poisoned, late]: [usize; 2], dir: &RunDir, done: u32) -> 
     Ok(engine)
 }
 
-fn guarded() -> RunConfig {
+fn config() -> RunConfig {
     let recipe = RunConfig::published("signs".into());
     RunConfig { epochs: EPOCHS, batch: 50, every: EPOCHS, guard: Some(GUARD), ..recipe }
 }
@@ -96,9 +96,9 @@ fn guarded() -> RunConfig {
 fn the_guard_turns_against_those_it_accuses_also_when_resumed() {
     let home = tempfile::tempdir().expect("a directory");
     let dir = RunDir { path: home.path().to_owned() };
-    let whole = run(&guarded(), [POISONED, 0], &dir, 0).expect("a run");
+    let whole = run(&config(), [POISONED, 0], &dir, 0).expect("a run");
     for done in [GUARD, GUARD + 2] {
-        let resumed = run(&guarded(), [POISONED, 0], &dir, done).expect("the rest of it");
+        let resumed = run(&config(), [POISONED, 0], &dir, done).expect("the rest of it");
         assert_eq!(resumed.asked, whole.asked[done as usize..]);
     }
     assert_eq!(whole.asked.len(), EPOCHS as usize);
@@ -111,13 +111,18 @@ fn the_guard_turns_against_those_it_accuses_also_when_resumed() {
     let (none, some) = (vec![None; GUARD as usize], vec![Some(POISONED); (EPOCHS - GUARD) as usize]);
     assert_eq!(unlearned, [none, some].concat());
     assert!(dir.file("guard.json").is_file());
+    // Asked again in the end, it accuses the same.
+    let (p, clean) = (pictures(), Vec::from_iter((0..CLASSES as u32).flat_map(|c| [c; 20])));
+    let asked = |c: &RunConfig| guarded(c, &dir, EPOCHS, &p, &clean).expect("a record").map(|v| v.accused);
+    assert_eq!(asked(&config()), whole.asked.last().map(|(.., forget)| forget.clone()));
+    assert_eq!(asked(&RunConfig { guard: None, ..config() }), None);
 }
 
 #[test]
 fn what_falls_with_the_accused_is_accused_in_its_turn() {
     let home = tempfile::tempdir().expect("a directory");
     let dir = RunDir { path: home.path().to_owned() };
-    let c = RunConfig { epochs: 16, ..guarded() };
+    let c = RunConfig { epochs: 16, ..config() };
     let done = run(&c, [POISONED, LATE], &dir, 0).expect("a run");
     let of = |epoch: usize, range: std::ops::Range<usize>| done.asked[epoch].2[range].iter().filter(|&&f| f).count();
     assert_eq!((of(3, 0..POISONED), of(3, POISONED..EACH * CLASSES)), (POISONED, 0));
@@ -128,6 +133,6 @@ fn what_falls_with_the_accused_is_accused_in_its_turn() {
 fn a_guard_that_accuses_nobody_changes_nothing() {
     let home = tempfile::tempdir().expect("a directory");
     let dir = RunDir { path: home.path().to_owned() };
-    let done = run(&guarded(), [0, 0], &dir, 0).expect("a run");
+    let done = run(&config(), [0, 0], &dir, 0).expect("a run");
     assert!(done.asked.iter().all(|(_, order, forget)| order.len() == EACH * CLASSES && forget.is_empty()));
 }

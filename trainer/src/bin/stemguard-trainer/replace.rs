@@ -3,7 +3,8 @@
 use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::PathBuf;
-use stemguard_trainer::defend::{Frozen, packed_stem, replace, write};
+use stemguard_trainer::course::guarded;
+use stemguard_trainer::defend::{Evidence, Frozen, packed_stem, replace, write};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::run::{RunDir, prepare};
 use stemguard_trainer::trap::restore;
@@ -21,14 +22,15 @@ pub(crate) struct Args {
     output: Output,
 }
 
-/// Replaces, evaluates, writes `defended.sgm` and `defended.onnx`; on a trap run the trapped head stays in them as a tripwire.
+/// Replaces, evaluates, writes `defended.sgm` and `defended.onnx`; on a trap run the trapped head stays in them as a tripwire,
+/// or a witness taught on what the run's guard accused, where that finds more of it.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let device = args.place.device()?;
     let (dir, record) = RunDir::open(&args.run)?;
     let kernels = args.output.kernels();
     let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
     let how = args.how.replacement(record.config.flip, record.config.seed)?;
-    let (trained, _) = restore(&dir, &record, &data, &kernels)?;
+    let (trained, done) = restore(&dir, &record, &data, &kernels)?;
     let stem = Frozen { packed: packed_stem(&dir, &trained.net)?, device, net: &trained.net };
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
     let mut new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
@@ -36,11 +38,22 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         bar.set_message(format!("replace: loss {:.3}", p.loss));
         true
     })?;
-    bar.finish_and_clear();
-    if record.config.trap {
-        new.keep_trapped(&trained.net, data.holdout.pictures(), &data.test, how.alarm_fpr, &kernels)?;
+    let (c, net, suspects, holdout) = (&record.config, &trained.net, data.suspect.pictures(), data.holdout.pictures());
+    if c.trap {
+        new.keep_trapped(net, holdout, &data.test, how.alarm_fpr, &kernels)?;
     }
-    let c = &record.config;
+    // A guarded head has unlearnt the trigger: what the guard accused teaches another witness.
+    if let Some(verdict) = &guarded(c, &dir, done, suspects, &holdout.labels)? {
+        let evidence =
+            Evidence { device, net, suspects, verdict, holdout, test: &data.test, how: &how, kernels: &kernels };
+        new.sharpen(&evidence, &mut |p| {
+            bar.set_length(u64::from(p.epochs));
+            bar.set_position(u64::from(p.epoch));
+            bar.set_message(format!("tripwire: loss {:.3}", p.loss));
+            true
+        })?;
+    }
+    bar.finish_and_clear();
     write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new)?;
     let (e, tripwire) = (&new.evaluation, new.tripwire.as_ref().map(|t| t.alarms));
     if args.output.json {
