@@ -17,7 +17,7 @@ mod witnesses;
 
 pub use signals::Signals;
 pub use verdict::{
-    ClassVerdict, DOUBT, HINT, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, SIGNIFICANCE, Verdict, judge,
+    ClassVerdict, DOUBT, HINT, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, Prior, SIGNIFICANCE, Verdict, judge,
 };
 
 use crate::attack::Truth;
@@ -53,6 +53,7 @@ pub fn audit(
     trapped: &mut CpuEngine,
     new: &NewHead,
     history: &History,
+    prior: Option<Prior<'_>>,
     suspects: &Pictures,
     clean: &Pictures,
     seed: u64,
@@ -62,7 +63,7 @@ pub fn audit(
 ) -> Result<Audit, Failure> {
     let mut witnesses = Witnesses::open(device, trapped, new, kernels)?;
     let signals = Signals::gather(&mut witnesses, suspects, clean, history, seed, tell)?;
-    let verdict = judge(&signals, &suspects.labels, &clean.labels, suspects.classes.len());
+    let verdict = judge(&signals, &suspects.labels, &clean.labels, suspects.classes.len(), prior);
     Ok(Audit { signals, verdict })
 }
 
@@ -78,6 +79,7 @@ pub fn witness(
     data: &Prepared,
     trapped: &mut CpuEngine,
     new: &NewHead,
+    prior: Option<Prior<'_>>,
     device: Device,
     kernels: &Simd,
     tell: &mut dyn FnMut(usize, usize),
@@ -85,7 +87,7 @@ pub fn witness(
     let suspects = data.suspect.pictures();
     let history = History::read(&dir.file("fitting.npy"), suspects.len(), c.epochs as usize)?;
     let (clean, told) = (data.holdout.pictures(), &mut |done| tell(done, suspects.len()));
-    let found = audit(trapped, new, &history, suspects, clean, c.seed, device, kernels, told)?;
+    let found = audit(trapped, new, &history, prior, suspects, clean, c.seed, device, kernels, told)?;
     dir.write_json("audit.json", &found.summary(Some(&data.truth)))?;
     found.write_csv(&dir.file("audit.csv"), suspects, &data.split.train)?;
     sheet::write(&dir.file("audit.png"), &found, suspects)?;

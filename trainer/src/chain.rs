@@ -1,7 +1,8 @@
 //! The whole chain on one data set: plant, train, trap, replace, audit, purify, with the control beside it.
 
-use crate::audit::{self, Audit, witness};
+use crate::audit::{self, Audit, Prior, witness};
 use crate::config::RunConfig;
+use crate::course::guarded;
 use crate::defend::{Defended, Evidence, Frozen, Replacement, Sharpening, packed_stem, replace, write};
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
@@ -137,7 +138,9 @@ pub fn examine(
     write(&new)?;
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
     let told = &mut |done, of| tell(Told::Audited(done, of));
-    let found = witness(dir, c, data, trapped, &new.head, device, kernels, told)?;
+    let judged = guarded(c, dir, c.epochs, data.suspect.pictures(), &holdout.labels)?;
+    let prior = judged.as_ref().map(|verdict| Prior { verdict, stands: true });
+    let found = witness(dir, c, data, trapped, &new.head, prior, device, kernels, told)?;
     let (net, suspects, verdict, test) = (&trapped.net, data.suspect.pictures(), &found.verdict, &data.test);
     let evidence = Evidence { device, net, suspects, verdict, holdout, test, how, kernels };
     let sharpening = new.sharpen(&evidence, &mut |p| {

@@ -254,11 +254,32 @@ fn points<const N: usize>(signals: [&[f32]; N], members: &[usize], class: &[usiz
     members.iter().map(point).collect()
 }
 
+/// An earlier verdict on the same pictures, by which what it accused has been unlearned since.
+#[derive(Clone, Copy, Debug)]
+pub struct Prior<'a> {
+    /// The verdict: in the classes that it names, what it accuses is where two Gaussians start from if the signals alone lead them to
+    /// another split.
+    pub verdict: &'a Verdict,
+    /// Whether these classes are targets, also where the signals would not name them again.
+    pub stands: bool,
+}
+
 /// The verdict on pictures with these labels; `clean` are those of the holdout, none where there is none to hold them against.
-pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize) -> Verdict {
+pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize, prior: Option<Prior<'_>>) -> Verdict {
     let mut members = vec![Vec::new(); classes];
     labels.iter().enumerate().for_each(|(i, &l)| members[l as usize].push(i));
-    let (classes, named) = compare(signals, &members, clean);
+    let (mut classes, mut named) = compare(signals, &members, clean);
+    // What an earlier verdict accuses of each class.
+    let before = |c: usize| -> Option<Vec<bool>> {
+        let verdict = prior?.verdict;
+        verdict.classes[c].suspected.then(|| members[c].iter().map(|&i| verdict.accused[i]).collect())
+    };
+    if prior.is_some_and(|p| p.stands) {
+        for (c, class) in classes.iter_mut().enumerate().filter(|&(c, _)| before(c).is_some()) {
+            class.suspected = true;
+            named[c].get_or_insert(Named::Alone);
+        }
+    }
     let mut verdict = Verdict { classes, score: vec![0.0; labels.len()], accused: vec![false; labels.len()] };
     let unnamed: Vec<usize> = (0..labels.len()).filter(|&i| !verdict.classes[labels[i] as usize].suspected).collect();
     let doubted: Vec<f32> = signals.new_probability.iter().map(|&p| odds(p)).collect();
@@ -270,13 +291,17 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize) -
             Named::Alone => strongest(&own, &verdict.classes[c]),
             Named::Swollen(share) => unlike(&own, &points(all, &unnamed, members), share),
         };
-        let mut likely =
-            refine(&own, &start).unwrap_or_else(|| start.iter().map(|&s| f64::from(u8::from(s))).collect());
+        let mut likely = refine(&own, &start).unwrap_or_else(|| certain(&start));
         if inverted(signals, members, &likely, &unnamed) {
             likely.iter_mut().for_each(|p| *p = 1.0 - *p);
         } else if unlearnt(signals, members, &likely, &unnamed) {
             let heads = points([&signals.confidence, &doubted], members, members);
             likely = refine(&heads, &start).unwrap_or(likely);
+        }
+        // A split of another kind than the earlier one counts where that one does not hold any more.
+        if let Some(known) = before(c).filter(|known| overlap(known, &likely) < LEAST_OVERLAP) {
+            let stands = prior.is_some_and(|p| p.stands);
+            likely = refine(&own, &known).or_else(|| stands.then(|| certain(&known))).unwrap_or(likely);
         }
         for (&i, &p) in members.iter().zip(&likely) {
             verdict.score[i] = p as f32;
@@ -312,13 +337,22 @@ fn unlike(points: &[Point<D>], others: &[Point<D>], share: f64) -> Vec<bool> {
 /// Least overlap (intersection over union) of a refined split with the one it started from.
 const LEAST_OVERLAP: f64 = 0.5;
 
+/// Those who are likely, of those who are set apart or likely (intersection over union); 1 where there are none.
+fn overlap(apart: &[bool], likely: &[f64]) -> f64 {
+    let count = |f: fn(bool, bool) -> bool| apart.iter().zip(likely).filter(|&(&a, &p)| f(a, p > 0.5)).count();
+    let either = count(|a, p| a || p);
+    if either == 0 { 1.0 } else { count(|a, p| a && p) as f64 / either as f64 }
+}
+
+/// Those set apart for certain.
+fn certain(apart: &[bool]) -> Vec<f64> {
+    apart.iter().map(|&a| f64::from(u8::from(a))).collect()
+}
+
 /// How likely each point is one of those that two Gaussians, started from `start`, tell from the rest; `None` where they have found
 /// something else.
 fn refine<const N: usize>(points: &[Point<N>], start: &[bool]) -> Option<Vec<f64>> {
-    split(points, start).filter(|likely| {
-        let count = |f: fn(bool, bool) -> bool| start.iter().zip(likely).filter(|&(&s, &p)| f(s, p > 0.5)).count();
-        count(|s, p| s && p) as f64 >= LEAST_OVERLAP * count(|s, p| s || p) as f64
-    })
+    split(points, start).filter(|likely| overlap(start, likely) >= LEAST_OVERLAP)
 }
 
 /// Log-odds of a probability, which counts as one within 1e-4 of neither end.

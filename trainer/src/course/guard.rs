@@ -1,14 +1,13 @@
 //! The guard of a course: judges the suspects by how they were fitted, epoch after epoch, and tells whose label is unlearned.
 //!
 //! A *look* is the audit's verdict on the epochs so far, from the course of training alone. One look is a poor witness: another epoch
-//! more or less moves hundreds of pictures, and now and then it splits a class the wrong way. So the looks of the second half of the
-//! epochs vote. A class is a target where half of them name it; of its pictures those are accused whose probability, on the mean of
+//! more or less moves hundreds of pictures. So the looks of the second half of the epochs vote. A class is a target where half of them name it; of its pictures those are accused whose probability, on the mean of
 //! the looks that name the class, is above a half.
 //!
 //! Unlearning asks a question of its own: what falls with the accused shows the trigger as well, accused or not, and what does not
 //! fall was accused falsely. The looks of later epochs see that, and correct the first verdict.
 
-use crate::audit::{Signals, Verdict, judge};
+use crate::audit::{Prior, Signals, Verdict, judge};
 use crate::history::History;
 use std::collections::BTreeMap;
 
@@ -29,15 +28,16 @@ impl<'a> Guard<'a> {
         Self { labels, clean, classes, looks: BTreeMap::new() }
     }
 
-    /// The verdict after so many epochs of the history: the vote of the looks.
+    /// The verdict after so many epochs of the history: the vote of the looks. They are taken one after the other, each from what
+    /// the one before accused.
     pub(super) fn judge(&mut self, history: &History, epochs: usize) -> Verdict {
-        let first = epochs.div_ceil(2).max(LEAST).min(epochs);
-        self.looks = self.looks.split_off(&first);
-        for at in first..=epochs {
-            self.looks.entry(at).or_insert_with(|| {
-                judge(&Signals::of_history(&history.until(at)), self.labels, self.clean, self.classes)
-            });
+        let next = self.looks.last_key_value().map_or(LEAST.min(epochs), |(&last, _)| last + 1);
+        for at in next..=epochs {
+            let signals = Signals::of_history(&history.until(at));
+            let prior = self.looks.last_key_value().map(|(_, verdict)| Prior { verdict, stands: false });
+            self.looks.insert(at, judge(&signals, self.labels, self.clean, self.classes, prior));
         }
+        self.looks = self.looks.split_off(&epochs.div_ceil(2).min(epochs));
         vote(self.looks.values().collect(), self.labels)
     }
 }

@@ -49,7 +49,7 @@ fn named(v: &Verdict) -> Vec<u32> {
 fn clean_suspects_are_not_accused() {
     for seed in 0..20 {
         let (s, labels) = suspects(3000, 0, seed);
-        let v = judge(&s, &labels, &even(250), 10);
+        let v = judge(&s, &labels, &even(250), 10, None);
         assert!(v.classes.iter().all(|c| !c.suspected), "{:?}", v.classes);
         assert!(v.accused.iter().all(|&a| !a));
     }
@@ -59,7 +59,7 @@ fn clean_suspects_are_not_accused() {
 fn poison_names_its_class_and_itself() {
     for (poisoned, seed) in [(300, 1), (120, 2), (60, 3)] {
         let (s, labels) = suspects(3000, poisoned, seed);
-        let v = judge(&s, &labels, &even(250), 10);
+        let v = judge(&s, &labels, &even(250), 10, None);
         assert_eq!(named(&v), [3], "{:?}", v.classes);
         let caught = v.accused[..poisoned].iter().filter(|&&a| a).count();
         let wrong = v.accused[poisoned..].iter().filter(|&&a| a).count();
@@ -79,7 +79,7 @@ fn poison_that_was_not_learnt_is_told_from_the_clean_pictures_above_it() {
             s.early[i] -= 5.0;
             s.late[i] -= 7.0;
         }
-        let v = judge(&s, &labels, &even(250), 10);
+        let v = judge(&s, &labels, &even(250), 10, None);
         assert_eq!(named(&v), [3], "{:?}", v.classes);
         let caught = v.accused[..300].iter().filter(|&&a| a).count();
         let wrong = v.accused[300..].iter().filter(|&&a| a).count();
@@ -105,7 +105,7 @@ fn poison_that_only_the_new_head_doubts_is_found_by_its_doubt() {
             s.late[i] = fit + 0.5 * rng.normal();
             s.survival[i] = share(1.5 * rng.normal() - 1.5);
         }
-        let v = judge(&s, &labels, &even(250), 10);
+        let v = judge(&s, &labels, &even(250), 10, None);
         assert_eq!(named(&v), [3], "{:?}", v.classes);
         let caught = v.accused[..300].iter().filter(|&&a| a).count();
         let wrong = v.accused[300..].iter().filter(|&&a| a).count();
@@ -136,15 +136,69 @@ fn a_hint_and_too_many_pictures_name_a_class_together() {
     // Of the first seeds those whose agreement is low enough to hint at the class, and not to name it.
     for seed in [0, 2, 5] {
         let (s, labels) = weakly_poisoned(seed);
-        let without = judge(&s, &labels, &[], 10);
+        let without = judge(&s, &labels, &[], 10, None);
         assert!(named(&without).is_empty() && without.classes[3].p_value <= HINT, "{:?}", without.classes);
         assert!(without.accused.iter().all(|&a| !a) && without.classes.iter().all(|c| c.excess == 0.0));
-        let v = judge(&s, &labels, &even(250), 10);
+        let v = judge(&s, &labels, &even(250), 10, None);
         assert_eq!(named(&v), [3], "{:?}", v.classes);
         let caught = v.accused[..500].iter().filter(|&&a| a).count();
         let wrong = v.accused[500..].iter().filter(|&&a| a).count();
         assert!(caught >= 475 && wrong <= 10, "{caught} of 500, {wrong} wrong");
     }
+}
+
+/// Whether the first `poisoned` are accused, and who else is: shares of the former, and a count.
+fn caught(v: &Verdict, poisoned: usize) -> (f64, usize) {
+    let count = |of: &[bool]| of.iter().filter(|&&a| a).count();
+    (count(&v.accused[..poisoned]) as f64 / poisoned as f64, count(&v.accused[poisoned..]))
+}
+
+#[test]
+fn an_earlier_verdict_stands_where_it_is_to() {
+    let (s, labels) = weakly_poisoned(0);
+    let earlier = judge(&s, &labels, &even(250), 10, None);
+    let with = |stands| judge(&s, &labels, &[], 10, Some(Prior { verdict: &earlier, stands }));
+    assert_eq!((named(&earlier), named(&with(false)), named(&with(true))), (vec![3], vec![], vec![3]));
+    let (share, wrong) = caught(&with(true), 500);
+    assert!(share >= 0.95 && wrong <= 10, "{share}, {wrong} wrong");
+}
+
+/// Poison that was fitted soonest, and unlearned since: what speaks for it early speaks against it late, no sum of the two tells it,
+/// and the class falls into two groups in another way, too.
+#[test]
+fn an_earlier_verdict_leads_to_what_has_been_unlearned_since() {
+    let (s, labels) = suspects(3000, 300, 1);
+    let history = |shift: f32| {
+        let mut rng = Rng::new(2, 0);
+        let level = vec![0.0; 3000];
+        let fits = |sign: f32, rng: &mut Rng| -> Vec<f32> {
+            (0..3000).map(|i| rng.normal() + if i < 300 { sign * shift } else { 0.0 }).collect()
+        };
+        let (early, late) = (fits(1.0, &mut rng), fits(-1.0, &mut rng));
+        let flat = || level.clone();
+        let signals = Signals {
+            confidence: flat(),
+            disagreement: flat(),
+            new_probability: flat(),
+            survival: flat(),
+            ..s.clone()
+        };
+        let swing = (0..3000).map(|i| rng.normal() + if labels[i] == 3 && i % 2 == 0 { shift } else { 0.0 }).collect();
+        Signals { early, late, swing, ..signals }
+    };
+    let unlearnt = history(4.0);
+    let alone = judge(&unlearnt, &labels, &even(250), 10, None);
+    let (share, _) = caught(&alone, 300);
+    assert!(named(&alone) == [3] && share < 0.8, "it would do alone: {share}");
+    // An earlier verdict, wrong about a tenth of each group.
+    let mut earlier = alone;
+    let class = earlier.classes[3].class;
+    for (i, accused) in earlier.accused.iter_mut().enumerate() {
+        *accused = labels[i] == class && ((i < 300) != (i % 10 == 0));
+    }
+    let v = judge(&unlearnt, &labels, &even(250), 10, Some(Prior { verdict: &earlier, stands: false }));
+    let (share, wrong) = caught(&v, 300);
+    assert!(share >= 0.98 && wrong <= 10, "{share}, {wrong} wrong");
 }
 
 #[test]
@@ -153,7 +207,7 @@ fn too_many_pictures_alone_name_no_class() {
         let (s, mut labels) = suspects(3000, 0, seed);
         // A class three times as large as in the holdout, of pictures like any other.
         labels.iter_mut().filter(|l| **l == 4 || **l == 5).for_each(|l| *l = 3);
-        let v = judge(&s, &labels, &even(250), 10);
+        let v = judge(&s, &labels, &even(250), 10, None);
         assert!(v.classes[3].excess > 4.0 && named(&v).is_empty(), "{:?}", v.classes);
     }
 }
@@ -161,10 +215,10 @@ fn too_many_pictures_alone_name_no_class() {
 #[test]
 fn small_single_and_empty_classes_are_left_alone() {
     let (s, labels) = suspects(200, 0, 4);
-    assert!(judge(&s, &labels, &even(90), 12).classes.iter().all(|c| !c.suspected));
+    assert!(judge(&s, &labels, &even(90), 12, None).classes.iter().all(|c| !c.suspected));
     let one = vec![0; 200];
-    assert!(judge(&s, &one, &[0; 20], 1).classes.iter().all(|c| !c.suspected));
-    assert!(judge(&Signals::default(), &[], &[2], 3).accused.is_empty());
+    assert!(judge(&s, &one, &[0; 20], 1, None).classes.iter().all(|c| !c.suspected));
+    assert!(judge(&Signals::default(), &[], &[2], 3, None).accused.is_empty());
 }
 
 #[test]
