@@ -133,6 +133,25 @@ impl Evidence<'_> {
 }
 
 impl Defended {
+    /// Teaches a witness. It becomes the tripwire's where `stays` says so of the share it finds of the accused that it was not taught,
+    /// and of these; that share, where one could be taught.
+    fn teach(
+        &mut self,
+        evidence: &Evidence<'_>,
+        progress: &mut dyn FnMut(Progress) -> bool,
+        stays: impl FnOnce(&Self, f64, &TestSet) -> Result<bool, Failure>,
+    ) -> Result<Option<f64>, Failure> {
+        let Evidence { holdout, test, how, kernels, .. } = *evidence;
+        let Some(Taught { witness, unseen }) = evidence.teach(self, progress)? else { return Ok(None) };
+        let set = self.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
+        let found = self.count(set, &unseen, kernels)?.true_positives;
+        if stays(self, found, &unseen)? {
+            let alarms = self.count(set, test, kernels)?;
+            self.tripwire = Some(Tripwire { witness, alarms });
+        }
+        Ok(Some(found))
+    }
+
     /// Teaches the tripwire a new witness from the verdict on the suspects that its stem was trained on; it takes the trapped head's
     /// place if it is the better one. None is taught without a tripwire, with fewer than 30 accused, or where some class has no
     /// picture to teach it on.
@@ -144,18 +163,15 @@ impl Defended {
         evidence: &Evidence<'_>,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Option<Sharpening>, Failure> {
-        let Evidence { holdout, test, how, kernels, .. } = *evidence;
-        let Some(old) = &self.tripwire else { return Ok(None) };
-        let Some(Taught { witness, unseen }) = evidence.teach(self, progress)? else { return Ok(None) };
-        let set = self.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
-        // The trapped head's threshold was set when it was kept.
-        let found = |set| self.count(set, &unseen, kernels).map(|alarms| alarms.true_positives);
-        let sharpening = Sharpening { trapped_head: found(old.parts())?, taught: found(set)? };
-        if sharpening.taken() {
-            let alarms = self.count(set, test, kernels)?;
-            self.tripwire = Some(Tripwire { witness, alarms });
-        }
-        Ok(Some(sharpening))
+        // Its threshold was set when it was kept.
+        let Some(trapped) = self.tripwire.take() else { return Ok(None) };
+        let mut trapped_head = 0.0;
+        let taught = self.teach(evidence, progress, |model, taught, unseen| {
+            trapped_head = model.count(trapped.parts(), unseen, evidence.kernels)?.true_positives;
+            Ok(Sharpening { trapped_head, taught }.taken())
+        });
+        self.tripwire.get_or_insert(trapped);
+        Ok(taught?.map(|taught| Sharpening { trapped_head, taught }))
     }
 
     /// Gives a model without a trapped head, a purified one, a tripwire whose witness is taught on the features of its own stem. It
@@ -168,15 +184,7 @@ impl Defended {
         evidence: &Evidence<'_>,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Option<f64>, Failure> {
-        let Evidence { holdout, test, how, kernels, .. } = *evidence;
-        let Some(Taught { witness, unseen }) = evidence.teach(self, progress)? else { return Ok(None) };
-        let set = self.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
-        let found = self.count(set, &unseen, kernels)?.true_positives;
-        if found >= LEAST_FOUND {
-            let alarms = self.count(set, test, kernels)?;
-            self.tripwire = Some(Tripwire { witness, alarms });
-        }
-        Ok(Some(found))
+        self.teach(evidence, progress, |_, found, _| Ok(found >= LEAST_FOUND))
     }
 }
 
