@@ -257,10 +257,10 @@ fn points<const N: usize>(signals: [&[f32]; N], members: &[usize], class: &[usiz
 /// An earlier verdict on the same pictures, by which what it accused has been unlearned since.
 #[derive(Clone, Copy, Debug)]
 pub struct Prior<'a> {
-    /// The verdict: in the classes that it names, what it accuses is where two Gaussians start from if the signals alone lead them to
-    /// another split.
+    /// The verdict.
     pub verdict: &'a Verdict,
-    /// Whether these classes are targets, also where the signals would not name them again.
+    /// Whether it stands: the classes that it names are targets, also where the signals would not name them again, and two Gaussians
+    /// start from what it accuses. Otherwise they do where the signals alone lead them to a split of another kind.
     pub stands: bool,
 }
 
@@ -298,9 +298,9 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize, p
             let heads = points([&signals.confidence, &doubted], members, members);
             likely = refine(&heads, &start).unwrap_or(likely);
         }
-        // A split of another kind than the earlier one counts where that one does not hold any more.
-        if let Some(known) = before(c).filter(|known| overlap(known, &likely) < LEAST_OVERLAP) {
-            let stands = prior.is_some_and(|p| p.stands);
+        // What has been unlearned tells more of the poison than which signals stand out.
+        let stands = prior.is_some_and(|p| p.stands);
+        if let Some(known) = before(c).filter(|known| stands || overlap(known, &likely) < LEAST_OVERLAP) {
             likely = refine(&own, &known).or_else(|| stands.then(|| certain(&known))).unwrap_or(likely);
         }
         for (&i, &p) in members.iter().zip(&likely) {
