@@ -54,6 +54,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["trap", "--data", "signs:200", "--batch", "16", "--purify", "--rounds", "9", "--out", out], "--rounds"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--oracle", "--out", out], "--oracle"),
         (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "3", "--out", out], "--guard"),
+        (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "--out", out], "no guard"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--alarm-fpr", "1.5", "--out", out], "--alarm-fpr"),
         (
             &["trap", "--data", "signs:200", "--batch", "16", "--device", "cuda", "--out", out],

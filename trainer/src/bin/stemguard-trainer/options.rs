@@ -235,7 +235,9 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
         LossName::Guarded => Loss::Guarded,
         LossName::Published => Loss::Published,
     };
-    let guard = loss.guard(recipe.guard.filter(|&g| g > 0), recipe.epochs).map_err(|e| Failure::input("--guard", e))?;
+    // Given without a number, it asks for the default.
+    let after = recipe.guard.filter(|&g| g > 0 || loss == Loss::Published);
+    let guard = loss.guard(after, recipe.epochs).map_err(|e| Failure::input("--guard", e))?;
     let config = RunConfig {
         size: data.size,
         attack: AttackConfig {
