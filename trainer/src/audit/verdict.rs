@@ -269,13 +269,9 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize, p
     let mut members = vec![Vec::new(); classes];
     labels.iter().enumerate().for_each(|(i, &l)| members[l as usize].push(i));
     let (mut classes, mut named) = compare(signals, &members, clean);
-    // What an earlier verdict accuses of each class.
-    let before = |c: usize| -> Option<Vec<bool>> {
-        let verdict = prior?.verdict;
-        verdict.classes[c].suspected.then(|| members[c].iter().map(|&i| verdict.accused[i]).collect())
-    };
-    if prior.is_some_and(|p| p.stands) {
-        for (c, class) in classes.iter_mut().enumerate().filter(|&(c, _)| before(c).is_some()) {
+    let stands = prior.is_some_and(|p| p.stands);
+    if let Some(Prior { verdict: earlier, stands: true }) = prior {
+        for (c, class) in classes.iter_mut().enumerate().filter(|&(c, _)| earlier.classes[c].suspected) {
             class.suspected = true;
             named[c].get_or_insert(Named::Alone);
         }
@@ -299,8 +295,9 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize, p
             likely = refine(&heads, &start).unwrap_or(likely);
         }
         // What has been unlearned tells more of the poison than which signals stand out.
-        let stands = prior.is_some_and(|p| p.stands);
-        if let Some(known) = before(c).filter(|known| stands || overlap(known, &likely) < LEAST_OVERLAP) {
+        let earlier = prior.map(|p| p.verdict).filter(|earlier| earlier.classes[c].suspected);
+        let known: Option<Vec<bool>> = earlier.map(|earlier| members.iter().map(|&i| earlier.accused[i]).collect());
+        if let Some(known) = known.filter(|known| stands || overlap(known, &likely) < LEAST_OVERLAP) {
             likely = refine(&own, &known).or_else(|| stands.then(|| certain(&known))).unwrap_or(likely);
         }
         for (&i, &p) in members.iter().zip(&likely) {

@@ -1,8 +1,8 @@
 //! The guard of a course: judges the suspects by how they were fitted, epoch after epoch, and tells whose label is unlearned.
 //!
 //! A *look* is the audit's verdict on the epochs so far, from the course of training alone. One look is a poor witness: another epoch
-//! more or less moves hundreds of pictures. So the looks of the second half of the epochs vote. A class is a target where half of them name it; of its pictures those are accused whose probability, on the mean of
-//! the looks that name the class, is above a half.
+//! more or less moves hundreds of pictures. So the looks of the second half of the epochs vote. A class is a target where half of
+//! them name it; of its pictures those are accused whose probability, on the mean of the looks that name the class, is above a half.
 //!
 //! Unlearning asks a question of its own: what falls with the accused shows the trigger as well, accused or not, and what does not
 //! fall was accused falsely. The looks of later epochs see that, and correct the first verdict.

@@ -1,4 +1,4 @@
-//! The tripwire sharpened: once the audit has accused, its witness is taught anew from what was found.
+//! The tripwire sharpened: once the audit, or the guard, has accused, its witness is taught anew from what was found.
 //!
 //! The trapped head learnt the trigger beside everything else, as one sign among many; where a picture shows it poorly, it goes by
 //! the picture. A head taught on the accused and on twice as many trusted pictures, on the features of the same trapped stem, each
