@@ -24,6 +24,7 @@ pub mod error;
 pub mod evaluate;
 pub mod export;
 pub mod history;
+pub mod imprint;
 pub mod model;
 pub mod nn;
 pub mod packed;

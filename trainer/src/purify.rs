@@ -5,14 +5,11 @@
 //! ```
 //!
 //! A round trains on the suspects and the clean holdout together, and on copies that wear what the accused have in common
-//! ([`Imprint`]) with the labels they had: the accused are unlearned, and the trigger becomes something to look past. After
+//! ([`crate::imprint`]) with the labels they had: the accused are unlearned, and the trigger becomes something to look past. After
 //! it a new head on the purified stem is asked again: the accused whose given label it would give too are readmitted, the doubtful
 //! whose label it would not give are accused. Rounds end when verdicts settle.
 
-mod imprint;
 mod material;
-
-pub use imprint::Imprint;
 
 use crate::audit::{Audit, DOUBT, Verdict};
 use crate::checkpoint::write_whole;

@@ -5,7 +5,7 @@ use crate::audit;
 use crate::engine::CpuEngine;
 use crate::error::Failure;
 use crate::evaluate::Evaluation;
-use crate::purify::Imprint;
+use crate::imprint::Imprint;
 use crate::report::{Attack, Counts, Curve, Picture, PictureRow, ReportData, Series, Stage};
 use crate::run::{EpochLine, Prepared, Record, RunDir, prepare};
 use crate::trap;

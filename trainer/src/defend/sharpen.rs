@@ -2,9 +2,13 @@
 //!
 //! The trapped head learnt the trigger beside everything else, as one sign among many; where a picture shows it poorly, it goes by
 //! the picture. A head taught on the accused and on twice as many trusted pictures, on the features of the same trapped stem, each
-//! with its given label, goes by the trigger. The threshold is set again on the clean holdout: what the audit got wrong costs alarms
-//! that are missed, not false ones. It takes the trapped head's place where it finds more of those accused that it was not taught,
-//! each head with its own threshold; the trapped head was trained on these, so that the doubt is on its side.
+//! with its given label, goes by the trigger. Pictures are neither shifted nor mirrored for it: a trigger at the border would leave
+//! the picture, its label would stay. It is taught twice, once with copies of the trusted pictures that wear what the accused have in
+//! common ([`crate::imprint`]) and have the label of the accused, so that of two pictures that differ in the trigger alone one is the
+//! target class. Where that is not the trigger (WaNet leaves none to read off), such copies teach the wrong thing; of the two, the
+//! one stays that finds more of those accused that neither was taught. The threshold is set again on the clean holdout: what the
+//! audit got wrong costs alarms that are missed, not false ones. It takes the trapped head's place where it finds more of the unseen
+//! accused, each head with its own threshold; the trapped head was trained on these, so that the doubt is on its side.
 //!
 //! A purified model is given a witness in the same way ([`Defended::watch`]): its head has unlearnt the trigger, its stem still tells it.
 
@@ -13,6 +17,7 @@ use crate::audit::Verdict;
 use crate::engine::Device;
 use crate::error::Failure;
 use crate::evaluate::TestSet;
+use crate::imprint::{Imprint, stamp_all};
 use crate::model::TrapNet;
 use serde::Serialize;
 use stemguard_runtime::artifact::HeadKind;
@@ -20,7 +25,7 @@ use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::{Progress, Settings, check_holdout};
 use stemguard_runtime::rng::Rng;
-use stemguard_runtime::session::{NewHead, Space};
+use stemguard_runtime::session::{Augment, Space};
 
 /// A tripwire that finds fewer of the accused that it was not taught is none.
 const LEAST_FOUND: f64 = 0.5;
@@ -38,10 +43,12 @@ const LEAST_ACCUSED: usize = 30;
 const CHOICE: u64 = 0x7769_746e;
 /// How it is taught: neither smoothed nor mixed, for it may be as sure as it can.
 const SETTINGS: Settings = Settings { rate: 0.003, smoothing: 0.0, cutmix: false, dropout: 0.0, ..Settings::CACHED };
-/// Steps it takes, about: more than that, and it goes by the pictures, too.
-const STEPS: usize = 700;
-/// Views of each picture.
-const VIEWS: usize = 2;
+/// Steps it takes, about.
+const STEPS: usize = 2000;
+/// Most passes over its pictures: after more, few pictures are learnt one by one.
+const PASSES: usize = 20;
+/// Pictures as they are.
+const AS_IS: Augment = Augment { shift: 0, flip: false };
 
 /// What the two witnesses find of the accused that the taught one was not taught on, 0..=1; the trapped head was trained on them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -61,27 +68,42 @@ impl Sharpening {
 
 /// Places of the pictures that a witness is taught on, and of those accused that judge it.
 struct Lesson {
-    taught: Vec<usize>,
+    accused: Vec<usize>,
+    trusted: Vec<usize>,
     judges: Vec<usize>,
 }
 
-/// What a verdict on pictures of so many values each has to teach; `None` where too few are accused.
-fn lesson(verdict: &Verdict, values: usize, seed: u64) -> Option<Lesson> {
-    let mut rng = Rng::new(seed ^ CHOICE, 0);
-    let mut pick = |mut from: Vec<usize>, most: usize| {
-        rng.shuffle(&mut from);
-        from.truncate(most);
-        from
-    };
-    let places = 0..verdict.accused.len();
-    let most = ACCUSED.min(ROOM / (1 + TRUSTED) / values.max(1));
-    let mut taught = pick(places.clone().filter(|&i| verdict.accused[i]).collect(), most);
-    if taught.len() < LEAST_ACCUSED {
-        return None;
+impl Lesson {
+    /// What a verdict on pictures of so many values each has to teach; `None` where too few are accused.
+    fn of(verdict: &Verdict, values: usize, seed: u64) -> Option<Self> {
+        let mut rng = Rng::new(seed ^ CHOICE, 0);
+        let mut pick = |mut from: Vec<usize>, most: usize| {
+            rng.shuffle(&mut from);
+            from.truncate(most);
+            from
+        };
+        let places = 0..verdict.accused.len();
+        // The trusted count twice, as they are and with the trigger.
+        let most = ACCUSED.min(ROOM / (1 + 2 * TRUSTED) / values.max(1));
+        let mut accused = pick(places.clone().filter(|&i| verdict.accused[i]).collect(), most);
+        if accused.len() < LEAST_ACCUSED {
+            return None;
+        }
+        let judges = accused.split_off(accused.len() - accused.len() / JUDGE);
+        let trusted = pick(places.filter(|&i| verdict.trusts(i)).collect(), TRUSTED * accused.len());
+        Some(Self { accused, trusted, judges })
     }
-    let judges = taught.split_off(taught.len() - taught.len() / JUDGE);
-    taught.extend(pick(places.filter(|&i| verdict.trusts(i)).collect(), TRUSTED * taught.len()));
-    Some(Lesson { taught, judges })
+
+    /// Its pictures, and the trusted ones again with these imprints on them and the labels that go with those.
+    fn pictures(&self, suspects: &Pictures, imprints: &[(u32, Imprint)]) -> Result<Pictures, Failure> {
+        let seen = suspects.subset(&[&self.accused[..], &self.trusted[..]].concat());
+        if imprints.is_empty() {
+            return Ok(seen);
+        }
+        let mut stamped = suspects.subset(&self.trusted);
+        stamped.labels = stamp_all(imprints, &mut stamped);
+        seen.concat(&stamped).map_err(|e| Failure::Other(e.to_string()))
+    }
 }
 
 /// What a witness is taught from.
@@ -105,30 +127,47 @@ pub struct Evidence<'a> {
     pub kernels: &'a Simd,
 }
 
-/// A taught witness, and the accused that it was not taught.
-struct Taught {
-    witness: NewHead,
-    unseen: TestSet,
-}
-
 impl Evidence<'_> {
-    /// Teaches a witness on the features of the model's stem. None with fewer than 30 accused, or where some class has no picture
-    /// to teach it on.
-    fn teach(&self, model: &Defended, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Option<Taught>, Failure> {
-        let Self { device, net, suspects, verdict, how, .. } = *self;
-        let lesson = lesson(verdict, suspects.shape().len(), how.settings.seed);
-        let Some(Lesson { taught, judges }) = lesson else { return Ok(None) };
-        let pictures = suspects.subset(&taught);
-        if check_holdout(&pictures.labels, pictures.classes.len(), SETTINGS.batch).is_err() {
-            return Ok(None);
+    /// What is taught, in turn: pictures with the trigger stamped on trusted ones, where the accused show one; pictures as they are.
+    fn lessons(&self, lesson: &Lesson) -> Result<Vec<Pictures>, Failure> {
+        let imprints = Imprint::of_all(self.suspects, &self.verdict.accused);
+        let mut all = vec![lesson.pictures(self.suspects, &[])?];
+        if !imprints.is_empty() {
+            all.insert(0, lesson.pictures(self.suspects, &imprints)?);
         }
-        let epochs = (STEPS * SETTINGS.batch / taught.len()).max(1) as u32;
-        let settings = Settings { epochs, seed: how.settings.seed ^ CHOICE, ..SETTINGS };
-        let how = Replacement { kind: HeadKind::Residual, space: Space::Features { views: VIEWS }, settings, ..*how };
-        let witness = train_head(&model.stem, device, net, &pictures, &how, self.kernels, progress)?;
+        Ok(all)
+    }
+
+    /// Teaches witnesses on the features of the model's stem; the one that finds most of the accused that it was not taught, with the
+    /// alarms that it raises at these. None with fewer than 30 accused, or where some class has no picture to teach it on.
+    fn teach(
+        &self,
+        model: &Defended,
+        progress: &mut dyn FnMut(Progress) -> bool,
+    ) -> Result<Option<(Tripwire, TestSet)>, Failure> {
+        let Self { device, net, suspects, verdict, holdout, how, kernels, .. } = *self;
+        let lesson = Lesson::of(verdict, suspects.shape().len(), how.settings.seed);
+        let Some(lesson) = lesson else { return Ok(None) };
         // Only the accused are asked for.
-        let (clean, triggered) = (suspects.subset(&[]), suspects.subset(&judges));
-        Ok(Some(Taught { witness, unseen: TestSet { clean, triggered, target: self.test.target } }))
+        let (clean, triggered) = (suspects.subset(&[]), suspects.subset(&lesson.judges));
+        let unseen = TestSet { clean, triggered, target: self.test.target };
+        let mut best: Option<Tripwire> = None;
+        for pictures in self.lessons(&lesson)? {
+            if check_holdout(&pictures.labels, pictures.classes.len(), SETTINGS.batch).is_err() {
+                return Ok(None);
+            }
+            let epochs = (STEPS * SETTINGS.batch / pictures.len()).clamp(1, PASSES) as u32;
+            let settings = Settings { epochs, seed: how.settings.seed ^ CHOICE, ..SETTINGS };
+            let (kind, space) = (HeadKind::Residual, Space::Features { views: 1 });
+            let how = Replacement { kind, space, augment: AS_IS, settings, ..*how };
+            let witness = train_head(&model.stem, device, net, &pictures, &how, kernels, progress)?;
+            let set = model.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
+            let alarms = model.count(set, &unseen, kernels)?;
+            if best.as_ref().is_none_or(|best| alarms.true_positives > best.alarms.true_positives) {
+                best = Some(Tripwire { witness, alarms });
+            }
+        }
+        Ok(best.map(|best| (best, unseen)))
     }
 }
 
@@ -141,13 +180,11 @@ impl Defended {
         progress: &mut dyn FnMut(Progress) -> bool,
         stays: impl FnOnce(&Self, f64, &TestSet) -> Result<bool, Failure>,
     ) -> Result<Option<f64>, Failure> {
-        let Evidence { holdout, test, how, kernels, .. } = *evidence;
-        let Some(Taught { witness, unseen }) = evidence.teach(self, progress)? else { return Ok(None) };
-        let set = self.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
-        let found = self.count(set, &unseen, kernels)?.true_positives;
+        let Some((mut taught, unseen)) = evidence.teach(self, progress)? else { return Ok(None) };
+        let found = taught.alarms.true_positives;
         if stays(self, found, &unseen)? {
-            let alarms = self.count(set, test, kernels)?;
-            self.tripwire = Some(Tripwire { witness, alarms });
+            taught.alarms = self.count(taught.parts(), evidence.test, evidence.kernels)?;
+            self.tripwire = Some(taught);
         }
         Ok(Some(found))
     }
@@ -202,17 +239,36 @@ mod tests {
             accused: (0..n).map(|i| i < accused).collect(),
         };
         let v = verdict(40, 30, 400);
-        let Lesson { taught, judges } = lesson(&v, 3072, 1).expect("enough");
-        assert_eq!((taught.len(), judges.len()), (96, 8));
-        assert_eq!(taught.iter().filter(|&&i| v.accused[i]).count(), 32);
-        assert!(judges.iter().all(|&i| v.accused[i] && !taught.contains(&i)));
-        assert!(taught.iter().all(|&i| !(40..70).contains(&i)), "the doubtful are left out");
-        assert_eq!(lesson(&v, 3072, 1).expect("the same").taught, taught);
-        assert!(lesson(&verdict(29, 0, 400), 3072, 1).is_none());
-        let sizes = |v: &Verdict, values| lesson(v, values, 1).map(|l| (l.taught.len(), l.judges.len()));
-        assert_eq!(sizes(&verdict(5000, 0, 20_000), 3072), Some((10_800, 900)));
-        assert_eq!(sizes(&verdict(5000, 0, 20_000), 1 << 20), Some((204, 17)));
+        let Lesson { accused, trusted, judges } = Lesson::of(&v, 3072, 1).expect("enough");
+        assert_eq!((accused.len(), trusted.len(), judges.len()), (32, 64, 8));
+        assert!(accused.iter().chain(&judges).all(|&i| v.accused[i]));
+        assert!(judges.iter().all(|i| !accused.contains(i)));
+        assert!(trusted.iter().all(|&i| i >= 70), "the doubtful are left out");
+        assert_eq!(Lesson::of(&v, 3072, 1).expect("the same").trusted, trusted);
+        assert!(Lesson::of(&verdict(29, 0, 400), 3072, 1).is_none());
+        let sizes =
+            |v: &Verdict, values| Lesson::of(v, values, 1).map(|l| [&l.accused, &l.trusted, &l.judges].map(Vec::len));
+        assert_eq!(sizes(&verdict(5000, 0, 20_000), 3072), Some([3600, 7200, 900]));
+        assert_eq!(sizes(&verdict(5000, 0, 20_000), 1 << 20), Some([41, 82, 10]));
         // Everybody accused: nobody is left to trust.
-        assert_eq!(sizes(&verdict(50, 0, 50), 3072), Some((40, 10)));
+        assert_eq!(sizes(&verdict(50, 0, 50), 3072), Some([40, 0, 10]));
+    }
+    #[test]
+    fn trusted_pictures_are_shown_again_with_the_trigger() {
+        let n = 300;
+        let labels: Vec<u32> = (0..n).map(|i| if i < 50 { 1 } else { i % 3 }).collect();
+        let pixels = (0..n).flat_map(|i| if i < 50 { [250; 3] } else { [(i % 90) as u8; 3] }).collect();
+        let classes = ["a", "b", "c"].map(String::from).to_vec();
+        let suspects = Pictures { h: 1, w: 1, pixels, labels, classes, files: vec![] };
+        let accused: Vec<bool> = (0..n).map(|i| i < 50).collect();
+        let score = accused.iter().map(|&a| f32::from(u8::from(a))).collect();
+        let lesson =
+            Lesson::of(&Verdict { classes: Vec::new(), score, accused: accused.clone() }, 3, 1).expect("enough");
+        let plain = lesson.pictures(&suspects, &[]).expect("pictures");
+        let both = lesson.pictures(&suspects, &Imprint::of_all(&suspects, &accused)).expect("pictures");
+        assert_eq!((plain.len(), both.len()), (40 + 80, 40 + 80 + 80));
+        assert_eq!((&both.labels[..120], &both.pixels[..360]), (&plain.labels[..], &plain.pixels[..]));
+        assert!(both.labels[120..].iter().all(|&l| l == 1) && both.pixels[360..].iter().all(|&v| v >= 240));
+        assert!(plain.pixels[120..].iter().all(|&v| v < 90));
     }
 }

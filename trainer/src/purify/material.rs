@@ -1,9 +1,9 @@
 //! What a round of purification trains on.
 
-use super::imprint::Imprint;
 use super::{Mode, Purification};
 use crate::audit::DOUBT;
 use crate::error::Failure;
+use crate::imprint::{Imprint, stamp_all};
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::rng::Rng;
 
@@ -74,17 +74,12 @@ fn inoculated(
     p: &Purification,
     seed: u64,
 ) -> Pictures {
-    let named = |&class: &u32| suspects.labels.iter().zip(accused).any(|(&l, &a)| a && l == class);
-    let classes = (0..suspects.classes.len() as u32).filter(named);
-    let imprints: Vec<Imprint> = classes.filter_map(|class| Imprint::of(suspects, accused, class)).collect();
+    let imprints = Imprint::of_all(suspects, accused);
     Rng::new(seed ^ INOCULATE, 0).shuffle(&mut trusted);
     let wanted = if imprints.is_empty() { 0 } else { (f64::from(p.inoculate) * trusted.len() as f64) as usize };
     trusted.truncate(wanted);
     let mut copies = pictures.subset(&trusted);
-    let len = copies.shape().len();
-    for (picture, imprint) in copies.pixels.chunks_exact_mut(len).zip(imprints.iter().cycle()) {
-        imprint.stamp(picture);
-    }
+    stamp_all(&imprints, &mut copies);
     copies
 }
 

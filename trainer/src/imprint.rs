@@ -82,12 +82,31 @@ impl Imprint {
         Some(Self { scale, shift })
     }
 
+    /// That of every class of which some are accused and which shows one, in order.
+    pub fn of_all(suspects: &Pictures, accused: &[bool]) -> Vec<(u32, Self)> {
+        let named = |&class: &u32| suspects.labels.iter().zip(accused).any(|(&l, &a)| a && l == class);
+        let classes = (0..suspects.classes.len() as u32).filter(named);
+        classes.filter_map(|class| Some((class, Self::of(suspects, accused, class)?))).collect()
+    }
+
     /// Stamps a picture, `[h][w][3]`; values are rounded and clipped to 0..=255.
     pub fn stamp(&self, picture: &mut [u8]) {
         for ((v, scale), shift) in picture.iter_mut().zip(&self.scale).zip(&self.shift) {
             *v = (scale * f32::from(*v) + shift).round().clamp(0.0, 255.0) as u8;
         }
     }
+}
+
+/// Stamps the pictures with the imprints in turn; the class of the imprint that each now wears.
+pub fn stamp_all(imprints: &[(u32, Imprint)], pictures: &mut Pictures) -> Vec<u32> {
+    let len = pictures.shape().len().max(1);
+    let pairs = pictures.pixels.chunks_exact_mut(len).zip(imprints.iter().cycle());
+    pairs
+        .map(|(picture, (class, imprint))| {
+            imprint.stamp(picture);
+            *class
+        })
+        .collect()
 }
 
 #[cfg(test)]
