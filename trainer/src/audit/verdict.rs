@@ -283,23 +283,32 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize, p
         let Some(named) = named[c] else { continue };
         let all = splitting(signals).map(Vec::as_slice);
         let own = points(all, members, members);
-        let start = match named {
-            Named::Alone => strongest(&own, &verdict.classes[c]),
-            Named::Swollen(share) => unlike(&own, &points(all, &unnamed, members), share),
+        let anew = || {
+            let start = match named {
+                Named::Alone => strongest(&own, &verdict.classes[c]),
+                Named::Swollen(share) => unlike(&own, &points(all, &unnamed, members), share),
+            };
+            let mut likely = refine(&own, &start).unwrap_or_else(|| certain(&start));
+            if inverted(signals, members, &likely, &unnamed) {
+                likely.iter_mut().for_each(|p| *p = 1.0 - *p);
+            } else if unlearnt(signals, members, &likely, &unnamed) {
+                let heads = points([&signals.confidence, &doubted], members, members);
+                likely = refine(&heads, &start).unwrap_or(likely);
+            }
+            likely
         };
-        let mut likely = refine(&own, &start).unwrap_or_else(|| certain(&start));
-        if inverted(signals, members, &likely, &unnamed) {
-            likely.iter_mut().for_each(|p| *p = 1.0 - *p);
-        } else if unlearnt(signals, members, &likely, &unnamed) {
-            let heads = points([&signals.confidence, &doubted], members, members);
-            likely = refine(&heads, &start).unwrap_or(likely);
-        }
         // What has been unlearned tells more of the poison than which signals stand out.
         let earlier = prior.map(|p| p.verdict).filter(|earlier| earlier.classes[c].suspected);
         let known: Option<Vec<bool>> = earlier.map(|earlier| members.iter().map(|&i| earlier.accused[i]).collect());
-        if let Some(known) = known.filter(|known| stands || overlap(known, &likely) < LEAST_OVERLAP) {
-            likely = refine(&own, &known).or_else(|| stands.then(|| certain(&known))).unwrap_or(likely);
-        }
+        let likely = match known {
+            Some(known) if stands => refine(&own, &known).unwrap_or_else(|| certain(&known)),
+            Some(known) => {
+                let likely = anew();
+                let other = overlap(&known, &likely) < LEAST_OVERLAP;
+                refine(&own, &known).filter(|_| other).unwrap_or(likely)
+            }
+            None => anew(),
+        };
         for (&i, &p) in members.iter().zip(&likely) {
             verdict.score[i] = p as f32;
             verdict.accused[i] = p > 0.5;
