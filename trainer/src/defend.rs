@@ -220,8 +220,18 @@ impl Defended {
 
     /// Counts the alarms of a tripwire on the test pictures.
     fn count(&self, set: TripwireParts<'_>, test: &TestSet, kernels: &Simd) -> Result<Alarms, Failure> {
+        packed::alarms(&self.watched(set, kernels)?, &set, test)
+    }
+
+    /// What a tripwire makes of each picture.
+    fn scores(&self, set: TripwireParts<'_>, pictures: &Pictures, kernels: &Simd) -> Result<Vec<f32>, Failure> {
+        packed::scores(&self.watched(set, kernels)?, pictures)
+    }
+
+    /// The model with a tripwire.
+    fn watched<'a>(&'a self, set: TripwireParts<'a>, kernels: &Simd) -> Result<Session<'a>, Failure> {
         let parts = ArtifactParts { tripwire: Some(set), ..parts("", "", "", &self.stem, Some(&self.head)) };
-        packed::alarms(&Session::of_artifact(&parts, kernels.clone())?, &set, test)
+        Ok(Session::of_artifact(&parts, kernels.clone())?)
     }
 
     /// What `f` makes of the model's logits.
@@ -418,7 +428,10 @@ mod tests {
             model.watch(&Evidence { verdict, ..base }, &mut |_| true).expect("taught")
         };
         assert_eq!(watch(&mut model, &verdict), Some(judged.taught));
-        assert_eq!(model.tripwire.as_ref().map(|t| t.alarms), Some(after));
+        let watched = model.tripwire.as_ref().map(|t| t.alarms).expect("a tripwire");
+        // Its threshold is nearer to the accused.
+        assert!(watched.threshold > after.threshold && watched.false_positives <= after.false_positives, "{watched:?}");
+        assert!(watched.true_positives >= 0.9 && watched.at_rate == after.at_rate, "{watched:?}");
         // Labels that say nothing teach nothing: what finds fewer than half is not kept.
         let mut mixed = clear.clone();
         (0..300).step_by(3).for_each(|i| (mixed.accused[i], mixed.score[i]) = (true, 1.0));

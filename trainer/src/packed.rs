@@ -69,24 +69,26 @@ pub(crate) fn logits(session: &Session<'_>, x: &[f32]) -> Result<Vec<f32>, Failu
     Ok(logits)
 }
 
+/// What the tripwire of a session makes of each picture.
+pub(crate) fn scores(session: &Session<'_>, pictures: &Pictures) -> Result<Vec<f32>, Failure> {
+    let mut all = Vec::with_capacity(pictures.len());
+    in_batches(pictures, |x, n| {
+        let mut scores = vec![0.0; n];
+        session.infer_watched(x, &mut vec![0.0; n * session.output().len()], &mut scores)?;
+        all.extend(scores);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
 /// How often a session with this tripwire raises the alarm.
 pub(crate) fn alarms(session: &Session<'_>, set: &TripwireParts<'_>, test: &TestSet) -> Result<Alarms, Failure> {
-    let scored = |pictures: &Pictures| -> Result<Vec<f32>, Failure> {
-        let mut all = Vec::with_capacity(pictures.len());
-        in_batches(pictures, |x, n| {
-            let mut scores = vec![0.0; n];
-            session.infer_watched(x, &mut vec![0.0; n * session.output().len()], &mut scores)?;
-            all.extend(scores);
-            Ok(())
-        })?;
-        Ok(all)
-    };
     let above = |scores: &[f32], threshold: f32| {
         let mut raised = Rate::default();
         scores.iter().for_each(|&score| raised.count(Alarm::of(score, threshold).raised));
         raised.fraction()
     };
-    let (triggered, clean) = (scored(&test.triggered)?, scored(&test.clean)?);
+    let (triggered, clean) = (scores(session, &test.triggered)?, scores(session, &test.clean)?);
     let (rate, threshold) = (set.false_positive_rate, set.threshold);
     // Without clean pictures there is nothing to set it on.
     let exact = (!clean.is_empty()).then(|| tripwire::threshold(&clean, rate)).transpose()?;

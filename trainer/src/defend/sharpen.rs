@@ -10,7 +10,9 @@
 //! audit got wrong costs alarms that are missed, not false ones. It takes the trapped head's place where it finds more of the unseen
 //! accused, each head with its own threshold; the trapped head was trained on these, so that the doubt is on its side.
 //!
-//! A purified model is given a witness in the same way ([`Defended::watch`]): its head has unlearnt the trigger, its stem still tells it.
+//! A purified model is given a witness in the same way ([`Defended::watch`]): its head has unlearnt the trigger, its stem still tells
+//! it. Purification trained that head on the holdout, too, so that a threshold from there lets more of other clean pictures through.
+//! The unseen accused tell how far it may rise: halfway to the lowest of those found.
 
 use super::{Defended, Replacement, Tripwire, to_f32, train_head};
 use crate::audit::Verdict;
@@ -26,6 +28,7 @@ use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::{Progress, Settings, check_holdout};
 use stemguard_runtime::rng::Rng;
 use stemguard_runtime::session::{Augment, Space};
+use stemguard_runtime::tripwire::Alarm;
 
 /// A tripwire that finds fewer of the accused that it was not taught is none.
 const LEAST_FOUND: f64 = 0.5;
@@ -144,7 +147,7 @@ impl Evidence<'_> {
         &self,
         model: &Defended,
         progress: &mut dyn FnMut(Progress) -> bool,
-    ) -> Result<Option<(Tripwire, TestSet)>, Failure> {
+    ) -> Result<Option<(Tripwire, Pictures)>, Failure> {
         let Self { device, net, suspects, verdict, holdout, how, kernels, .. } = *self;
         let lesson = Lesson::of(verdict, suspects.shape().len(), how.settings.seed);
         let Some(lesson) = lesson else { return Ok(None) };
@@ -167,22 +170,22 @@ impl Evidence<'_> {
                 best = Some(Tripwire { witness, alarms });
             }
         }
-        Ok(best.map(|best| (best, unseen)))
+        Ok(best.map(|best| (best, unseen.triggered)))
     }
 }
 
 impl Defended {
-    /// Teaches a witness. It becomes the tripwire's where `stays` says so of the share it finds of the accused that it was not taught,
-    /// and of these; that share, where one could be taught.
+    /// Teaches a witness. It becomes the tripwire's where `stays` says so of it, with the alarms that it raises at the accused that it
+    /// was not taught, and of these; the share of them that it finds, where one could be taught.
     fn teach(
         &mut self,
         evidence: &Evidence<'_>,
         progress: &mut dyn FnMut(Progress) -> bool,
-        stays: impl FnOnce(&Self, f64, &TestSet) -> Result<bool, Failure>,
+        stays: impl FnOnce(&Self, &mut Tripwire, &Pictures) -> Result<bool, Failure>,
     ) -> Result<Option<f64>, Failure> {
         let Some((mut taught, unseen)) = evidence.teach(self, progress)? else { return Ok(None) };
         let found = taught.alarms.true_positives;
-        if stays(self, found, &unseen)? {
+        if stays(self, &mut taught, &unseen)? {
             taught.alarms = self.count(taught.parts(), evidence.test, evidence.kernels)?;
             self.tripwire = Some(taught);
         }
@@ -204,14 +207,17 @@ impl Defended {
         let Some(trapped) = self.tripwire.take() else { return Ok(None) };
         let mut trapped_head = 0.0;
         let taught = self.teach(evidence, progress, |model, taught, unseen| {
-            trapped_head = model.count(trapped.parts(), unseen, evidence.kernels)?.true_positives;
-            Ok(Sharpening { trapped_head, taught }.taken())
+            let scores = model.scores(trapped.parts(), unseen, evidence.kernels)?;
+            let found = scores.iter().filter(|&&score| Alarm::of(score, trapped.alarms.threshold).raised).count();
+            trapped_head = found as f64 / unseen.len().max(1) as f64;
+            Ok(Sharpening { trapped_head, taught: taught.alarms.true_positives }.taken())
         });
         self.tripwire.get_or_insert(trapped);
         Ok(taught?.map(|taught| Sharpening { trapped_head, taught }))
     }
 
-    /// Gives a model without a trapped head, a purified one, a tripwire whose witness is taught on the features of its own stem. It
+    /// Gives a model without a trapped head, a purified one, a tripwire whose witness is taught on the features of its own stem, its
+    /// threshold halfway between what the holdout asks for and the lowest of the accused so found. It
     /// stays where it finds at least half of the accused that it was not taught. That share, where a witness could be taught.
     ///
     /// # Errors
@@ -221,7 +227,13 @@ impl Defended {
         evidence: &Evidence<'_>,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Option<f64>, Failure> {
-        self.teach(evidence, progress, |_, found, _| Ok(found >= LEAST_FOUND))
+        self.teach(evidence, progress, |model, taught, unseen| {
+            let set = taught.alarms.threshold;
+            let scores = model.scores(taught.parts(), unseen, evidence.kernels)?;
+            let lowest = scores.into_iter().filter(|&score| Alarm::of(score, set).raised).min_by(f32::total_cmp);
+            taught.alarms.threshold = lowest.map_or(set, |lowest| f32::midpoint(set, lowest));
+            Ok(taught.alarms.true_positives >= LEAST_FOUND)
+        })
     }
 }
 
