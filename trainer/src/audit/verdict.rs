@@ -259,8 +259,9 @@ fn points<const N: usize>(signals: [&[f32]; N], members: &[usize], class: &[usiz
 pub struct Prior<'a> {
     /// The verdict.
     pub verdict: &'a Verdict,
-    /// Whether it stands: the classes that it names are targets, also where the signals would not name them again, and two Gaussians
-    /// start from what it accuses. Otherwise they do where the signals alone lead them to a split of another kind.
+    /// Whether it stands: the classes that it names are targets, also where the signals would not name them again; two Gaussians start
+    /// from what it accuses, and a picture is as likely poisoned as both say on the mean. Otherwise they start there where the signals
+    /// alone lead them to a split of another kind.
     pub stands: bool,
 }
 
@@ -299,10 +300,16 @@ pub fn judge(signals: &Signals, labels: &[u32], clean: &[u32], classes: usize, p
         };
         // What has been unlearned tells more of the poison than which signals stand out.
         let earlier = prior.map(|p| p.verdict).filter(|earlier| earlier.classes[c].suspected);
-        let known: Option<Vec<bool>> = earlier.map(|earlier| members.iter().map(|&i| earlier.accused[i]).collect());
-        let likely = match known {
-            Some(known) if stands => refine(&own, &known).unwrap_or_else(|| certain(&known)),
-            Some(known) => {
+        let known = |earlier: &Verdict| -> Vec<bool> { members.iter().map(|&i| earlier.accused[i]).collect() };
+        let likely = match earlier {
+            Some(earlier) if stands => {
+                let known = known(earlier);
+                let now = refine(&own, &known).unwrap_or_else(|| certain(&known));
+                let mean = |(&i, now): (&usize, f64)| 0.5 * (f64::from(earlier.score[i]) + now);
+                members.iter().zip(now).map(mean).collect()
+            }
+            Some(earlier) => {
+                let known = known(earlier);
                 let likely = anew();
                 let other = overlap(&known, &likely) < LEAST_OVERLAP;
                 refine(&own, &known).filter(|_| other).unwrap_or(likely)

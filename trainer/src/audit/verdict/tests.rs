@@ -190,16 +190,20 @@ fn an_earlier_verdict_leads_to_what_has_been_unlearned_since() {
     let alone = judge(&unlearnt, &labels, &even(250), 10, None);
     let (share, _) = caught(&alone, 300);
     assert!(named(&alone) == [3] && share < 0.8, "it would do alone: {share}");
-    // An earlier verdict, wrong about a tenth of each group.
+    // An earlier verdict, wrong about a tenth of each group, and sure of nothing.
     let mut earlier = alone;
     let class = earlier.classes[3].class;
     for (i, accused) in earlier.accused.iter_mut().enumerate() {
         *accused = labels[i] == class && ((i < 300) != (i % 10 == 0));
+        earlier.score[i] = if *accused { 0.75 } else { 0.25 };
     }
     for stands in [false, true] {
         let v = judge(&unlearnt, &labels, &even(250), 10, Some(Prior { verdict: &earlier, stands }));
         let (share, wrong) = caught(&v, 300);
         assert!(share >= 0.98 && wrong <= 10, "{share}, {wrong} wrong");
+        // Not accused before, beyond doubt now.
+        let mean = if stands { 0.625 } else { 1.0 };
+        assert!((v.score[0] - mean).abs() < 0.01, "{}", v.score[0]);
     }
 }
 
