@@ -81,13 +81,15 @@ pub(crate) fn scores(session: &Session<'_>, pictures: &Pictures) -> Result<Vec<f
     Ok(all)
 }
 
+/// The share of the scores that raise the alarm at a threshold.
+pub(crate) fn above(scores: &[f32], threshold: f32) -> f64 {
+    let mut raised = Rate::default();
+    scores.iter().for_each(|&score| raised.count(Alarm::of(score, threshold).raised));
+    raised.fraction()
+}
+
 /// How often a session with this tripwire raises the alarm.
 pub(crate) fn alarms(session: &Session<'_>, set: &TripwireParts<'_>, test: &TestSet) -> Result<Alarms, Failure> {
-    let above = |scores: &[f32], threshold: f32| {
-        let mut raised = Rate::default();
-        scores.iter().for_each(|&score| raised.count(Alarm::of(score, threshold).raised));
-        raised.fraction()
-    };
     let (triggered, clean) = (scores(session, &test.triggered)?, scores(session, &test.clean)?);
     let (rate, threshold) = (set.false_positive_rate, set.threshold);
     // Without clean pictures there is nothing to set it on.

@@ -21,6 +21,7 @@ use crate::error::Failure;
 use crate::evaluate::TestSet;
 use crate::imprint::{Imprint, stamp_all};
 use crate::model::TrapNet;
+use crate::packed::above;
 use serde::Serialize;
 use stemguard_runtime::artifact::HeadKind;
 use stemguard_runtime::data::Pictures;
@@ -154,7 +155,7 @@ impl Evidence<'_> {
         // Only the accused are asked for.
         let (clean, triggered) = (suspects.subset(&[]), suspects.subset(&lesson.judges));
         let unseen = TestSet { clean, triggered, target: self.test.target };
-        let mut best: Option<Tripwire> = None;
+        let (quiet, mut best) = (to_f32(holdout), None::<Tripwire>);
         for pictures in self.lessons(&lesson)? {
             if check_holdout(&pictures.labels, pictures.classes.len(), SETTINGS.batch).is_err() {
                 return Ok(None);
@@ -164,7 +165,7 @@ impl Evidence<'_> {
             let (kind, space) = (HeadKind::Residual, Space::Features { views: 1 });
             let how = Replacement { kind, space, augment: AS_IS, settings, ..*how };
             let witness = train_head(&model.stem, device, net, &pictures, &how, kernels, progress)?;
-            let set = model.set(&witness, &to_f32(holdout), how.alarm_fpr, kernels)?;
+            let set = model.set(&witness, &quiet, how.alarm_fpr, kernels)?;
             let alarms = model.count(set, &unseen, kernels)?;
             if best.as_ref().is_none_or(|best| alarms.true_positives > best.alarms.true_positives) {
                 best = Some(Tripwire { witness, alarms });
@@ -208,8 +209,7 @@ impl Defended {
         let mut trapped_head = 0.0;
         let taught = self.teach(evidence, progress, |model, taught, unseen| {
             let scores = model.scores(trapped.parts(), unseen, evidence.kernels)?;
-            let found = scores.iter().filter(|&&score| Alarm::of(score, trapped.alarms.threshold).raised).count();
-            trapped_head = found as f64 / unseen.len().max(1) as f64;
+            trapped_head = above(&scores, trapped.alarms.threshold);
             Ok(Sharpening { trapped_head, taught: taught.alarms.true_positives }.taken())
         });
         self.tripwire.get_or_insert(trapped);
@@ -217,8 +217,8 @@ impl Defended {
     }
 
     /// Gives a model without a trapped head, a purified one, a tripwire whose witness is taught on the features of its own stem, its
-    /// threshold halfway between what the holdout asks for and the lowest of the accused so found. It
-    /// stays where it finds at least half of the accused that it was not taught. That share, where a witness could be taught.
+    /// threshold halfway between what the holdout asks for and the lowest of the accused so found. It stays where it finds at least half
+    /// of the accused that it was not taught. That share, where a witness could be taught.
     ///
     /// # Errors
     /// As [`Defended::sharpen`].
@@ -265,6 +265,7 @@ mod tests {
         // Everybody accused: nobody is left to trust.
         assert_eq!(sizes(&verdict(50, 0, 50), 3072), Some([40, 0, 10]));
     }
+
     #[test]
     fn trusted_pictures_are_shown_again_with_the_trigger() {
         let n = 300;
