@@ -3,6 +3,7 @@
 use crate::support::{Folder, done, noise, npy_f32, read_npy, refused, small_defended};
 
 #[test]
+#[cfg_attr(any(feature = "onnx", feature = "data"), ignore = "needs a lean command line: STEMGUARD_COMMAND")]
 fn artifacts_run_and_the_rest_is_told_to_be_missing() {
     let folder = Folder::new();
     let model = folder.put("small.sgm", small_defended());

@@ -17,7 +17,10 @@ pub(crate) struct Ran {
 
 /// The binary, not yet run.
 pub(crate) fn command() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_stemguard"))
+    match std::env::var_os("STEMGUARD_COMMAND") {
+        Some(binary) => Command::new(binary),
+        None => Command::new(env!("CARGO_BIN_EXE_stemguard")),
+    }
 }
 
 /// Runs the binary.
