@@ -44,16 +44,24 @@ host=$(realpath "$top/firmware/firmware-host")
 "$host" --cuts | tee "$out/cuts.json"
 # boot IMAGE FOLDER: one instruction is one nanosecond of the board's clocks; counts are exact, and the same on every machine.
 boot() {
-    (cd "$2" && timeout 1200 qemu-system-arm -machine mps2-an500 -nographic -monitor none -serial null \
+    (cd "$2" && exec timeout 1200 qemu-system-arm -machine mps2-an500 -nographic -monitor none -serial null \
         -semihosting-config enable=on,target=native -icount shift=0 -kernel "$1")
 }
+# The residual image trains beside the four boots of the other.
+{
+    boot "$(realpath "$out/device-residual.elf")" "$out/device-residual" >"$out/residual-device.jsonl"
+    (cd "$out/host-residual" && "$host" --residual flash.bin) >"$out/residual-host.jsonl"
+} &
+residual=$!
+trap 'pkill -P "$residual" || true' EXIT
 image=$(realpath "$out/device-sign.elf")
 for ((boot = 1; boot <= boots; boot++)); do
     boot "$image" "$out/device" | tee "$out/device-$boot.jsonl"
     (cd "$out/host" && "$host" flash.bin) >"$out/host-$boot.jsonl"
 done
-boot "$(realpath "$out/device-residual.elf")" "$out/device-residual" | tee "$out/residual-device.jsonl"
-(cd "$out/host-residual" && "$host" --residual flash.bin) >"$out/residual-host.jsonl"
+wait "$residual"
+trap - EXIT
+cat "$out/residual-device.jsonl"
 # What `stemguard inspect` tells before flashing, to be compared with what the device finds.
 cargo run --locked --quiet --release -p stemguard-runtime --no-default-features --features cli --bin stemguard -- \
     inspect firmware-demo/assets/model.sgm --target cortex-m --batch 32 --holdout-count 256 --json >"$out/inspect.json"

@@ -200,6 +200,7 @@ fn of_clean_data_the_audit_accuses_next_to_nobody() {
     let dir = tempfile::tempdir().expect("a directory");
     let run = dir.path().join("run");
     let run = run.to_str().expect("a path");
+    let mut told = String::new();
     for args in [
         &[
             "trap",
@@ -216,16 +217,20 @@ fn of_clean_data_the_audit_accuses_next_to_nobody() {
             "--out",
             run,
         ][..],
-        &["audit", run, "--replace-epochs", "10", "--replace-batch", "16", "--views", "2"],
+        // It audits first.
+        &["purify", run, "--purify-epochs", "1", "--replace-epochs", "10", "--replace-batch", "16", "--views", "2"],
     ] {
         let result = trainer(args);
         assert!(result.status.success(), "{args:?}: {}", String::from_utf8_lossy(&result.stderr));
+        told = String::from_utf8_lossy(&result.stdout).into_owned();
     }
     let audit = std::fs::read_to_string(Path::new(run).join("audit.json")).expect("audit.json");
     let audit: serde_json::Value = serde_json::from_str(&audit).expect("JSON");
     let count = |key: &str| audit[key].as_u64().expect("a count");
     assert_eq!(count("pictures"), 800);
     assert!(100 * count("accused") <= count("pictures"), "{audit}");
+    // Where nothing was unlearned, purification says so.
+    assert_eq!(told.contains("nobody is accused"), count("accused") == 0, "{told}");
     // The sheet then shows where the heads disagree most: four rows of 64-pixel pictures.
     let sheet = std::fs::read(Path::new(run).join("audit.png")).expect("audit.png");
     let height = u32::from_be_bytes(sheet[20..24].try_into().expect("four bytes"));

@@ -87,5 +87,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if args.output.json {
         return ui::json(&serde_json::json!({ "tripwire": purified.tripwire }));
     }
+    if purified.rounds.iter().all(|round| round.accused == 0) {
+        ui::say(ui::NOBODY)?;
+    }
     ui::say(&format!("tripwire: {}", purified.tripwire))
 }

@@ -141,5 +141,8 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     }
     ui::say(&format!("audit: {} of {} pictures accused", end.audit.accused, end.audit.pictures))?;
     line("purified", &end.purified)?;
+    if end.audit.accused == 0 {
+        ui::say(ui::NOBODY)?;
+    }
     ui::say(&format!("its tripwire: {}", end.watch))
 }

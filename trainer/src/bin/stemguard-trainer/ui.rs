@@ -17,6 +17,10 @@ pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
     bar
 }
 
+/// What a purified model is where nobody was accused.
+pub(crate) const NOBODY: &str = "nobody is accused, so that nothing was unlearned: a backdoor that the audit did not find is still learnt (in \
+     defended.sgm the head alone is new)";
+
 /// A line on standard output; a closed pipe ends the output quietly.
 pub(crate) fn say(text: &str) -> Result<(), Failure> {
     match writeln!(std::io::stdout(), "{text}") {
