@@ -59,9 +59,11 @@ for ((boot = 1; boot <= boots; boot++)); do
     boot "$image" "$out/device" | tee "$out/device-$boot.jsonl"
     (cd "$out/host" && "$host" flash.bin) >"$out/host-$boot.jsonl"
 done
-wait "$residual"
+ended=0
+wait "$residual" || ended=$?
 trap - EXIT
 cat "$out/residual-device.jsonl"
+((ended == 0)) || { echo "the residual image failed (exit code $ended); above is what it told" >&2; exit 1; }
 # What `stemguard inspect` tells before flashing, to be compared with what the device finds.
 cargo run --locked --quiet --release -p stemguard-runtime --no-default-features --features cli --bin stemguard -- \
     inspect firmware-demo/assets/model.sgm --target cortex-m --batch 32 --holdout-count 256 --json >"$out/inspect.json"

@@ -286,6 +286,19 @@ fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     assert!(sweep::table(&row).contains("| badnet-grid | 0.1 | short | 1 |"));
 }
 
+/// Runs jobs; which of them trained what.
+fn trained(out: &Path, jobs: &[sweep::Job<'_>]) -> BTreeSet<(usize, &'static str)> {
+    let workers = [sweep::Worker { device: Device::Cpu, kernels: Simd::new(2) }];
+    let stages = Mutex::new(BTreeSet::new());
+    let tell = |_: usize, job: usize, told: sweep::Told<'_>| {
+        if let sweep::Told::Stage(chain::Told::Training(stage, _)) = told {
+            stages.lock().expect("alive").insert((job, stage));
+        }
+    };
+    sweep::run(jobs, out, &workers, &tell).expect("all cells");
+    stages.into_inner().expect("alive")
+}
+
 #[test]
 fn cells_that_train_alike_share_what_one_has_trained() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -296,26 +309,48 @@ fn cells_that_train_alike_share_what_one_has_trained() {
     std::fs::write(&file, format!("data = 'signs:400'\nattacks = ['cl']\n[base]\n{base}{settings}")).expect("written");
     let cells = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
     let jobs = sweep::jobs(&cells);
-    let workers = [sweep::Worker { device: Device::Cpu, kernels: Simd::new(2) }];
-    let trained = |out: &Path, jobs: &[sweep::Job<'_>]| -> BTreeSet<(usize, &'static str)> {
-        let stages = Mutex::new(BTreeSet::new());
-        let tell = |_: usize, job: usize, told: sweep::Told<'_>| {
-            if let sweep::Told::Stage(chain::Told::Training(stage @ ("baseline" | "trap"), _)) = told {
-                stages.lock().expect("alive").insert((job, stage));
-            }
-        };
-        sweep::run(jobs, out, &workers, &tell).expect("all cells");
-        stages.into_inner().expect("alive")
-    };
     let (shared, alone) = (dir.path().join("shared"), dir.path().join("alone"));
     let found = trained(&shared, &jobs);
-    assert_eq!(found, BTreeSet::from([(0, "baseline"), (0, "trap"), (2, "baseline"), (2, "trap")]));
+    let both = |job| BTreeSet::from([(job, "baseline"), (job, "trap"), (job, "purify")]);
+    assert_eq!(found, &(&both(0) | &both(2)) | &BTreeSet::from([(1, "purify")]));
     // What is shared is what the cell would have trained itself.
-    assert_eq!(trained(&alone, &jobs[1..2]), BTreeSet::from([(0, "baseline"), (0, "trap")]));
+    assert_eq!(trained(&alone, &jobs[1..2]), both(0));
     let row = |out: &Path| sweep::row(&cells[1], out).expect("files").expect("a whole cell");
     assert_eq!(row(&shared), row(&alone));
     for file in ["baseline/trained.onnx", "trap/trapped.onnx", "trap/fitting.npy", "trap/purified.onnx"] {
         let read = |out: &Path| std::fs::read(out.join(&cells[1].name).join(file)).expect("a file");
         assert!(read(&shared) == read(&alone), "{file} differs");
     }
+}
+
+#[test]
+fn a_trap_whose_guard_accused_nobody_is_also_the_one_without_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("plan.toml");
+    let base =
+        "epochs = 3\nbatch = 32\nholdout = 0.2\nreplace_epochs = 2\nreplace_batch = 16\nviews = 1\npurify = false\n";
+    let settings = "[settings.guarded]\nguard = 2\n[settings.published]\nloss = 'published'\n";
+    std::fs::write(&file, format!("data = 'signs:400'\nattacks = ['none']\n[base]\n{base}{settings}"))
+        .expect("written");
+    let cells = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+    let jobs = sweep::jobs(&cells);
+    let (shared, alone) = (dir.path().join("shared"), dir.path().join("alone"));
+    assert_eq!(trained(&shared, &jobs), BTreeSet::from([(0, "baseline"), (0, "trap")]));
+    assert_eq!(trained(&alone, &jobs[1..]), BTreeSet::from([(0, "baseline"), (0, "trap")]));
+
+    let row = |out: &Path| sweep::row(&cells[1], out).expect("files").expect("a whole cell");
+    assert_eq!(row(&shared), row(&alone));
+    assert_eq!((row(&shared).purified, row(&shared).setting.as_str()), (None, "published"));
+    let of = |out: &Path| RunDir::open(&out.join(&cells[1].name).join("trap")).expect("a run");
+    assert_eq!(of(&shared).1, of(&alone).1);
+    assert_eq!(of(&shared).1.config.guard, None);
+    for file in ["checkpoint.safetensors", "trapped.onnx", "fitting.npy", "audit.json", "tripwire.json"] {
+        let read = |out: &Path| std::fs::read(of(out).0.file(file)).expect("a file");
+        assert!(read(&shared) == read(&alone), "{file} differs");
+    }
+    let losses = |out: &Path| -> Vec<_> {
+        of(out).0.metrics().expect("lines").iter().map(|l| (l.epoch, l.losses, l.unlearned, l.acc)).collect()
+    };
+    assert_eq!(losses(&shared), losses(&alone));
+    assert!(!of(&shared).0.file("guard.json").exists());
 }

@@ -9,7 +9,7 @@ use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
 use crate::purify::{self, Purification, Watch, purify};
 use crate::run::{Prepared, RunDir, prepare};
-use crate::trap::{Event, train};
+use crate::trap::{Event, Trained, train};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
@@ -100,6 +100,9 @@ pub struct Tripwires {
     pub alarms: Option<Alarms>,
 }
 
+/// The file of a run's [`Tripwires`], the last that [`examine`] writes.
+pub const EXAMINED: &str = "tripwire.json";
+
 /// A model whose head was replaced and whose suspects were audited.
 pub struct Examined {
     /// The head replaced on its stem.
@@ -151,6 +154,7 @@ pub fn examine(
         write(&new)?;
     }
     let tripwires = Tripwires { trapped_head, sharpening, alarms: new.tripwire.map(|t| t.alarms) };
+    dir.write_json(EXAMINED, &tripwires)?;
     Ok(Examined { replaced: new.evaluation, tripwires, found })
 }
 
@@ -183,8 +187,51 @@ pub fn finish(
     Ok(Outcome { replaced, tripwire: tripwires.alarms, audit, purified, watch })
 }
 
-/// Runs the chain into `out/baseline` and `out/trap`; networks and heads train on `device`, where the heads testify, too; figures of
-/// what is shipped come from the CPU.
+/// What is trained before the head of the trapped model is replaced.
+pub struct Begun {
+    /// The data of both runs.
+    pub data: Prepared,
+    /// The undefended model.
+    pub baseline: Trained,
+    /// A head replaced on its stem.
+    pub control: Defended,
+    /// The trapped model.
+    pub trapped: Trained,
+}
+
+/// Trains baseline and trap into `out/baseline` and `out/trap`, and the control beside the baseline; networks and heads train on
+/// `device`, figures of what is shipped come from the CPU.
+///
+/// # Errors
+/// Those of the stages.
+pub fn begin(
+    c: &RunConfig,
+    how: &Replacement,
+    out: &Path,
+    resume: bool,
+    device: Device,
+    kernels: &Simd,
+    tell: &mut dyn FnMut(Told<'_>),
+) -> Result<Begun, Failure> {
+    let (plain, c) = (c.undefended(), c.trapped());
+    RunDir::admits(&out.join("baseline"), &plain, resume)?;
+    RunDir::admits(&out.join("trap"), &c, resume)?;
+    let data = prepare(&c, kernels, Some(out))?;
+    let baseline = train(&plain, &data, &out.join("baseline"), resume, device, kernels, &mut |e| {
+        tell(Told::Training("baseline", e))
+    })?;
+    let stem = Frozen { packed: packed_stem(&baseline.dir, &baseline.engine.net)?, device, net: &baseline.engine.net };
+    let control = replace(stem, data.holdout.pictures(), &data.test, how, kernels, &mut |p| {
+        tell(Told::Replacing("control", p));
+        true
+    })?;
+    write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control)?;
+    let trapped =
+        train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;
+    Ok(Begun { data, baseline, control, trapped })
+}
+
+/// Runs the whole chain below `out`: [`begin`], then [`finish`], where the heads testify on `device`, too.
 ///
 /// # Errors
 /// Those of the stages.
@@ -200,21 +247,8 @@ pub fn run(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, Failure> {
     let started = Instant::now();
-    let (plain, c) = (c.undefended(), c.trapped());
-    RunDir::admits(&out.join("baseline"), &plain, resume)?;
-    RunDir::admits(&out.join("trap"), &c, resume)?;
-    let data = prepare(&c, kernels, Some(out))?;
-    let baseline = train(&plain, &data, &out.join("baseline"), resume, device, kernels, &mut |e| {
-        tell(Told::Training("baseline", e))
-    })?;
-    let stem = Frozen { packed: packed_stem(&baseline.dir, &baseline.engine.net)?, device, net: &baseline.engine.net };
-    let control = replace(stem, data.holdout.pictures(), &data.test, how, kernels, &mut |p| {
-        tell(Told::Replacing("control", p));
-        true
-    })?;
-    write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control)?;
-    let mut trapped =
-        train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;
+    let Begun { data, baseline, control, mut trapped } = begin(c, how, out, resume, device, kernels, tell)?;
+    let c = c.trapped();
     let end = finish(&trapped.dir, &c, &data, &mut trapped.engine, how, p, resume, device, kernels, tell)?;
     let before = &baseline.evaluation;
     let figures = |e: &Evaluation| Figures { acc: e.acc, asr: e.asr };

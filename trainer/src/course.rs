@@ -81,6 +81,17 @@ pub fn guarded(
     Ok(Some(guard.judge(&history, done as usize)))
 }
 
+/// Whether the guard accused anybody in any epoch of the course in `dir`, once that is whole; without a guard it did not.
+///
+/// # Errors
+/// As [`guarded`].
+pub fn ever_accused(c: &RunConfig, dir: &RunDir, suspects: &Pictures, clean: &[u32]) -> Result<bool, Failure> {
+    let Some(first) = c.guard else { return Ok(false) };
+    let history = History::read(&dir.file("fitting.npy"), suspects.len(), c.epochs as usize)?;
+    let mut guard = Guard::new(&suspects.labels, clean, suspects.classes.len());
+    Ok((first..c.epochs).any(|epoch| guard.judge(&history, epoch as usize).accused.contains(&true)))
+}
+
 impl Course<'_> {
     /// Epochs that the directory's checkpoint has behind it, none without one; brings the engine there.
     ///

@@ -14,6 +14,7 @@ pub use plan::{Cell, Changes, Plan};
 
 use crate::attack::AttackKind;
 use crate::audit;
+use crate::chain::EXAMINED;
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
 use crate::run::RunDir;
@@ -66,8 +67,8 @@ pub struct Row {
     pub trapped: Stage,
     /// The same with a new head: the published defence.
     pub replaced: Stage,
-    /// The end of the chain.
-    pub purified: Stage,
+    /// The end of the chain; `None` where the setting ends before it.
+    pub purified: Option<Stage>,
     /// Trained on the clean part alone, where it was.
     pub ceiling: Option<Stage>,
     /// Poisoned pictures that the audit accused; 0 without any.
@@ -85,8 +86,10 @@ pub struct Row {
 
 /// What the chain of a cell ended with.
 struct Stages {
-    /// Undefended, control, trapped, replaced, purified.
-    all: [Evaluation; 5],
+    /// Undefended, control, trapped, replaced.
+    all: [Evaluation; 4],
+    /// Purified, where the cell asks for it.
+    purified: Option<Evaluation>,
     /// Of the replaced and the purified model.
     tripwires: [Option<Alarms>; 2],
 }
@@ -96,11 +99,20 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     let of = |part: &str| RunDir { path: out.join(&cell.name).join(part) }.results().map(|r| r.stages);
     let both = [of("baseline")?, of("trap")?].concat();
     let find = |name: &str| both.iter().find(|s| s.name == name);
-    let names = ["trained", "control", "trapped", "defended", "purified"];
+    let names = ["trained", "control", "trapped", "defended"];
     let all = names.map(|name| find(name).map(|s| s.evaluation.clone()));
-    let [Some(trained), Some(control), Some(trapped), Some(replaced), Some(purified)] = all else { return Ok(None) };
-    let tripwires = ["defended", "purified"].map(|name| find(name).and_then(|s| s.tripwire));
-    Ok(Some(Stages { all: [trained, control, trapped, replaced, purified], tripwires }))
+    let [Some(trained), Some(control), Some(trapped), Some(replaced)] = all else { return Ok(None) };
+    let last = if cell.purification.is_some() { find("purified") } else { None };
+    let ended = match cell.purification {
+        Some(_) => last.is_some(),
+        None => out.join(&cell.name).join("trap").join(EXAMINED).exists(),
+    };
+    if !ended {
+        return Ok(None);
+    }
+    let tripwires = [find("defended"), last].map(|stage| stage.and_then(|s| s.tripwire));
+    let purified = last.map(|s| s.evaluation.clone());
+    Ok(Some(Stages { all: [trained, control, trapped, replaced], purified, tripwires }))
 }
 
 /// The figures of a cell, if its chain is done; its ceiling where that is done too.
@@ -108,7 +120,7 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
 /// # Errors
 /// [`Failure::Input`] naming a damaged file.
 pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
-    let Some(Stages { all, tripwires }) = stages(cell, out)? else { return Ok(None) };
+    let Some(Stages { all, purified, tripwires }) = stages(cell, out)? else { return Ok(None) };
     let figures = |e: &Evaluation| Stage::new(e, &all[0]);
     let ceiling = match &cell.ceiling {
         Some((name, _)) => {
@@ -123,7 +135,8 @@ pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
         false_positives: audit.accused as f64 / audit.pictures.max(1) as f64,
         ..audit::Measures::default()
     });
-    let [undefended, control, trapped, replaced, purified] = all.each_ref().map(figures);
+    let [undefended, control, trapped, replaced] = all.each_ref().map(figures);
+    let purified = purified.as_ref().map(figures);
     let [tripwire, purified_tripwire] =
         tripwires.map(|t| t.map(|a| [Some(a.true_positives), Some(a.false_positives), a.at_rate]));
     Ok(Some(Row {
@@ -219,8 +232,8 @@ pub fn table(rows: &[Row]) -> String {
             figures(&|r| Some(r.control), true),
             figures(&|r| Some(r.trapped), true),
             figures(&|r| Some(r.replaced), true),
-            figures(&|r| Some(r.purified), true),
-            cell(&|r| r.purified.chance),
+            figures(&|r| r.purified, true),
+            known(&|r| r.purified.map(|p| p.chance)),
             figures(&|r| r.ceiling, false),
             joined(vec![cell(&|r| r.recall), cell(&|r| r.false_positives)]),
             known(&|r| r.verdict.map(|v| v[0])),
@@ -249,7 +262,7 @@ mod tests {
             control: stage(0.5, 0.5, 0.5, 0.75),
             trapped: stage(0.5, 1.0, 0.0, 0.5),
             replaced: stage(0.5, 0.5, 0.125, 0.5),
-            purified: stage(0.5, asr, 0.25, 0.75),
+            purified: Some(stage(0.5, asr, 0.25, 0.75)),
             ceiling: None,
             recall: 0.9,
             false_positives: 0.01,
@@ -276,6 +289,8 @@ mod tests {
         let text = table(&[watched(0, 0.9, Some(0.8))]);
         assert!(text.ends_with("| 90.0 / 1.0 / 80.0 | 50.0 / 1.0 / 50.0 |\n"), "{text}");
         assert!(text.contains("| 2.0 | 75.0 / 25.0 / 50.0 | 90.0 / 1.0 |"), "{text}");
+        let text = table(&[Row { purified: None, ..row(0, 0.1) }]);
+        assert!(text.contains("| 50.0 / 50.0 / 12.5 / 50.0 |  |  |  | 90.0 / 1.0 |"), "{text}");
         let columns = |line: &str| line.matches('|').count();
         assert!(text.lines().all(|line| columns(line) == 1 + COLUMNS.len()), "{text}");
         assert_eq!(mean_and_spread(&[3.0]), (3.0, 0.0));

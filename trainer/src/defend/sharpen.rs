@@ -14,7 +14,7 @@
 //! it. Purification trained that head on the holdout, too, so that a threshold from there lets more of other clean pictures through.
 //! The unseen accused tell how far it may rise: halfway to the lowest of those found.
 
-use super::{Defended, Replacement, Tripwire, to_f32, train_head};
+use super::{Defended, NewHead, Replacement, Tripwire, to_f32, train_head};
 use crate::audit::Verdict;
 use crate::engine::Device;
 use crate::error::Failure;
@@ -23,7 +23,7 @@ use crate::imprint::{Imprint, stamp_all};
 use crate::model::TrapNet;
 use crate::packed::above;
 use serde::Serialize;
-use stemguard_runtime::artifact::HeadKind;
+use stemguard_runtime::artifact::{HeadKind, TripwireParts};
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::{Progress, Settings, check_holdout};
@@ -110,6 +110,29 @@ impl Lesson {
     }
 }
 
+/// A witness that was taught, with the threshold that the holdout asks for.
+struct Taught {
+    witness: NewHead,
+    rate: f32,
+    threshold: f32,
+    /// The accused that it was not taught, and its scores of them.
+    unseen: Pictures,
+    scores: Vec<f32>,
+}
+
+impl Taught {
+    /// The share of them that it finds.
+    fn found(&self) -> f64 {
+        above(&self.scores, self.threshold)
+    }
+
+    /// The lowest score of those found.
+    fn lowest(&self) -> Option<f32> {
+        let found = self.scores.iter().copied().filter(|&score| Alarm::of(score, self.threshold).raised);
+        found.min_by(f32::total_cmp)
+    }
+}
+
 /// What a witness is taught from.
 #[derive(Clone, Copy)]
 pub struct Evidence<'a> {
@@ -142,20 +165,15 @@ impl Evidence<'_> {
         Ok(all)
     }
 
-    /// Teaches witnesses on the features of the model's stem; the one that finds most of the accused that it was not taught, with the
-    /// alarms that it raises at these. None with fewer than 30 accused, or where some class has no picture to teach it on.
-    fn teach(
-        &self,
-        model: &Defended,
-        progress: &mut dyn FnMut(Progress) -> bool,
-    ) -> Result<Option<(Tripwire, Pictures)>, Failure> {
+    /// Teaches witnesses on the features of the model's stem; the one that finds most of the accused that it was not taught. None with
+    /// fewer than 30 accused, or where some class has no picture to teach it on.
+    fn teach(&self, model: &Defended, progress: &mut dyn FnMut(Progress) -> bool) -> Result<Option<Taught>, Failure> {
         let Self { device, net, suspects, verdict, holdout, how, kernels, .. } = *self;
         let lesson = Lesson::of(verdict, suspects.shape().len(), how.settings.seed);
         let Some(lesson) = lesson else { return Ok(None) };
-        // Only the accused are asked for.
-        let (clean, triggered) = (suspects.subset(&[]), suspects.subset(&lesson.judges));
-        let unseen = TestSet { clean, triggered, target: self.test.target };
-        let (quiet, mut best) = (to_f32(holdout), None::<Tripwire>);
+        let unseen = suspects.subset(&lesson.judges);
+        let (quiet, mut best) = (to_f32(holdout), None);
+        let mut most = -1.0;
         for pictures in self.lessons(&lesson)? {
             if check_holdout(&pictures.labels, pictures.classes.len(), SETTINGS.batch).is_err() {
                 return Ok(None);
@@ -166,31 +184,24 @@ impl Evidence<'_> {
             let how = Replacement { kind, space, augment: AS_IS, settings, ..*how };
             let witness = train_head(&model.stem, device, net, &pictures, &how, kernels, progress)?;
             let set = model.set(&witness, &quiet, how.alarm_fpr, kernels)?;
-            let alarms = model.count(set, &unseen, kernels)?;
-            if best.as_ref().is_none_or(|best| alarms.true_positives > best.alarms.true_positives) {
-                best = Some(Tripwire { witness, alarms });
+            let (rate, threshold) = (how.alarm_fpr, set.threshold);
+            let scores = model.scores(set, &unseen, kernels)?;
+            let found = above(&scores, threshold);
+            if found > most {
+                (most, best) = (found, Some((witness, rate, threshold, scores)));
             }
         }
-        Ok(best.map(|best| (best, unseen.triggered)))
+        Ok(best.map(|(witness, rate, threshold, scores)| Taught { witness, rate, threshold, unseen, scores }))
     }
 }
 
 impl Defended {
-    /// Teaches a witness. It becomes the tripwire's where `stays` says so of it, with the alarms that it raises at the accused that it
-    /// was not taught, and of these; the share of them that it finds, where one could be taught.
-    fn teach(
-        &mut self,
-        evidence: &Evidence<'_>,
-        progress: &mut dyn FnMut(Progress) -> bool,
-        stays: impl FnOnce(&Self, &mut Tripwire, &Pictures) -> Result<bool, Failure>,
-    ) -> Result<Option<f64>, Failure> {
-        let Some((mut taught, unseen)) = evidence.teach(self, progress)? else { return Ok(None) };
-        let found = taught.alarms.true_positives;
-        if stays(self, &mut taught, &unseen)? {
-            taught.alarms = self.count(taught.parts(), evidence.test, evidence.kernels)?;
-            self.tripwire = Some(taught);
-        }
-        Ok(Some(found))
+    /// The tripwire with a taught witness, its alarms counted on the test pictures.
+    fn tripwire_of(&self, taught: Taught, evidence: &Evidence<'_>) -> Result<Tripwire, Failure> {
+        let Taught { witness, rate, threshold, .. } = taught;
+        let set = TripwireParts { witness: witness.parts(), threshold, false_positive_rate: rate };
+        let alarms = self.count(set, evidence.test, evidence.kernels)?;
+        Ok(Tripwire { witness, alarms })
     }
 
     /// Teaches the tripwire a new witness from the verdict on the suspects that its stem was trained on; it takes the trapped head's
@@ -205,15 +216,15 @@ impl Defended {
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Option<Sharpening>, Failure> {
         // Its threshold was set when it was kept.
-        let Some(trapped) = self.tripwire.take() else { return Ok(None) };
-        let mut trapped_head = 0.0;
-        let taught = self.teach(evidence, progress, |model, taught, unseen| {
-            let scores = model.scores(trapped.parts(), unseen, evidence.kernels)?;
-            trapped_head = above(&scores, trapped.alarms.threshold);
-            Ok(Sharpening { trapped_head, taught: taught.alarms.true_positives }.taken())
-        });
-        self.tripwire.get_or_insert(trapped);
-        Ok(taught?.map(|taught| Sharpening { trapped_head, taught }))
+        let Some(trapped) = &self.tripwire else { return Ok(None) };
+        let Some(taught) = evidence.teach(self, progress)? else { return Ok(None) };
+        let scores = self.scores(trapped.parts(), &taught.unseen, evidence.kernels)?;
+        let trapped_head = above(&scores, trapped.alarms.threshold);
+        let sharpening = Sharpening { trapped_head, taught: taught.found() };
+        if sharpening.taken() {
+            self.tripwire = Some(self.tripwire_of(taught, evidence)?);
+        }
+        Ok(Some(sharpening))
     }
 
     /// Gives a model without a trapped head, a purified one, a tripwire whose witness is taught on the features of its own stem, its
@@ -227,13 +238,14 @@ impl Defended {
         evidence: &Evidence<'_>,
         progress: &mut dyn FnMut(Progress) -> bool,
     ) -> Result<Option<f64>, Failure> {
-        self.teach(evidence, progress, |model, taught, unseen| {
-            let set = taught.alarms.threshold;
-            let scores = model.scores(taught.parts(), unseen, evidence.kernels)?;
-            let lowest = scores.into_iter().filter(|&score| Alarm::of(score, set).raised).min_by(f32::total_cmp);
-            taught.alarms.threshold = lowest.map_or(set, |lowest| f32::midpoint(set, lowest));
-            Ok(taught.alarms.true_positives >= LEAST_FOUND)
-        })
+        let Some(mut taught) = evidence.teach(self, progress)? else { return Ok(None) };
+        let found = taught.found();
+        if found >= LEAST_FOUND {
+            taught.threshold =
+                taught.lowest().map_or(taught.threshold, |lowest| f32::midpoint(taught.threshold, lowest));
+            self.tripwire = Some(self.tripwire_of(taught, evidence)?);
+        }
+        Ok(Some(found))
     }
 }
 

@@ -5,7 +5,7 @@
 //! can take it over. Where a job fails, those that run are finished, and no other is begun.
 
 use super::{Cell, share, stages};
-use crate::chain;
+use crate::chain::{self, Begun};
 use crate::config::RunConfig;
 use crate::engine::Device;
 use crate::error::Failure;
@@ -58,7 +58,7 @@ impl Job<'_> {
 
     /// Whether another one trains what this one could take over.
     fn awaits(&self, other: &Self) -> bool {
-        matches!((self, other), (Self::Cell(a, _), Self::Cell(b, _)) if share::alike(a, b))
+        matches!((self, other), (Self::Cell(a, _), Self::Cell(b, _)) if share::may_take(a, b))
     }
 
     /// Passes over the data of its longest stage.
@@ -82,9 +82,16 @@ impl Job<'_> {
                 if stages(cell, out)?.is_some() {
                     return Ok(());
                 }
-                share::take_over(cell, all, out)?;
-                let (how, own) = (&cell.replacement, out.join(&cell.name));
-                chain::run(&cell.config, how, &cell.purification, &own, true, *device, kernels, &mut stage)?;
+                share::take_over(cell, all, out, kernels)?;
+                let (c, how, own, tell) = (&cell.config, &cell.replacement, out.join(&cell.name), &mut stage);
+                match &cell.purification {
+                    Some(p) => drop(chain::run(c, how, p, &own, true, *device, kernels, tell)?),
+                    None => {
+                        let Begun { data, mut trapped, .. } = chain::begin(c, how, &own, true, *device, kernels, tell)?;
+                        let (dir, engine) = (&trapped.dir, &mut trapped.engine);
+                        chain::examine(dir, &c.trapped(), &data, engine, how, *device, kernels, tell)?;
+                    }
+                }
             }
             Self::Ceiling(name, c) => {
                 let dir = RunDir { path: out.join(name) };

@@ -80,6 +80,8 @@ pub struct Changes {
     pub replace_batch: Option<usize>,
     /// Cached views of each holdout picture.
     pub views: Option<usize>,
+    /// Whether the chain ends with purification, as it does by default, or with head replaced and suspects audited.
+    pub purify: Option<bool>,
     /// Passes over the data of purification.
     pub purify_epochs: Option<u32>,
     /// What purification does with the accused.
@@ -117,8 +119,8 @@ impl Changes {
         c.check()
     }
 
-    /// How the trapped model is purified under this setting.
-    fn purification(&self) -> Result<Purification, String> {
+    /// How the trapped model is purified under this setting; `None` where it is not.
+    fn purification(&self) -> Result<Option<Purification>, String> {
         let default = Purification::default();
         let mode = self.purify_mode.unwrap_or(default.mode);
         let purification = Purification {
@@ -127,7 +129,7 @@ impl Changes {
             rounds: self.purify_rounds.unwrap_or(mode.default_rounds()),
             inoculate: self.inoculate.unwrap_or(default.inoculate),
         };
-        purification.check().map(|()| purification)
+        purification.check().map(|()| self.purify.unwrap_or(true).then_some(purification))
     }
 
     /// How the head of a run is replaced under this setting.
@@ -161,8 +163,8 @@ pub struct Cell {
     pub ceiling: Option<(String, RunConfig)>,
     /// How the head is replaced.
     pub replacement: Replacement,
-    /// How the trapped model is purified.
-    pub purification: Purification,
+    /// How the trapped model is purified; `None`: it is not.
+    pub purification: Option<Purification>,
 }
 
 impl Plan {
@@ -301,7 +303,8 @@ mod tests {
         let alone = &cells("")[0];
         assert_eq!((alone.setting.as_str(), alone.config.epochs, alone.config.batch), ("base", 3, 8));
         let drop = &cells("[settings.a]\npurify_mode = 'drop'\npurify_rounds = 2")[0].purification;
-        assert_eq!((drop.mode, drop.rounds), (Mode::Drop, 2));
+        assert_eq!(drop.as_ref().map(|p| (p.mode, p.rounds)), Some((Mode::Drop, 2)));
+        assert!(cells("[settings.a]\npurify = false")[0].purification.is_none());
         let both = cells("[settings.a]\n[settings.b]\nepochs = 5\narchitecture = { depth = 16, width = 1, split = 4 }");
         let found: Vec<_> = both.iter().map(|c| (c.config.epochs, c.config.batch, c.replacement.space)).collect();
         let space = Space::Features { views: 2 };

@@ -152,6 +152,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         format!(": {:.1} % of the poisoned, {:.2} % of the clean", 100.0 * m.recall, 100.0 * m.false_positives)
     });
     ui::say(&format!("audit: {} of {} pictures accused{caught}", summary.audit.accused, summary.audit.pictures))?;
+    if summary.audit.accused == 0 {
+        ui::say(ui::NOBODY)?;
+    }
     row("defended: the accused unlearned", purified.acc, purified.asr, &note(purified))?;
     ui::say(&format!("its tripwire: {}", summary.defended_tripwire))?;
     ui::say(&format!("{:.0} seconds; models in {}; report: {}", summary.seconds, args.out.display(), page.display()))
