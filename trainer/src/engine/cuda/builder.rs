@@ -3,6 +3,7 @@
 use super::args::*;
 use super::backend::{Argument, Backend, Kernel, Launch, Region};
 use super::layout::{Layout, Span};
+use super::tiles::WEIGHT_BLOCKS;
 use crate::engine::{EngineError, Precision};
 use bytemuck::Pod;
 use std::borrow::Cow;
@@ -113,6 +114,8 @@ pub(super) struct Builder<'a> {
     pub(super) launches: Vec<Launch>,
     /// Weights that the launches read packed.
     pub(super) packings: Vec<Packing>,
+    /// Blocks that a weight gradient by tiles is spread over, about.
+    pub(super) weight_blocks: usize,
     reductions: Vec<Reduction>,
     free: Vec<Region>,
 }
@@ -155,6 +158,7 @@ impl<'a> Builder<'a> {
             n,
             launches: Vec::new(),
             packings: Vec::new(),
+            weight_blocks: WEIGHT_BLOCKS,
             reductions: Vec::new(),
             free: Vec::new(),
         }

@@ -282,6 +282,13 @@ fn a_wide_baseline_trains_as_on_the_cpu() {
     });
 }
 
+/// The CPU's engine with a small ResNet for square pictures.
+fn resnet(c: &RunConfig, side: u32) -> CpuEngine {
+    let dev = Cpu::default();
+    let net = TrapNet::small_resnet(Shape::new(side, side, 3), CLASSES, c.trap, c.seed, &dev).expect("a network");
+    CpuEngine::new(net, c.objective(), Simd::new(1), dev)
+}
+
 #[test]
 fn a_resnet_trains_as_on_the_cpu() {
     Place::ALL.into_iter().for_each(|place| {
@@ -289,34 +296,43 @@ fn a_resnet_trains_as_on_the_cpu() {
             ("ResNet, trap, Adam", 16, true, Optimizer::Adam),
             ("ResNet with a max pool, no decoder, SGD", 64, false, Optimizer::Sgd),
         ] {
-            let (c, dev) = (config(Architecture::RESNET34, trap, optimizer), Cpu::default());
-            let net = TrapNet::small_resnet(Shape::new(side, side, 3), CLASSES, trap, c.seed, &dev).expect("a network");
-            let cpu = CpuEngine::new(net, c.objective(), Simd::new(1), dev);
-            compare_with(place, what, &c, side as usize, side as usize, &[], cpu);
+            let c = config(Architecture::RESNET34, trap, optimizer);
+            compare_with(place, what, &c, side, side, &[], resnet(&c, side as u32));
         }
     });
+}
+
+/// Gradients of a first step in bf16, then the losses of four passes.
+fn near(place: Place, what: &str, c: &RunConfig, p: &Pictures, mut cpu: CpuEngine) {
+    let Some(mut cuda) = there(place, c, &mut cpu, Bf16) else { return };
+    cuda.hold(c, p).expect("held");
+    let start = cpu.state().expect("a state");
+    let (_, together) = gradients(what, c, p, &[], &mut cpu, &mut cuda);
+    assert!(together <= BF16_GRADIENT, "{what}");
+    cuda.restore(&start).expect("restored");
+    cpu.restore(&start).expect("restored");
+    for epoch in 0..4 {
+        let (a, b) = (pass(&mut cuda, c, p, &[], epoch, 2), pass(&mut cpu, c, p, &[], epoch, 2));
+        for (a, b) in a.iter().zip(&b) {
+            let all = |r: &StepReport| [r.losses.total, r.losses.ce, r.losses.mse, r.losses.tv];
+            let apart = difference(&all(a), &all(b), 0.0);
+            eprintln!("{what}, epoch {epoch}: losses {apart:.1e} apart");
+            assert!(apart <= BF16_LOSS, "{what}: {a:?} where the CPU gives {b:?}");
+        }
+    }
 }
 
 #[test]
 fn bf16_is_near() {
     Place::ALL.into_iter().for_each(|place| {
         let (c, p) = (config(Architecture::default(), true, Optimizer::Adam), pictures(14, 12, 16));
-        let mut cpu = oracle(&c, &p);
-        let Some(mut cuda) = there(place, &c, &mut cpu, Bf16) else { return };
-        cuda.hold(&c, &p).expect("held");
-        let start = cpu.state().expect("a state");
-        let (_, together) = gradients("WRN-16-1, trap, bf16", &c, &p, &[], &mut cpu, &mut cuda);
-        assert!(together <= BF16_GRADIENT);
-        cuda.restore(&start).expect("restored");
-        cpu.restore(&start).expect("restored");
-        for epoch in 0..4 {
-            let (a, b) = (pass(&mut cuda, &c, &p, &[], epoch, 2), pass(&mut cpu, &c, &p, &[], epoch, 2));
-            for (a, b) in a.iter().zip(&b) {
-                let all = |r: &StepReport| [r.losses.total, r.losses.ce, r.losses.mse, r.losses.tv];
-                let apart = difference(&all(a), &all(b), 0.0);
-                eprintln!("bf16, epoch {epoch}: losses {apart:.1e} apart");
-                assert!(apart <= BF16_LOSS, "{a:?} where the CPU gives {b:?}");
-            }
+        near(place, "WRN-16-1, trap, bf16", &c, &p, oracle(&c, &p));
+        for (what, side, trap, optimizer) in [
+            ("ResNet, trap, bf16", 16, true, Optimizer::Adam),
+            ("ResNet with a max pool, bf16", 64, false, Optimizer::Sgd),
+        ] {
+            let c = config(Architecture::RESNET34, trap, optimizer);
+            near(place, what, &c, &pictures(14, side, side), resnet(&c, side as u32));
         }
     });
 }
@@ -355,6 +371,8 @@ fn exact(place: Place, g: &ConvShape, gradient: bool, precision: Precision) -> O
         true => Product::gradient(g, ys.address, Entry::Plain, spans[0], Gate::Open),
     };
     let out = b.product(&Product { sums: true, ..p }).expect("launches");
+    // Once as on a GPU, where each block has one of so few tiles, and once with many tiles a block.
+    b.weight_blocks = if gradient { 2 } else { b.weight_blocks };
     b.weights(g, (xs.address, Entry::Plain), (ys.address, Entry::Plain), spans[0], Some(spans[1])).expect("launches");
     let launches = b.finish().expect("launches");
     // SAFETY: the builder's launches, over regions of the shapes it was told.
@@ -379,7 +397,8 @@ fn exact(place: Place, g: &ConvShape, gradient: bool, precision: Precision) -> O
 #[test]
 fn tensor_products_multiply_what_plain_ones_do() {
     Place::ALL.into_iter().for_each(|place| {
-        // Those of the networks; then channels that fill no fragment, more than come at a time, kernels of many taps, several tiles.
+        // Those of the networks; then channels that fill no fragment, more than come at a time, kernels of many taps, several tiles,
+        // tiles that reach beyond the map and beyond the batch.
         for (side, cin, cout, kernel, stride, pad) in [
             (8, 3, 16, 3, 1, 1),
             (8, 16, 32, 3, 2, 1),
@@ -391,6 +410,8 @@ fn tensor_products_multiply_what_plain_ones_do() {
             (6, 64, 24, 4, 2, 1),
             (13, 3, 64, 7, 2, 3),
             (33, 16, 16, 3, 1, 1),
+            (17, 20, 33, 5, 1, 2),
+            (4, 64, 64, 1, 1, 0),
         ] {
             let g = ConvShape::square(Shape::new(side, side + 2, cin), cout, kernel, stride, pad).expect("a shape");
             for gradient in [false, true] {

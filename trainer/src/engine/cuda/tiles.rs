@@ -17,7 +17,7 @@ const WINDOW: usize = 28_672;
 const FRAGMENTS: usize = 18;
 /// Blocks that a weight gradient is spread over, about: two for each multiprocessor of the larger GPUs. A constant: what is added in
 /// which order does not depend on the device.
-const WEIGHT_BLOCKS: usize = 256;
+pub(super) const WEIGHT_BLOCKS: usize = 256;
 
 /// A tile: so many pictures, rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +226,7 @@ impl Builder<'_> {
             if thin(ic) { (taps.div_ceil(4), 1) } else { (taps * chunk / 16, ic.div_ceil(16) * 16 / chunk) };
         let parts = fragments.div_ceil(FRAGMENTS);
         let [across, down] = [chunks * parts, oc.div_ceil(side)];
-        let each = tiles.div_ceil((WEIGHT_BLOCKS / (across * down)).clamp(1, tiles));
+        let each = tiles.div_ceil((self.weight_blocks / (across * down)).clamp(1, tiles));
         let splits = tiles.div_ceil(each);
         let args = TileWeightArgs {
             weighing: Weighing { partial: self.reduce(to, splits, len)?, ..weighing },
