@@ -68,19 +68,16 @@ __device__ inline Quad entering4(int kind, float slope, const Coefficients& k, c
     return v;
 }
 
-// What becomes of four channels of a pixel, o.. of the pixel at `at`, on their way out: gate, sum, squashing. `with` is the gate's map.
-// Sums are over the values that are kept.
-__device__ inline void leave(const Passing& a, int at, int o, Quad& v, Quad& with, const Quad& scale, const Quad& shift) {
-    if (a.gate_kind) with = some4(a.gate, at, o, a.oc);
+// What becomes of four channels of a pixel, o.. of the pixel at `at`, on their way out: gate, sum, squashing. `with` is the gate's map
+// there, `add` the one that is added. Sums are over the values that are kept.
+__device__ inline void leave(const Passing& a, int at, int o, Quad& v, const Quad& with, const Quad& add, const Quad& scale,
+                             const Quad& shift) {
     if (a.gate_kind == 1) {
         for (int j = 0; j < 4; ++j) v.v[j] *= leaky_slope(with.v[j] * scale.v[j] + shift.v[j], a.slope);
     } else if (a.gate_kind == 2) {
         for (int j = 0; j < 4; ++j) v.v[j] = with.v[j] > 0.0f ? v.v[j] : 0.0f;
     }
-    if (a.add) {
-        const Quad add = some4(a.add, at, o, a.oc);
-        for (int j = 0; j < 4; ++j) v.v[j] += add.v[j];
-    }
+    for (int j = 0; j < 4 && a.add; ++j) v.v[j] += add.v[j];
     for (int j = 0; j < 4 && a.squash; ++j)
         v.v[j] = a.squash == 2 ? 1.0f / (1.0f + expf(-v.v[j])) : v.v[j] > 0.0f ? v.v[j] : 0.0f;
     for (int j = 0; j < 4; ++j) v.v[j] = wide(narrow(v.v[j]));
@@ -94,7 +91,9 @@ __device__ inline void leave(const Passing& a, int at, int o, Quad& v, Quad& wit
 // thread, side by side; `place` tells where a pixel stands in the output, -1 where it is not there.
 template <int WIDE, int TALL, typename Place>
 __device__ inline void depart(const Passing& a, float* s, int column0, const Place& place) {
-    constexpr int ACROSS = WIDE / 4, LANES = 128 / ACROSS;
+    // What so many pixels leave with is read before the first of them is written.
+    constexpr int ACROSS = WIDE / 4, LANES = 128 / ACROSS, AHEAD = 4;
+    static_assert(TALL % (AHEAD * LANES) == 0, "all pixels of a thread");
     const int t = threadIdx.x, lane = t / ACROSS, inside = 4 * (t % ACROSS), o = column0 + inside;
     float one[4] = {}, two[4] = {};
     Quad scale = {}, shift = {}, bias = {};
@@ -105,15 +104,28 @@ __device__ inline void depart(const Passing& a, float* s, int column0, const Pla
         }
         for (int j = 0; j < 4 && a.bias && o + j < a.oc; ++j) bias.v[j] = a.bias[o + j];
     }
-    ROLL for (int i = lane; i < TALL; i += LANES) {
-        const int at = place(i);
-        if (at < 0 || o >= a.oc) continue;
-        Quad v = read4(&s[i * WIDE + inside]), with = {};
-        for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
-        leave(a, at, o, v, with, scale, shift);
-        for (int j = 0; j < 4; ++j) {
-            one[j] += v.v[j];
-            two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
+    const bool quads = a.oc % 4 == 0;
+    ROLL for (int i = lane; i < TALL; i += AHEAD * LANES) {
+        int at[AHEAD];
+        Raw gates[AHEAD], adds[AHEAD];
+        UNROLL for (int k = 0; k < AHEAD; ++k) {
+            at[k] = o < a.oc ? place(i + k * LANES) : -1;
+            // From somewhere harmless where there is no such pixel.
+            const int from = at[k] < 0 ? 0 : at[k] + o;
+            if (quads && a.gate_kind) gates[k] = raw4(a.gate + from);
+            if (quads && a.add) adds[k] = raw4(a.add + from);
+        }
+        UNROLL for (int k = 0; k < AHEAD; ++k) {
+            if (at[k] < 0) continue;
+            Quad v = read4(&s[(i + k * LANES) * WIDE + inside]), with = {}, add = {};
+            if (a.gate_kind) with = quads ? wide4(gates[k]) : some4(a.gate, at[k], o, a.oc);
+            if (a.add) add = quads ? wide4(adds[k]) : some4(a.add, at[k], o, a.oc);
+            for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
+            leave(a, at[k], o, v, with, add, scale, shift);
+            for (int j = 0; j < 4; ++j) {
+                one[j] += v.v[j];
+                two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
+            }
         }
     }
     if (!a.sums) return;
