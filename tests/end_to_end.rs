@@ -284,6 +284,16 @@ fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     assert_eq!(baseline.results().expect("results").stages[0].name, "trained");
     sweep::run(&jobs, &out, &workers(1), &|_, _, _| panic!("nothing is left")).expect("nothing left");
     assert!(sweep::table(&row).contains("| badnet-grid | 0.1 | short | 1 |"));
+
+    // What was purified otherwise is not passed off as this.
+    std::fs::write(&file, format!("{plan}inoculate = 0.5\n")).expect("written");
+    let others = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+    for found in
+        [sweep::row(&others[0], &out).map(drop), sweep::run(&sweep::jobs(&others), &out, &workers(1), &|_, _, _| {})]
+    {
+        assert!(matches!(&found, Err(Failure::Input(m)) if m.contains("cell.json")), "{found:?}");
+    }
+    assert_eq!(row, rows(&out));
 }
 
 /// Runs jobs; which of them trained what.

@@ -23,7 +23,7 @@ use crate::shape::Shape;
 use crate::slices::{at, copy, cut, piece, piece_mut, rows, rows_mut, split_mut, start, start_mut};
 
 /// How a head is trained.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Settings {
     /// Passes over the holdout, at least 1.
     pub epochs: u32,

@@ -202,7 +202,8 @@ impl<'a> Session<'a> {
 }
 
 /// Where augmentation happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Space {
     /// The stem runs once on each of this many augmented views of every picture; CutMix on the feature grid.
     Features {

@@ -137,7 +137,7 @@ pub fn examine(
     if c.trap {
         new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     }
-    let write = |new: &Defended| write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, new);
+    let write = |new: &Defended| write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, new, how);
     write(&new)?;
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
     let told = &mut |done, of| tell(Told::Audited(done, of));
@@ -225,7 +225,7 @@ pub fn begin(
         tell(Told::Replacing("control", p));
         true
     })?;
-    write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control)?;
+    write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control, how)?;
     let trapped =
         train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;
     Ok(Begun { data, baseline, control, trapped })

@@ -21,6 +21,7 @@ use crate::export;
 use crate::model::TrapNet;
 use crate::packed;
 use crate::run::{RunDir, StageResult};
+use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
 use stemguard_runtime::artifact::{self, ArtifactParts, HeadKind, TripwireParts};
@@ -33,7 +34,7 @@ use stemguard_runtime::session::{self, Augment, NewHead, Session, Space, replace
 use stemguard_runtime::shape::Shape;
 
 /// How the head of a run is replaced.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Replacement {
     /// Kind of the new head.
     pub kind: HeadKind,
@@ -279,12 +280,21 @@ pub fn write_models(
     write_whole(&dir.file(&format!("{file}.onnx")), &merged)
 }
 
-/// Writes `defended.sgm` and `defended.onnx` and records the stage (`defended`, or `control` without a trap).
+/// Writes `defended.sgm`, `defended.onnx`, and `replacement.json`, how the head was replaced; records the stage (`defended`, or
+/// `control` without a trap).
 ///
 /// # Errors
 /// [`Failure`] naming the file.
-pub fn write(dir: &RunDir, name: &str, classes: &[String], trap: bool, defended: &Defended) -> Result<(), Failure> {
+pub fn write(
+    dir: &RunDir,
+    name: &str,
+    classes: &[String],
+    trap: bool,
+    defended: &Defended,
+    how: &Replacement,
+) -> Result<(), Failure> {
     write_models(dir, "defended", name, classes, &defended.stem, &defended.head, defended.tripwire.as_ref())?;
+    dir.write_json("replacement.json", how)?;
     dir.record_stage(StageResult {
         name: if trap { "defended" } else { "control" }.into(),
         evaluation: defended.evaluation.clone(),

@@ -294,13 +294,14 @@ pub fn purify(
         }
         None => write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?,
     }
+    dir.write_json("purify.json", &serde_json::json!({ "purification": p, "rounds": rounds, "tripwire": tripwire }))?;
+    // Last: a run with this stage is whole.
     dir.record_stage(StageResult {
         name: "purified".into(),
         evaluation: evaluation.clone(),
         tripwire: tripwire.alarms,
         seconds: started.elapsed().as_secs_f64(),
     })?;
-    dir.write_json("purify.json", &serde_json::json!({ "purification": p, "rounds": rounds, "tripwire": tripwire }))?;
     Ok(Purified { engine, evaluation, rounds, tripwire })
 }
 

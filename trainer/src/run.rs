@@ -7,7 +7,7 @@
 //! metrics.jsonl            a line an epoch                      report.html                 after `report`
 //! checkpoint.safetensors   to go on from
 //! fitting.npy              how well each picture was fitted, epoch by epoch
-//! guard.json               what the guard last made of each class
+//! guard.json               what the guard last made of each class   replacement.json     how the head was replaced
 //! audit.csv, .json, .png   after `audit`, with tripwire.json    purified.sgm, purified.onnx, purify.json   after `purify`
 //! ```
 

@@ -94,8 +94,19 @@ struct Stages {
     tripwires: [Option<Alarms>; 2],
 }
 
+/// The file of a cell's directory with what comes after training.
+const AFTER: &str = "cell.json";
+
 /// The stages of a cell, if its chain is done.
 fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
+    let kept = out.join(&cell.name).join(AFTER);
+    if kept.exists() {
+        let text = std::fs::read_to_string(&kept).map_err(|e| Failure::file(&kept, format!("cannot be read: {e}")))?;
+        if text != cell.after()? {
+            let why = "is of a plan that replaces or purifies otherwise; give the setting another name, or choose another --out";
+            return Err(Failure::file(&kept, why));
+        }
+    }
     let of = |part: &str| RunDir { path: out.join(&cell.name).join(part) }.results().map(|r| r.stages);
     let both = [of("baseline")?, of("trap")?].concat();
     let find = |name: &str| both.iter().find(|s| s.name == name);

@@ -120,6 +120,11 @@ fn a_trapped_run_is_audited_and_purified() {
     assert_eq!((share(&replaced[0], "true_positives"), share(&replaced[0], "false_positives")), (1.0, 1.0));
     let replaced = ok(&[&["replace", run][..], &new].concat());
     assert!(share(&replaced[0], "false_positives") < 1.0 && share(&replaced[0], "rate") < 0.011);
+    // How the head was replaced is on record.
+    let record = std::fs::read_to_string(Path::new(run).join("replacement.json")).expect("a record");
+    let how: serde_json::Value = serde_json::from_str(&record).expect("JSON");
+    assert_eq!((how["settings"]["epochs"].as_u64(), how["settings"]["batch"].as_u64()), (Some(3), Some(16)));
+    assert_eq!((&how["space"]["features"]["views"], &how["kind"]), (&2.into(), &"Residual".into()));
     // The packed model gives what the stage reported, whole; a stem alone or another file is refused by name.
     let measured = ok(&["eval", run, "--json"]);
     assert!(["acc", "asr", "ra", "chance", "tripwire"].iter().all(|key| measured[0][key] == replaced[0][key]));

@@ -9,7 +9,7 @@ use std::prelude::v1::*;
 use std::vec;
 
 /// How pictures are varied while a head is trained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Augment {
     /// Shift by up to this many pixels, zeros coming in (random crop of a padded picture).
     pub shift: usize,

@@ -4,8 +4,9 @@
 //! and a device of its own, take them in order, but for cells whose training another worker is busy with: they come later, when they
 //! can take it over. Where a job fails, those that run are finished, and no other is begun.
 
-use super::{Cell, share, stages};
+use super::{AFTER, Cell, share, stages};
 use crate::chain::{self, Begun};
+use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::engine::Device;
 use crate::error::Failure;
@@ -82,8 +83,11 @@ impl Job<'_> {
                 if stages(cell, out)?.is_some() {
                     return Ok(());
                 }
+                let own = out.join(&cell.name);
+                std::fs::create_dir_all(&own).map_err(|e| Failure::file(&own, format!("cannot be made: {e}")))?;
+                write_whole(&own.join(AFTER), cell.after()?.as_bytes())?;
                 share::take_over(cell, all, out, kernels)?;
-                let (c, how, own, tell) = (&cell.config, &cell.replacement, out.join(&cell.name), &mut stage);
+                let (c, how, tell) = (&cell.config, &cell.replacement, &mut stage);
                 match &cell.purification {
                     Some(p) => drop(chain::run(c, how, p, &own, true, *device, kernels, tell)?),
                     None => {

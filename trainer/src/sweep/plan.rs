@@ -167,6 +167,20 @@ pub struct Cell {
     pub purification: Option<Purification>,
 }
 
+impl Cell {
+    /// What comes after training, as its directory records it (`cell.json`): the runs below it record the training alone.
+    pub(super) fn after(&self) -> Result<String, Failure> {
+        #[derive(Serialize)]
+        struct After<'a> {
+            replacement: &'a Replacement,
+            purification: &'a Option<Purification>,
+        }
+        serde_json::to_string_pretty(&After { replacement: &self.replacement, purification: &self.purification })
+            .map(|text| text + "\n")
+            .map_err(|e| Failure::Other(e.to_string()))
+    }
+}
+
 impl Plan {
     /// Reads a sweep file.
     ///
