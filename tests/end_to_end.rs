@@ -286,13 +286,20 @@ fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     assert!(sweep::table(&row).contains("| badnet-grid | 0.1 | short | 1 |"));
 
     // What was purified otherwise is not passed off as this.
-    std::fs::write(&file, format!("{plan}inoculate = 0.5\n")).expect("written");
-    let others = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+    let of = |text: String| {
+        std::fs::write(&file, text).expect("written");
+        sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells")
+    };
+    let others = of(format!("{plan}inoculate = 0.5\n"));
     for found in
         [sweep::row(&others[0], &out).map(drop), sweep::run(&sweep::jobs(&others), &out, &workers(1), &|_, _, _| {})]
     {
         assert!(matches!(&found, Err(Failure::Input(m)) if m.contains("cell.json")), "{found:?}");
     }
+    // Nor what was trained otherwise.
+    let others = of(plan.replace("epochs = 1\nbatch", "epochs = 2\nbatch"));
+    let found = sweep::row(&others[0], &out);
+    assert!(matches!(&found, Err(Failure::Input(m)) if m.contains("another run")), "{found:?}");
     assert_eq!(row, rows(&out));
 }
 

@@ -17,7 +17,8 @@ mod witnesses;
 
 pub use signals::Signals;
 pub use verdict::{
-    ClassVerdict, DOUBT, HINT, LEAST_DISCORD, LEAST_PICTURES, LEAST_SPLIT, Prior, SIGNIFICANCE, Verdict, judge,
+    ClassVerdict, DOUBT, HINT, LEAST_DISCORD, LEAST_OTHERS, LEAST_PICTURES, LEAST_SPLIT, Prior, SIGNIFICANCE, Verdict,
+    judge, judged,
 };
 
 use crate::attack::Truth;

@@ -3,7 +3,7 @@
 use crate::audit::{self, Audit, Prior, witness};
 use crate::config::RunConfig;
 use crate::course::guarded;
-use crate::defend::{Defended, Evidence, Frozen, Replacement, Sharpening, packed_stem, replace, write};
+use crate::defend::{Defended, EXAMINED, Evidence, Frozen, Replacement, Sharpening, packed_stem, replace, write};
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
@@ -99,9 +99,6 @@ pub struct Tripwires {
     /// With the witness that stays.
     pub alarms: Option<Alarms>,
 }
-
-/// The file of a run's [`Tripwires`], the last that [`examine`] writes.
-pub const EXAMINED: &str = "tripwire.json";
 
 /// A model whose head was replaced and whose suspects were audited.
 pub struct Examined {
@@ -217,6 +214,7 @@ pub fn begin(
     RunDir::admits(&out.join("baseline"), &plain, resume)?;
     RunDir::admits(&out.join("trap"), &c, resume)?;
     let data = prepare(&c, kernels, Some(out))?;
+    how.check(data.holdout.pictures())?;
     let baseline = train(&plain, &data, &out.join("baseline"), resume, device, kernels, &mut |e| {
         tell(Told::Training("baseline", e))
     })?;

@@ -11,6 +11,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use stemguard_runtime::files;
 
+/// The file of a course's last checkpoint.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+
 /// The metadata entry that tells how far a run is.
 const PROGRESS: &str = "stemguard";
 
@@ -48,11 +51,8 @@ pub fn write(path: &Path, state: &State, epochs: u32, fingerprint: &str) -> Resu
     write_whole(path, &safetensors::serialize(views, Some(metadata)).map_err(other)?)
 }
 
-/// Reads a checkpoint of the run with this fingerprint: its state and the epochs done.
-///
-/// # Errors
-/// [`Failure::Input`] naming the file: unreadable, damaged, or of another run.
-pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
+/// A checkpoint's bytes, and what it says of itself.
+fn progress(path: &Path) -> Result<(Vec<u8>, Progress), Failure> {
     let bad = |why: String| Failure::file(path, why);
     let bytes = std::fs::read(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(format!("not a checkpoint: {e}")))?;
@@ -62,6 +62,21 @@ pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
     if i32::try_from(progress.steps).is_err() {
         return Err(bad(format!("'{PROGRESS}': {} steps are too many", progress.steps)));
     }
+    Ok((bytes, progress))
+}
+
+/// Whether this is a checkpoint of a run with another fingerprint.
+pub fn is_of_another(path: &Path, fingerprint: &str) -> bool {
+    progress(path).is_ok_and(|(_, progress)| progress.fingerprint != fingerprint)
+}
+
+/// Reads a checkpoint of the run with this fingerprint: its state and the epochs done.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file: unreadable, damaged, or of another run.
+pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
+    let bad = |why: String| Failure::file(path, why);
+    let (bytes, progress) = progress(path)?;
     if progress.fingerprint != fingerprint {
         return Err(bad("belongs to a run with another configuration".into()));
     }

@@ -5,7 +5,7 @@ mod guard;
 
 use crate::audit::Verdict;
 use crate::augment;
-use crate::checkpoint;
+use crate::checkpoint::{self, CHECKPOINT};
 use crate::config::RunConfig;
 use crate::engine::{Engine, Losses, Pass};
 use crate::error::Failure;
@@ -81,24 +81,13 @@ pub fn guarded(
     Ok(Some(guard.judge(&history, done as usize)))
 }
 
-/// Whether the guard accused anybody in any epoch of the course in `dir`, once that is whole; without a guard it did not.
-///
-/// # Errors
-/// As [`guarded`].
-pub fn ever_accused(c: &RunConfig, dir: &RunDir, suspects: &Pictures, clean: &[u32]) -> Result<bool, Failure> {
-    let Some(first) = c.guard else { return Ok(false) };
-    let history = History::read(&dir.file("fitting.npy"), suspects.len(), c.epochs as usize)?;
-    let mut guard = Guard::new(&suspects.labels, clean, suspects.classes.len());
-    Ok((first..c.epochs).any(|epoch| guard.judge(&history, epoch as usize).accused.contains(&true)))
-}
-
 impl Course<'_> {
     /// Epochs that the directory's checkpoint has behind it, none without one; brings the engine there.
     ///
     /// # Errors
     /// [`Failure::Input`] where the checkpoint is damaged or belongs to another course.
     pub fn resume(&self, engine: &mut dyn Engine) -> Result<u32, Failure> {
-        let point = self.dir.file("checkpoint.safetensors");
+        let point = self.dir.file(CHECKPOINT);
         if !point.exists() {
             return Ok(0);
         }
@@ -107,7 +96,7 @@ impl Course<'_> {
         Ok(epochs)
     }
 
-    /// Trains from `done` epochs on to the last; the figures after it, where any epoch was left.
+    /// Trains from `done` epochs on to the last; the figures after it, measured by the same engine where none was left to train.
     ///
     /// # Errors
     /// [`Failure`] naming what went wrong; the checkpoint of the last whole epoch stays.
@@ -117,7 +106,7 @@ impl Course<'_> {
         done: u32,
         test: &TestSet,
         tell: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Option<Evaluation>, Failure> {
+    ) -> Result<Evaluation, Failure> {
         let (c, pictures) = (self.config, self.pictures);
         check(c, pictures)?;
         let fitting = self.dir.file("fitting.npy");
@@ -156,10 +145,10 @@ impl Course<'_> {
             lines.push(line);
             self.dir.write_metrics(&lines)?;
             history.write(&fitting)?;
-            checkpoint::write(&self.dir.file("checkpoint.safetensors"), &engine.state()?, epoch + 1, self.fingerprint)?;
+            checkpoint::write(&self.dir.file(CHECKPOINT), &engine.state()?, epoch + 1, self.fingerprint)?;
             tell(Event::Epoch(&line));
         }
-        Ok(last)
+        last.map_or_else(|| evaluate_engine(test, engine), Ok)
     }
 
     fn epoch(

@@ -52,6 +52,15 @@ pub struct Replacement {
 pub const ALARM_FPR: f32 = 0.01;
 
 impl Replacement {
+    /// Whether a head can be trained so on a holdout: asked before minutes or hours are spent on what comes first.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the setting, or what the holdout lacks.
+    pub fn check(&self, holdout: &Pictures) -> Result<(), Failure> {
+        stemguard_runtime::replace::check(&self.settings, &holdout.labels, holdout.classes.len())
+            .map_err(|e| Failure::input("the new head", e))
+    }
+
     /// Cached views in feature space, the published settings otherwise; mirrored or not as the run's training was.
     pub fn cached(flip: bool, seed: u64) -> Self {
         Self {
@@ -280,6 +289,9 @@ pub fn write_models(
     write_whole(&dir.file(&format!("{file}.onnx")), &merged)
 }
 
+/// The file of what an examination of a run finds of its tripwires, the last that [`crate::chain::examine`] writes.
+pub const EXAMINED: &str = "tripwire.json";
+
 /// Writes `defended.sgm`, `defended.onnx`, and `replacement.json`, how the head was replaced; records the stage (`defended`, or
 /// `control` without a trap).
 ///
@@ -293,6 +305,11 @@ pub fn write(
     defended: &Defended,
     how: &Replacement,
 ) -> Result<(), Failure> {
+    // What was found of the tripwire before is not this one's.
+    let examined = dir.file(EXAMINED);
+    if examined.exists() {
+        std::fs::remove_file(&examined).map_err(|e| Failure::file(&examined, format!("cannot be removed: {e}")))?;
+    }
     write_models(dir, "defended", name, classes, &defended.stem, &defended.head, defended.tripwire.as_ref())?;
     dir.write_json("replacement.json", how)?;
     dir.record_stage(StageResult {

@@ -12,13 +12,13 @@
 mod material;
 
 use crate::audit::{Audit, DOUBT, Verdict};
-use crate::checkpoint::write_whole;
+use crate::checkpoint::{self, CHECKPOINT, write_whole};
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
 use crate::defend::{Defended, Evidence, Frozen, Replacement, packed_onnx, packed_stem, replace, write_models};
 use crate::engine::{CpuEngine, Device, Engine, State};
 use crate::error::Failure;
-use crate::evaluate::{Alarms, Evaluation, evaluate_engine};
+use crate::evaluate::{Alarms, Evaluation};
 use crate::export;
 use crate::run::{Prepared, RunDir, StageResult};
 use crate::trap::{Site, engine, fingerprint};
@@ -229,19 +229,25 @@ pub fn purify(
         let mode = if number < p.mode.least_rounds() { Mode::Unlearn } else { p.mode };
         let m = material(suspects, &opinion, holdout, &Purification { mode, ..*p }, config.seed)?;
         let path = work.join(format!("round-{number}"));
+        // Whether more rounds follow does not change this one.
+        let lesson = Purification { rounds: 1, ..*p };
+        let mark = fingerprint(&(&config, lesson, &m.pictures.labels, &m.forget, DOUBT));
+        // Another verdict, as another device may come to, is another lesson: this round and those behind it begin anew.
+        if checkpoint::is_of_another(&path.join(CHECKPOINT), &mark) {
+            for later in (number..=p.rounds).map(|n| work.join(format!("round-{n}"))).filter(|later| later.exists()) {
+                std::fs::remove_dir_all(&later)
+                    .map_err(|e| Failure::file(&later, format!("cannot be replaced: {e}")))?;
+            }
+        }
         std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
         let round = RunDir { path };
-        let mark = fingerprint(&(&config, p, &m.pictures.labels, &m.forget, DOUBT));
         let (pictures, forget) = (&m.pictures, &m.forget);
         let course = Course { config: &config, pictures, forget, clean: &[], dir: &round, fingerprint: &mark };
         let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
         let done = course.resume(&mut engine)?;
         let mut site = Site::open(device, &config, &engine)?;
         let told = &mut |e: Event<'_>| tell(Told::Training(number, e));
-        let evaluation = match site.run(&course, &mut engine, done, &data.test, told)? {
-            Some(e) => e,
-            None => evaluate_engine(&data.test, &mut engine)?,
-        };
+        let evaluation = site.run(&course, &mut engine, done, &data.test, told)?;
         let mut result = Round {
             accused: accused.iter().filter(|&&a| a).count(),
             doubtful: m.doubtful,

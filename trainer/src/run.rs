@@ -237,7 +237,12 @@ impl RunDir {
                 false => Err(Failure::file(path, OTHER)),
             };
         }
-        let foreign = |e: std::fs::DirEntry| !perturb::is_kept(&e.file_name());
+        // What was being written when a run was ended is nobody's.
+        let cut_short = |name: &str| name.starts_with('.') && name.ends_with(".part");
+        let foreign = |e: std::fs::DirEntry| {
+            let name = e.file_name();
+            !perturb::is_kept(&name) && !name.to_str().is_some_and(cut_short)
+        };
         if std::fs::read_dir(path).is_ok_and(|d| d.flatten().any(foreign)) {
             return Err(Failure::file(path, "is not empty and holds no run; choose another --out"));
         }
@@ -354,6 +359,24 @@ impl RunDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_cut_short_while_its_first_file_was_written_can_begin_again() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = RunConfig::published("signs".into());
+        std::fs::write(home.path().join(".run.json.123-0.part"), "{").expect("written");
+        assert!(RunDir::admits(home.path(), &config, true).expect("admitted").is_none());
+        std::fs::write(home.path().join("notes.part"), "mine").expect("written");
+        assert!(RunDir::admits(home.path(), &config, true).is_err());
+    }
+
+    #[test]
+    fn figures_are_read_as_they_were_written() {
+        // Shares of a test set, and rates of a schedule: numbers of 16 and 17 digits.
+        let values: Vec<f64> = (0..12630u32).map(|k| f64::from(k) / 12630.0).collect();
+        let text = serde_json::to_string(&values).expect("JSON");
+        assert_eq!(serde_json::from_str::<Vec<f64>>(&text).expect("numbers"), values);
+    }
 
     #[test]
     fn a_change_of_device_is_recorded_and_one_of_the_instruction_set_refused() {

@@ -122,28 +122,9 @@ impl CleanHoldout {
         Ok(Self(pictures))
     }
 
-    /// As [`CleanHoldout::new`], and every class has a picture.
-    ///
-    /// # Errors
-    /// Those of [`CleanHoldout::new`], and [`SplitError::AbsentClass`].
-    pub fn of_every_class(pictures: Pictures) -> Result<Self, SplitError> {
-        let holdout = Self::new(pictures)?;
-        let mut present = vec![false; holdout.0.classes.len()];
-        holdout.0.labels.iter().for_each(|label| present[*label as usize] = true);
-        match present.iter().position(|present| !present) {
-            Some(class) => Err(SplitError::AbsentClass { class: class as u32 }),
-            None => Ok(holdout),
-        }
-    }
-
     /// The pictures with their labels.
     pub fn pictures(&self) -> &Pictures {
         &self.0
-    }
-
-    /// Gives the pictures back.
-    pub fn into_pictures(self) -> Pictures {
-        self.0
     }
 
     /// The number of pictures, at least one.
@@ -174,11 +155,6 @@ pub enum SplitError {
     Empty,
     /// Pixels, labels and classes do not agree.
     Malformed,
-    /// A class has no picture in the holdout.
-    AbsentClass {
-        /// The class.
-        class: u32,
-    },
 }
 
 impl fmt::Display for SplitError {
@@ -192,7 +168,6 @@ impl fmt::Display for SplitError {
             Self::NotASplit { pictures } => write!(f, "the split is not one of {pictures} pictures"),
             Self::Empty => write!(f, "the holdout has no pictures"),
             Self::Malformed => write!(f, "pixels, labels and classes of the holdout do not agree"),
-            Self::AbsentClass { class } => write!(f, "class {class} has no picture in the holdout"),
         }
     }
 }
@@ -277,9 +252,6 @@ mod tests {
         let mut short = pictures(vec![0, 1]);
         short.pixels.pop();
         assert!(matches!(CleanHoldout::new(short), Err(SplitError::Malformed)));
-        let two = pictures(vec![0, 2]);
-        assert_eq!(CleanHoldout::new(two.clone()).unwrap().len(), 2);
-        assert!(matches!(CleanHoldout::of_every_class(two), Err(SplitError::AbsentClass { class: 1 })));
-        assert!(CleanHoldout::of_every_class(pictures(vec![0, 2, 1])).is_ok());
+        assert_eq!(CleanHoldout::new(pictures(vec![0, 2])).unwrap().len(), 2);
     }
 }

@@ -14,7 +14,8 @@ pub use plan::{Cell, Changes, Plan};
 
 use crate::attack::AttackKind;
 use crate::audit;
-use crate::chain::EXAMINED;
+use crate::config::RunConfig;
+use crate::defend::EXAMINED;
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
 use crate::run::RunDir;
@@ -44,6 +45,16 @@ impl Stage {
     }
 }
 
+/// What training on the clean part alone reaches, fractions 0..=1. Attacks that poison the same pictures share such a run, so that it has
+/// no figures on their triggers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ceiling {
+    /// Clean test pictures given their true class.
+    pub acc: f64,
+    /// Clean pictures of other classes given the target class.
+    pub chance: f64,
+}
+
 /// What a tripwire says: triggered and clean test pictures that raise the alarm, and triggered ones that would, were it set on the clean
 /// ones.
 pub type AlarmRates = [Option<f64>; 3];
@@ -70,7 +81,7 @@ pub struct Row {
     /// The end of the chain; `None` where the setting ends before it.
     pub purified: Option<Stage>,
     /// Trained on the clean part alone, where it was.
-    pub ceiling: Option<Stage>,
+    pub ceiling: Option<Ceiling>,
     /// Poisoned pictures that the audit accused; 0 without any.
     pub recall: f64,
     /// Clean pictures that it accused.
@@ -107,6 +118,9 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
             return Err(Failure::file(&kept, why));
         }
     }
+    for run in share::runs(cell) {
+        RunDir::admits(&out.join(&cell.name).join(run.part), &run.config, true)?;
+    }
     let of = |part: &str| RunDir { path: out.join(&cell.name).join(part) }.results().map(|r| r.stages);
     let both = [of("baseline")?, of("trap")?].concat();
     let find = |name: &str| both.iter().find(|s| s.name == name);
@@ -116,7 +130,8 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     let last = if cell.purification.is_some() { find("purified") } else { None };
     let ended = match cell.purification {
         Some(_) => last.is_some(),
-        None => out.join(&cell.name).join("trap").join(EXAMINED).exists(),
+        // Older sweeps have purified every cell.
+        None => find("purified").is_some() || out.join(&cell.name).join("trap").join(EXAMINED).exists(),
     };
     if !ended {
         return Ok(None);
@@ -126,6 +141,13 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     Ok(Some(Stages { all: [trained, control, trapped, replaced], purified, tripwires }))
 }
 
+/// The figures of a ceiling, if it is trained.
+fn ceiling(name: &str, c: &RunConfig, out: &Path) -> Result<Option<Evaluation>, Failure> {
+    let dir = RunDir { path: out.join(name) };
+    RunDir::admits(&dir.path, c, true)?;
+    Ok(dir.results()?.stages.into_iter().find(|s| s.name == "ceiling").map(|s| s.evaluation))
+}
+
 /// The figures of a cell, if its chain is done; its ceiling where that is done too.
 ///
 /// # Errors
@@ -133,12 +155,10 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
 pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
     let Some(Stages { all, purified, tripwires }) = stages(cell, out)? else { return Ok(None) };
     let figures = |e: &Evaluation| Stage::new(e, &all[0]);
+    let reached = |e: &Evaluation| Ceiling { acc: e.acc, chance: e.chance };
     let ceiling = match &cell.ceiling {
-        Some((name, _)) => {
-            let stages = RunDir { path: out.join(name) }.results()?.stages;
-            stages.iter().find(|s| s.name == "ceiling").map(|s| figures(&s.evaluation))
-        }
-        None => (cell.config.attack.kind == AttackKind::None).then(|| figures(&all[0])),
+        Some((name, c)) => ceiling(name, c, out)?.as_ref().map(reached),
+        None => (cell.config.attack.kind == AttackKind::None).then(|| reached(&all[0])),
     };
     let trap = RunDir { path: out.join(&cell.name).join("trap") };
     let audit: audit::Summary = trap.read_json("audit.json")?;
@@ -191,7 +211,7 @@ const COLUMNS: [&str; 16] = [
     "replaced: ACC / ASR / RA / DER",
     "purified: ACC / ASR / RA / DER",
     "chance, purified",
-    "ceiling: ACC / ASR / RA",
+    "ceiling: ACC",
     "accused: poisoned / clean",
     "audit AUC",
     "recall at 1 % FPR",
@@ -245,7 +265,7 @@ pub fn table(rows: &[Row]) -> String {
             figures(&|r| Some(r.replaced), true),
             figures(&|r| r.purified, true),
             known(&|r| r.purified.map(|p| p.chance)),
-            figures(&|r| r.ceiling, false),
+            known(&|r| r.ceiling.map(|c| c.acc)),
             joined(vec![cell(&|r| r.recall), cell(&|r| r.false_positives)]),
             known(&|r| r.verdict.map(|v| v[0])),
             known(&|r| r.verdict.map(|v| v[1])),
@@ -289,7 +309,7 @@ mod tests {
             "{text}"
         );
         let watched = |seed, caught, at| Row {
-            ceiling: Some(stage(0.75, 0.25, 0.5, 0.5)),
+            ceiling: Some(Ceiling { acc: 0.75, chance: 0.02 }),
             verdict: Some([0.5, 0.25]),
             tripwire: Some([Some(caught), Some(0.01), at]),
             purified_tripwire: Some([Some(0.5), Some(0.01), Some(0.5)]),
@@ -299,7 +319,7 @@ mod tests {
         assert!(text.contains("| 50.0 ± 0.0 | 25.0 ± 0.0 | 95.0 ± 7.1 / 1.0 ± 0.0 | 50.0 ± 0.0 /"), "{text}");
         let text = table(&[watched(0, 0.9, Some(0.8))]);
         assert!(text.ends_with("| 90.0 / 1.0 / 80.0 | 50.0 / 1.0 / 50.0 |\n"), "{text}");
-        assert!(text.contains("| 2.0 | 75.0 / 25.0 / 50.0 | 90.0 / 1.0 |"), "{text}");
+        assert!(text.contains("| 2.0 | 75.0 | 90.0 / 1.0 |"), "{text}");
         let text = table(&[Row { purified: None, ..row(0, 0.1) }]);
         assert!(text.contains("| 50.0 / 50.0 / 12.5 / 50.0 |  |  |  | 90.0 / 1.0 |"), "{text}");
         let columns = |line: &str| line.matches('|').count();

@@ -2,14 +2,14 @@
 //!
 //! One [`Course`] over a [`SuspectSet`](crate::attack::SuspectSet), which sees nothing of what is poisoned in it.
 
-use crate::checkpoint::{self, write_whole};
+use crate::checkpoint::{self, CHECKPOINT, write_whole};
 use crate::config::RunConfig;
 pub use crate::course::Event;
 use crate::course::{self, Course};
 use crate::engine::cuda::CudaEngine;
 use crate::engine::{CpuEngine, Device, Engine, Precision};
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, TestSet, evaluate_engine};
+use crate::evaluate::{Evaluation, TestSet};
 use crate::export;
 use crate::model::TrapNet;
 use crate::run::{CUDA, Prepared, Record, RunDir, StageResult};
@@ -28,10 +28,14 @@ pub struct Trained {
     pub dir: RunDir,
 }
 
-/// What names the instruction set and the threads.
-pub fn kernels_name(k: &Simd) -> String {
-    // Partial sums are cut by batch size, not by thread: threads do not change the bits.
-    k.isa().name().to_owned()
+/// What a run's record calls that which decides its bits beside the seed: instruction set, or device and precision.
+pub fn kernels_name(device: Device, k: &Simd) -> String {
+    match device {
+        // Partial sums are cut by batch size, not by thread: threads do not change the bits.
+        Device::Cpu => k.isa().name().to_owned(),
+        Device::Cuda { precision: Precision::F32, .. } => CUDA.to_owned(),
+        Device::Cuda { precision: Precision::Bf16, .. } => format!("{CUDA} bf16"),
+    }
 }
 
 /// The fingerprint of what a checkpoint belongs to.
@@ -59,7 +63,7 @@ pub fn engine(c: &RunConfig, data: &Prepared, kernels: &Simd) -> Result<CpuEngin
 /// # Errors
 /// [`Failure::Input`] where there is no checkpoint or it does not belong to the run.
 pub fn restore(dir: &RunDir, record: &Record, data: &Prepared, kernels: &Simd) -> Result<(CpuEngine, u32), Failure> {
-    let point = dir.file("checkpoint.safetensors");
+    let point = dir.file(CHECKPOINT);
     let (state, epochs) = checkpoint::read(&point, &fingerprint(&(&record.config, record.counts)))?;
     let mut engine = engine(&record.config, data, kernels)?;
     engine.restore(&state).map_err(|e| Failure::file(&point, e))?;
@@ -95,7 +99,7 @@ impl Site {
         done: u32,
         test: &TestSet,
         tell: &mut dyn FnMut(Event<'_>),
-    ) -> Result<Option<Evaluation>, Failure> {
+    ) -> Result<Evaluation, Failure> {
         let Some(gpu) = &mut self.gpu else { return course.run(engine, done, test, tell) };
         gpu.restore(&engine.state()?)?;
         let last = course.run(gpu, done, test, tell)?;
@@ -126,11 +130,7 @@ pub fn train(
         config: c.clone(),
         counts: data.counts(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernels: match device {
-            Device::Cpu => kernels_name(kernels),
-            Device::Cuda { precision: Precision::F32, .. } => CUDA.to_owned(),
-            Device::Cuda { precision: Precision::Bf16, .. } => format!("{CUDA} bf16"),
-        },
+        kernels: kernels_name(device, kernels),
     };
     let mut engine = engine(c, data, kernels)?;
     let mut site = Site::open(device, c, &engine)?;
@@ -145,13 +145,9 @@ pub fn train(
         stemguard_runtime::data::write_npz(&dir.file("holdout.npz"), data.holdout.pictures())?;
     }
     let started = Instant::now();
-    let last = site.run(&course, &mut engine, done, &data.test, tell)?;
+    let evaluation = site.run(&course, &mut engine, done, &data.test, tell)?;
     write_whole(&dir.file("stem.onnx"), &export::stem(&engine.net)?)?;
     write_whole(&dir.file(if c.trap { "trapped.onnx" } else { "trained.onnx" }), &export::classifier(&engine.net)?)?;
-    let evaluation = match last {
-        Some(e) => e,
-        None => evaluate_engine(&data.test, &mut engine)?,
-    };
     let name = match (c.trap, c.oracle) {
         (true, _) => "trapped",
         (false, true) => "ceiling",

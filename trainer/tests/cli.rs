@@ -52,6 +52,10 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["trap", "--data", "signs:200", "--batch", "16", "--out", full], "not empty"),
         (&["train", "--data", "signs:200", "--batch", "16", "--purify", "--out", out], "--purify"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--purify", "--rounds", "9", "--out", out], "--rounds"),
+        (
+            &["trap", "--data", "signs:200", "--batch", "16", "--purify", "--replace-batch", "1", "--out", out],
+            "the new head: setting out of range: batch",
+        ),
         (&["trap", "--data", "signs:200", "--batch", "16", "--oracle", "--out", out], "--oracle"),
         (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "3", "--out", out], "--guard"),
         (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "--out", out], "no guard"),
@@ -152,6 +156,8 @@ fn a_trapped_run_is_audited_and_purified() {
     }
     assert!(Path::new(run).join("audit.png").is_file());
     // A line a round, then the tripwire, which is in the model where its witness finds half of what it was not taught.
+    let model = || std::fs::read(Path::new(run).join("purified.onnx")).expect("a model");
+    let mut models = Vec::new();
     for (mode, rounds) in [("unlearn", 1), ("drop", 1), ("relabel", 2)] {
         let told = ok(&[&["purify", run, "--mode", mode, "--purify-epochs", "1"][..], &new].concat());
         assert_eq!((told.len(), &told[rounds - 1]["round"]), (rounds + 1, &rounds.into()), "{told:?}");
@@ -159,15 +165,18 @@ fn a_trapped_run_is_audited_and_purified() {
         let (found, alarms) = (&told[rounds]["tripwire"]["found"], &told[rounds]["tripwire"]["alarms"]);
         assert_eq!(alarms.is_object(), found.as_f64().is_some_and(|share| share >= 0.5), "{told:?}");
         assert_eq!(version("purified.sgm"), if alarms.is_object() { 3 } else { 1 });
+        models.push(model());
     }
     for file in ["purified.sgm", "purified.onnx", "purified-stem.onnx", "purify.json"] {
         assert!(Path::new(run).join(file).is_file(), "{file}");
     }
     // What is kept of an interrupted purification is gone on from: here all of it.
     let again = [&["purify", run, "--mode", "relabel", "--purify-epochs", "1", "--resume"][..], &new].concat();
-    let first = std::fs::read(Path::new(run).join("purified.onnx")).expect("a model");
     ok(&again);
-    assert!(first == std::fs::read(Path::new(run).join("purified.onnx")).expect("a model"));
+    assert!(models[2] == model());
+    // What is kept of another one is not.
+    ok(&[&["purify", run, "--purify-epochs", "1", "--resume"][..], &new].concat());
+    assert!(models[0] == model());
     // A second round asks again whom to accuse, unless the first has settled it.
     let rounds = ok(&[&["purify", run, "--rounds", "2", "--purify-epochs", "1"][..], &new].concat());
     let settled = rounds[0]["newly_accused"] == 0 && rounds[0]["readmitted"] == 0;

@@ -47,6 +47,8 @@ impl Source for SharedBank<'_> {
 
 /// Pictures whose features a thread loads at a time.
 const LOADED: usize = 8;
+/// Why views are refused.
+const FEATURES_DO_NOT_FIT: Error = Error::BadSetting("views: their features do not fit in memory");
 
 /// The first passes over augmented, mixed pictures, kept as features and repeated.
 ///
@@ -62,11 +64,17 @@ pub(super) struct Repeated<'s, 'a> {
 
 impl<'s, 'a> Repeated<'s, 'a> {
     /// So many passes, in batches of so many pictures.
-    pub(super) fn new(pictures: PictureSource<'s, 'a>, passes: usize, batch: usize) -> Self {
-        let steps = passes * (pictures.labels().len() / batch.max(1));
+    ///
+    /// # Errors
+    /// [`Error::BadSetting`] where their features do not fit in memory.
+    pub(super) fn new(pictures: PictureSource<'s, 'a>, passes: usize, batch: usize) -> Result<Self> {
+        let steps = passes.saturating_mul(pictures.labels().len() / batch.max(1));
         // Room for all at once: what grows is copied, and for a while there twice.
-        let features = Vec::with_capacity(steps * batch * pictures.shape().len());
-        Self { pictures, passes, features, batches: Vec::with_capacity(steps), next: 0 }
+        let (mut features, mut batches) = (Vec::new(), Vec::new());
+        let len = steps.saturating_mul(batch).saturating_mul(pictures.shape().len());
+        features.try_reserve_exact(len).map_err(|_| FEATURES_DO_NOT_FIT)?;
+        batches.try_reserve_exact(steps).map_err(|_| FEATURES_DO_NOT_FIT)?;
+        Ok(Self { pictures, passes, features, batches, next: 0 })
     }
 }
 
@@ -149,13 +157,13 @@ pub fn replace_head(
         Space::Pictures => Features::Pictures(PictureSource::new(stem, pictures, labels, augment)?),
         Space::Mixed { views } => {
             let pictures = PictureSource::new(stem, pictures, labels, augment)?;
-            Features::Repeated(Repeated::new(pictures, views.max(1), settings.batch))
+            Features::Repeated(Repeated::new(pictures, views.max(1), settings.batch)?)
         }
         Space::Features { views } => {
             let varied = Varied::new(stem.input(), pictures, labels, augment)?;
             // 2,500 pictures of a WideResNet in 8 views are 160 MB.
             let len = views.saturating_mul(labels.len()).saturating_mul(shape.len());
-            bank.try_reserve_exact(len).map_err(|_| Error::BadSetting("views: their features do not fit in memory"))?;
+            bank.try_reserve_exact(len).map_err(|_| FEATURES_DO_NOT_FIT)?;
             bank.resize(len, Bf16::default());
             let mut features = vec![0.0; HEAD_BATCH * shape.len()];
             for (view, bank) in bank.chunks_exact_mut(labels.len() * shape.len()).enumerate() {

@@ -129,7 +129,9 @@ fn repeated_passes_are_the_first_ones_again() {
     let (x, labels) = (random(n * 90, 3), vec![0; n]);
     let augment = Augment { shift: 1, flip: true };
     let mut fresh = PictureSource::new(&stem, &x, &labels, augment).unwrap();
-    let mut repeated = Repeated::new(PictureSource::new(&stem, &x, &labels, augment).unwrap(), passes, size);
+    let source = || PictureSource::new(&stem, &x, &labels, augment).unwrap();
+    assert!(Repeated::new(source(), usize::MAX, size).is_err());
+    let mut repeated = Repeated::new(source(), passes, size).unwrap();
     assert_eq!((repeated.passes(), fresh.passes()), (passes as u32, u32::MAX));
     let order: Vec<u32> = (0..n as u32).map(|i| i * 7 % n as u32).collect();
     let mut first = Vec::new();

@@ -19,11 +19,6 @@ use super::{Attack, AttackConfig, AttackError, AttackKind};
 pub struct SuspectSet(Pictures);
 
 impl SuspectSet {
-    /// Pictures of unknown origin, taken as they are.
-    pub fn new(pictures: Pictures) -> Self {
-        Self(pictures)
-    }
-
     /// The pictures with the labels they came with.
     pub fn pictures(&self) -> &Pictures {
         &self.0

@@ -38,6 +38,10 @@ pub const HINT: f64 = 0.05;
 const LEAST_WEIGHT: f64 = 4.0;
 /// A class with fewer pictures is not judged.
 pub const LEAST_PICTURES: usize = 30;
+/// Nor is one beside fewer others: they do not tell how far clean classes lie apart.
+pub const LEAST_OTHERS: usize = 3;
+/// The median deviation of so many others is taken as it is; that of fewer says less, and counts for more.
+const ENOUGH_OTHERS: usize = 9;
 
 /// What was found about one class.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -63,6 +67,12 @@ pub struct ClassVerdict {
     pub suspected: bool,
     /// Pictures accused.
     pub accused: usize,
+}
+
+/// How many classes have pictures enough to be judged; none where these are too few to be held against each other.
+pub fn judged(classes: &[ClassVerdict]) -> usize {
+    let enough = classes.iter().filter(|c| c.pictures >= LEAST_PICTURES).count();
+    if enough > LEAST_OTHERS { enough } else { 0 }
 }
 
 /// A picture that is not accused but likelier poisoned than this is neither trusted nor unlearned: it is left out.
@@ -134,14 +144,16 @@ fn median(values: &[f64]) -> f64 {
 }
 
 /// By how much each value stands out above the others', and how far in robust standard deviations; `sampling` is each value's own
-/// uncertainty. Values that are `None` do not take part.
+/// uncertainty. Values that are `None` do not take part; beside fewer than [`LEAST_OTHERS`] nothing stands out.
 fn stand_out(values: &[Option<f64>], least_spread: f64, sampling: impl Fn(usize) -> f64) -> Vec<(f64, f64)> {
     let one = |i: usize| {
         let others: Vec<f64> = (0..values.len()).filter(|&j| j != i).filter_map(|j| values[j]).collect();
-        let value = values[i].filter(|_| !others.is_empty())?;
+        let value = values[i].filter(|_| others.len() >= LEAST_OTHERS)?;
         let middle = median(&others);
         let deviations: Vec<f64> = others.iter().map(|v| (v - middle).abs()).collect();
-        let spread = (1.4826 * median(&deviations)).max(least_spread).hypot(sampling(i));
+        let doubt = |others: usize| 1.0 + 4.0 / others as f64;
+        let few = doubt(others.len().min(ENOUGH_OTHERS)) / doubt(ENOUGH_OTHERS);
+        let spread = (few * (1.4826 * median(&deviations)).max(least_spread)).hypot(sampling(i));
         Some((value - middle, (value - middle) / spread))
     };
     (0..values.len()).map(|i| one(i).unwrap_or((0.0, 0.0))).collect()

@@ -6,9 +6,10 @@
 //! the picture, its label would stay. It is taught twice, once with copies of the trusted pictures that wear what the accused have in
 //! common ([`crate::imprint`]) and have the label of the accused, so that of two pictures that differ in the trigger alone one is the
 //! target class. Where that is not the trigger (WaNet leaves none to read off), such copies teach the wrong thing; of the two, the
-//! one stays that finds more of those accused that neither was taught. The threshold is set again on the clean holdout: what the
-//! audit got wrong costs alarms that are missed, not false ones. It takes the trapped head's place where it finds more of the unseen
-//! accused, each head with its own threshold; the trapped head was trained on these, so that the doubt is on its side.
+//! one stays that finds more of those accused that neither was taught (they have their part in what all accused have in common). The
+//! threshold is set again on the clean holdout: what the audit got wrong costs alarms that are missed, not false ones. It takes the
+//! trapped head's place where it finds more of the unseen accused, each head with its own threshold; the trapped head was trained on
+//! these, so that the doubt is on its side.
 //!
 //! A purified model is given a witness in the same way ([`Defended::watch`]): its head has unlearnt the trigger, its stem still tells
 //! it. Purification trained that head on the holdout, too, so that a threshold from there lets more of other clean pictures through.

@@ -4,14 +4,14 @@
 //! and a device of its own, take them in order, but for cells whose training another worker is busy with: they come later, when they
 //! can take it over. Where a job fails, those that run are finished, and no other is begun.
 
-use super::{AFTER, Cell, share, stages};
+use super::{AFTER, Cell, ceiling, share, stages};
 use crate::chain::{self, Begun};
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::engine::Device;
 use crate::error::Failure;
 use crate::run::{RunDir, prepare};
-use crate::trap::{Event, train};
+use crate::trap::{Event, kernels_name, train};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -86,7 +86,7 @@ impl Job<'_> {
                 let own = out.join(&cell.name);
                 std::fs::create_dir_all(&own).map_err(|e| Failure::file(&own, format!("cannot be made: {e}")))?;
                 write_whole(&own.join(AFTER), cell.after()?.as_bytes())?;
-                share::take_over(cell, all, out, kernels)?;
+                share::take_over(cell, all, out, &kernels_name(*device, kernels))?;
                 let (c, how, tell) = (&cell.config, &cell.replacement, &mut stage);
                 match &cell.purification {
                     Some(p) => drop(chain::run(c, how, p, &own, true, *device, kernels, tell)?),
@@ -99,7 +99,7 @@ impl Job<'_> {
             }
             Self::Ceiling(name, c) => {
                 let dir = RunDir { path: out.join(name) };
-                if dir.results()?.stages.iter().any(|s| s.name == "ceiling") {
+                if ceiling(name, c, out)?.is_some() {
                     return Ok(());
                 }
                 let data = prepare(c, kernels, None)?;

@@ -228,6 +228,29 @@ fn small_single_and_empty_classes_are_left_alone() {
 }
 
 #[test]
+fn a_few_clean_classes_that_lie_apart_are_left_alone() {
+    // Clean classes differ: here by up to three times the least spread, and by more than any sampling.
+    let mut rng = Rng::new(9, 0);
+    let mut most = [0.0f64; 5];
+    for _ in 0..400 {
+        let values: Vec<Option<f64>> = (0..4).map(|_| Some(0.6 + f64::from(rng.normal()) * 0.02)).collect();
+        for n in 2..=4 {
+            let z = stand_out(&values[..n], 0.012, |_| 0.002).iter().map(|(_, z)| *z).fold(0.0, f64::max);
+            most[n] = most[n].max(z);
+        }
+    }
+    assert_eq!((most[2], most[3]), (0.0, 0.0), "two or three classes tell nothing");
+    assert!(most[4] > 0.0);
+    // Nine others or more: the robust deviation as it is.
+    let ten: Vec<Option<f64>> = (0..10).map(|i| Some(f64::from(i))).collect();
+    let (by, z) = stand_out(&ten, 0.0, |_| 0.0)[9];
+    assert!((by - 5.0).abs() < 1e-12 && (z - 5.0 / (2.0 * 1.4826)).abs() < 1e-9, "{by} {z}");
+    let five: Vec<Option<f64>> = ten[..5].to_vec();
+    let (_, z) = stand_out(&five, 0.0, |_| 0.0)[4];
+    assert!((z - 2.0 / (1.4826 * 2.0 / (13.0 / 9.0))).abs() < 1e-9, "{z}");
+}
+
+#[test]
 fn ranks_and_tails_are_the_known_ones() {
     assert_eq!(ranks(&[3.0, 1.0, 3.0, 2.0]), [2.5, 0.0, 2.5, 1.0]);
     assert!((rank_correlation(&[1.0, 2.0, 3.0], &[10.0, 30.0, 20.0]) - 0.5).abs() < 1e-12);

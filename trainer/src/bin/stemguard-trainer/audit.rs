@@ -4,7 +4,7 @@ use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::audit::{Audit, Summary};
+use stemguard_trainer::audit::{Audit, LEAST_OTHERS, LEAST_PICTURES, Summary, judged};
 use stemguard_trainer::chain::{self, Tripwires};
 use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::{CpuEngine, Device};
@@ -96,6 +96,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             c.split.iter().copied().fold(f64::MIN, f64::max),
             c.excess,
             c.p_value
+        ))?;
+    }
+    let judged = judged(&summary.classes);
+    if judged < summary.classes.len() {
+        ui::say(&format!(
+            "{judged} of {} classes could be judged: it takes {LEAST_PICTURES} pictures of a class, and {LEAST_OTHERS} other such classes",
+            summary.classes.len()
         ))?;
     }
     ui::say(&format!(

@@ -48,6 +48,9 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
         ui::note(&format!("{} epochs leave none after a guard: the published loss is minimised", config.epochs));
     }
     let data = prepare(&config, &kernels, Some(&args.out))?;
+    if args.purify {
+        how.check(data.holdout.pictures())?;
+    }
     let bar = ui::bar(0, "epoch 1");
     let mut trouble = None;
     let mut trained = train(&config, &data, &args.out, args.resume, device, &kernels, &mut |event| match event {
