@@ -160,7 +160,7 @@ fn a_guarded_run_that_is_resumed_has_the_same_bits_and_leaves_clean_data_alone()
     let kernels = Simd::new(2);
     train(&guarded, &data, &dir.path().join("whole"), false, Device::Cpu, &kernels, &mut counting).expect("unbroken");
     assert_eq!(verdicts.get(), 1);
-    // Stopped after the guard has judged: what it accused is accused again.
+    // Stopped after the guard has judged: it judges the same again (these few pictures it leaves alone).
     let broken = dir.path().join("broken");
     let stop = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         train(&guarded, &data, &broken, false, Device::Cpu, &kernels, &mut |e| {

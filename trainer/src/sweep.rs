@@ -111,7 +111,12 @@ const AFTER: &str = "cell.json";
 /// The stages of a cell, if its chain is done.
 fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     let kept = out.join(&cell.name).join(AFTER);
-    if kept.exists() {
+    // Until a head is replaced, another plan may still change how.
+    let later = |part: &str| -> Result<bool, Failure> {
+        let dir = RunDir { path: out.join(&cell.name).join(part) };
+        Ok(dir.results()?.stages.iter().any(|s| !["trained", "trapped"].contains(&s.name.as_str())))
+    };
+    if kept.exists() && (later("baseline")? || later("trap")?) {
         let text = std::fs::read_to_string(&kept).map_err(|e| Failure::file(&kept, format!("cannot be read: {e}")))?;
         if text != cell.after()? {
             let why = "is of a plan that replaces or purifies otherwise; give the setting another name, or choose another --out";
@@ -280,6 +285,33 @@ pub fn table(rows: &[Row]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_may_be_corrected_until_a_head_was_replaced_by_it() {
+        let home = tempfile::tempdir().expect("a directory");
+        let file = home.path().join("plan.toml");
+        std::fs::write(&file, "data = 'signs:400'\nattacks = ['blend']\n").expect("written");
+        let cells = Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+        let own = home.path().join(&cells[0].name);
+        std::fs::create_dir_all(own.join("baseline")).expect("made");
+        std::fs::write(own.join(AFTER), "{}\n").expect("written");
+        assert!(stages(&cells[0], home.path()).expect("nothing is replaced").is_none());
+        let dir = RunDir { path: own.join("baseline") };
+        let stage = |name: &str| {
+            let evaluation = Evaluation::default();
+            crate::run::StageResult { name: name.into(), evaluation, tripwire: None, seconds: 1.0 }
+        };
+        let config = cells[0].config.undefended();
+        let counts = crate::run::Counts::default();
+        let record = crate::run::Record { config, counts, version: "1".into(), kernels: "avx2".into() };
+        dir.write_json("run.json", &record).expect("written");
+        dir.record_stage(stage("trained")).expect("written");
+        assert!(stages(&cells[0], home.path()).expect("nothing is replaced").is_none());
+        dir.record_stage(stage("control")).expect("written");
+        assert!(stages(&cells[0], home.path()).is_err());
+        std::fs::write(own.join(AFTER), cells[0].after().expect("JSON")).expect("written");
+        assert!(stages(&cells[0], home.path()).expect("its own").is_none());
+    }
 
     #[test]
     fn the_table_has_mean_and_spread_over_seeds() {

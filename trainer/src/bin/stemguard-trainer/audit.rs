@@ -37,18 +37,22 @@ pub(crate) struct Examined {
     pub(crate) kernels: Simd,
 }
 
+/// Whether a run is trained to its end: only then is its stem written.
+pub(crate) fn finished(dir: &RunDir, record: &Record, done: u32) -> Result<(), Failure> {
+    let of = record.config.epochs;
+    if done < of {
+        return Err(Failure::file(&dir.path, format!("is unfinished ({done} of {of} epochs); --resume it first")));
+    }
+    Ok(())
+}
+
 /// Restores a run, replaces its head (as `replace` does), and audits with both heads.
 pub(crate) fn examine(run: &Path, how: &ReplaceOptions, device: Device, output: &Output) -> Result<Examined, Failure> {
     let (dir, record) = RunDir::open(run)?;
     let kernels = output.kernels();
     let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
     let (mut engine, done) = restore(&dir, &record, &data, &kernels)?;
-    if done < record.config.epochs {
-        return Err(Failure::file(
-            &dir.path,
-            format!("is unfinished ({done} of {} epochs); --resume it first", record.config.epochs),
-        ));
-    }
+    finished(&dir, &record, done)?;
     let how = how.replacement(record.config.flip, record.config.seed)?;
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
     let chain::Examined { tripwires, found, .. } =

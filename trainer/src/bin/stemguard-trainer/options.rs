@@ -21,14 +21,14 @@ pub(crate) struct Output {
     #[arg(long)]
     pub(crate) json: bool,
     /// Threads; 0: one for each core. Results do not depend on it.
-    #[arg(long, default_value_t = 0, value_name = "N")]
-    pub(crate) threads: usize,
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=1024))]
+    pub(crate) threads: u16,
 }
 
 impl Output {
     /// The kernels to use.
     pub(crate) fn kernels(&self) -> Simd {
-        Simd::new(self.threads)
+        Simd::new(self.threads.into())
     }
 }
 

@@ -1,5 +1,6 @@
 //! `replace`: a new head on a run's frozen stem.
 
+use crate::audit::finished;
 use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
     let how = args.how.replacement(record.config.flip, record.config.seed)?;
     let (trained, done) = restore(&dir, &record, &data, &kernels)?;
+    finished(&dir, &record, done)?;
     let stem = Frozen { packed: packed_stem(&dir, &trained.net)?, device, net: &trained.net };
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
     let mut new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {

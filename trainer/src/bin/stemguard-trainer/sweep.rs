@@ -23,7 +23,7 @@ pub(crate) struct Args {
     /// Directory to write: a directory a run, table.md and rows.jsonl.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Print the table of what is done and run nothing.
+    /// Print the table of what is done; run and write nothing.
     #[arg(long)]
     table: bool,
     /// Runs at a time; they share the threads, and take all GPUs in turn.
@@ -40,9 +40,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let plan = Plan::read(&args.plan)?;
     let cells = plan.cells()?;
     let devices = args.place.devices()?;
-    std::fs::create_dir_all(&args.out).map_err(|e| Failure::file(&args.out, format!("cannot be made: {e}")))?;
     let mut outcome = Ok(());
     if !args.table {
+        std::fs::create_dir_all(&args.out).map_err(|e| Failure::file(&args.out, format!("cannot be made: {e}")))?;
         let at_a_time = usize::from(args.jobs);
         let threads = (args.output.kernels().threads() / at_a_time).max(1);
         let workers: Vec<Worker> = devices
@@ -79,8 +79,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         lines.push_str(&serde_json::to_string(row).map_err(|e| Failure::Other(e.to_string()))?);
         lines.push('\n');
     }
-    write_whole(&args.out.join("table.md"), text.as_bytes())?;
-    write_whole(&args.out.join("rows.jsonl"), lines.as_bytes())?;
+    if !args.table {
+        write_whole(&args.out.join("table.md"), text.as_bytes())?;
+        write_whole(&args.out.join("rows.jsonl"), lines.as_bytes())?;
+    }
     if !args.output.json {
         ui::say(text.trim_end())?;
     }
