@@ -223,14 +223,19 @@ fn the_audit_accuses_what_was_poisoned_and_purification_removes_it() {
     assert!(end.watch.found.is_some_and(|share| share >= 0.5), "{:?}", end.watch);
 }
 
+/// The cells of a plan, written to a file.
+fn cells_of(file: &Path, plan: &str) -> Vec<sweep::Cell> {
+    std::fs::write(file, plan).expect("written");
+    sweep::Plan::read(file).and_then(|p| p.cells()).expect("cells")
+}
+
 #[test]
 fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = dir.path().join("plan.toml");
     let plan = "data = 'signs:400'\nattacks = ['badnet-grid', 'badnet-sq']\nceiling = true\n[settings.short]\nepochs = 1\nbatch = 32\n\
                 holdout = 0.2\nreplace_epochs = 2\nreplace_batch = 16\nviews = 1\npurify_epochs = 1\n";
-    std::fs::write(&file, plan).expect("written");
-    let cells = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+    let cells = cells_of(&file, plan);
     let jobs = sweep::jobs(&cells);
     let names: Vec<&str> = jobs.iter().map(sweep::Job::name).collect();
     assert_eq!(names, ["badnet-grid-0.1-short-0", "ceiling-0.1-short-0", "badnet-sq-0.1-short-0"]);
@@ -286,18 +291,14 @@ fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     assert!(sweep::table(&row).contains("| badnet-grid | 0.1 | short | 1 |"));
 
     // What was purified otherwise is not passed off as this.
-    let of = |text: String| {
-        std::fs::write(&file, text).expect("written");
-        sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells")
-    };
-    let others = of(format!("{plan}inoculate = 0.5\n"));
+    let others = cells_of(&file, &format!("{plan}inoculate = 0.5\n"));
     for found in
         [sweep::row(&others[0], &out).map(drop), sweep::run(&sweep::jobs(&others), &out, &workers(1), &|_, _, _| {})]
     {
         assert!(matches!(&found, Err(Failure::Input(m)) if m.contains("cell.json")), "{found:?}");
     }
     // Nor what was trained otherwise.
-    let others = of(plan.replace("epochs = 1\nbatch", "epochs = 2\nbatch"));
+    let others = cells_of(&file, &plan.replace("epochs = 1\nbatch", "epochs = 2\nbatch"));
     let found = sweep::row(&others[0], &out);
     assert!(matches!(&found, Err(Failure::Input(m)) if m.contains("another run")), "{found:?}");
     assert_eq!(row, rows(&out));
@@ -323,8 +324,7 @@ fn cells_that_train_alike_share_what_one_has_trained() {
     let base =
         "epochs = 1\nbatch = 32\nholdout = 0.2\nreplace_epochs = 2\nreplace_batch = 16\nviews = 1\npurify_epochs = 1\n";
     let settings = "[settings.a]\n[settings.b]\npurify_mode = 'drop'\n[settings.c]\nmse = 0.0\ntv = 0.0\n";
-    std::fs::write(&file, format!("data = 'signs:400'\nattacks = ['cl']\n[base]\n{base}{settings}")).expect("written");
-    let cells = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+    let cells = cells_of(&file, &format!("data = 'signs:400'\nattacks = ['cl']\n[base]\n{base}{settings}"));
     let jobs = sweep::jobs(&cells);
     let (shared, alone) = (dir.path().join("shared"), dir.path().join("alone"));
     let found = trained(&shared, &jobs);
@@ -347,9 +347,7 @@ fn a_trap_whose_guard_accused_nobody_is_also_the_one_without_it() {
     let base =
         "epochs = 3\nbatch = 32\nholdout = 0.2\nreplace_epochs = 2\nreplace_batch = 16\nviews = 1\npurify = false\n";
     let settings = "[settings.guarded]\nguard = 2\n[settings.published]\nloss = 'published'\n";
-    std::fs::write(&file, format!("data = 'signs:400'\nattacks = ['none']\n[base]\n{base}{settings}"))
-        .expect("written");
-    let cells = sweep::Plan::read(&file).and_then(|p| p.cells()).expect("cells");
+    let cells = cells_of(&file, &format!("data = 'signs:400'\nattacks = ['none']\n[base]\n{base}{settings}"));
     let jobs = sweep::jobs(&cells);
     let (shared, alone) = (dir.path().join("shared"), dir.path().join("alone"));
     assert_eq!(trained(&shared, &jobs), BTreeSet::from([(0, "baseline"), (0, "trap")]));

@@ -1,7 +1,7 @@
 //! Output files, whole or absent: written beside their place, flushed to the disk, then renamed there. A crash leaves the old file
 //! or the new one, never a part.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::format;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -36,6 +36,14 @@ pub fn write_by(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> 
     write_as(path, OpenOptions::new().write(true).create(true).truncate(true), fill)
 }
 
+/// Whether this is the name of a file that was being written, beside its place, when a program was ended.
+pub fn is_cut_short(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(PART))
+}
+
+/// What the names of files end with while they are written; they begin with a point.
+const PART: &str = ".part";
+
 /// Files written so far: no two that are written at a time share a name.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
 
@@ -49,7 +57,7 @@ fn write_as(path: &Path, options: &OpenOptions, fill: impl FnOnce(&mut File) -> 
     };
     let mut name = OsString::from(".");
     name.push(last);
-    name.push(format!(".{}-{}.part", std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed)));
+    name.push(format!(".{}-{}{PART}", std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed)));
     let beside = target.with_file_name(name);
     let written = options.open(&beside).and_then(|mut file| {
         fill(&mut file)?;

@@ -21,8 +21,10 @@ use crate::evaluate::{Alarms, Evaluation, TestSet};
 use crate::perturb::{self, Descent};
 use crate::split::{CleanHoldout, Split};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::data::{LoadOptions, Pictures, Spec, load};
+use stemguard_runtime::files;
 use stemguard_runtime::kernels::simd::Simd;
 
 /// What `run.json` records.
@@ -238,11 +240,8 @@ impl RunDir {
             };
         }
         // What was being written when a run was ended is nobody's.
-        let cut_short = |name: &str| name.starts_with('.') && name.ends_with(".part");
-        let foreign = |e: std::fs::DirEntry| {
-            let name = e.file_name();
-            !perturb::is_kept(&name) && !name.to_str().is_some_and(cut_short)
-        };
+        let own = |name: &OsStr| perturb::is_kept(name) || files::is_cut_short(name);
+        let foreign = |e: std::fs::DirEntry| !own(&e.file_name());
         if std::fs::read_dir(path).is_ok_and(|d| d.flatten().any(foreign)) {
             return Err(Failure::file(path, "is not empty and holds no run; choose another --out"));
         }

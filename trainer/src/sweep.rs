@@ -110,24 +110,24 @@ const AFTER: &str = "cell.json";
 
 /// The stages of a cell, if its chain is done.
 fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
+    let mut both = Vec::new();
+    let mut only_trained = true;
+    for run in share::runs(cell) {
+        let dir = RunDir { path: out.join(&cell.name).join(run.part) };
+        RunDir::admits(&dir.path, &run.config, true)?;
+        let stages = dir.results()?.stages;
+        only_trained &= stages.iter().all(|s| s.name == run.stage);
+        both.extend(stages);
+    }
     let kept = out.join(&cell.name).join(AFTER);
     // Until a head is replaced, another plan may still change how.
-    let later = |part: &str| -> Result<bool, Failure> {
-        let dir = RunDir { path: out.join(&cell.name).join(part) };
-        Ok(dir.results()?.stages.iter().any(|s| !["trained", "trapped"].contains(&s.name.as_str())))
-    };
-    if kept.exists() && (later("baseline")? || later("trap")?) {
+    if !only_trained && kept.exists() {
         let text = std::fs::read_to_string(&kept).map_err(|e| Failure::file(&kept, format!("cannot be read: {e}")))?;
         if text != cell.after()? {
             let why = "is of a plan that replaces or purifies otherwise; give the setting another name, or choose another --out";
             return Err(Failure::file(&kept, why));
         }
     }
-    for run in share::runs(cell) {
-        RunDir::admits(&out.join(&cell.name).join(run.part), &run.config, true)?;
-    }
-    let of = |part: &str| RunDir { path: out.join(&cell.name).join(part) }.results().map(|r| r.stages);
-    let both = [of("baseline")?, of("trap")?].concat();
     let find = |name: &str| both.iter().find(|s| s.name == name);
     let names = ["trained", "control", "trapped", "defended"];
     let all = names.map(|name| find(name).map(|s| s.evaluation.clone()));

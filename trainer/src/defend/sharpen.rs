@@ -114,10 +114,9 @@ impl Lesson {
 /// A witness that was taught, with the threshold that the holdout asks for.
 struct Taught {
     witness: NewHead,
-    rate: f32,
     threshold: f32,
-    /// The accused that it was not taught, and its scores of them.
-    unseen: Pictures,
+    /// Places of the accused that it was not taught, and its scores of them.
+    judges: Vec<usize>,
     scores: Vec<f32>,
 }
 
@@ -173,8 +172,7 @@ impl Evidence<'_> {
         let lesson = Lesson::of(verdict, suspects.shape().len(), how.settings.seed);
         let Some(lesson) = lesson else { return Ok(None) };
         let unseen = suspects.subset(&lesson.judges);
-        let (quiet, mut best) = (to_f32(holdout), None);
-        let mut most = -1.0;
+        let (quiet, mut best) = (to_f32(holdout), None::<Taught>);
         for pictures in self.lessons(&lesson)? {
             if check_holdout(&pictures.labels, pictures.classes.len(), SETTINGS.batch).is_err() {
                 return Ok(None);
@@ -185,22 +183,21 @@ impl Evidence<'_> {
             let how = Replacement { kind, space, augment: AS_IS, settings, ..*how };
             let witness = train_head(&model.stem, device, net, &pictures, &how, kernels, progress)?;
             let set = model.set(&witness, &quiet, how.alarm_fpr, kernels)?;
-            let (rate, threshold) = (how.alarm_fpr, set.threshold);
-            let scores = model.scores(set, &unseen, kernels)?;
-            let found = above(&scores, threshold);
-            if found > most {
-                (most, best) = (found, Some((witness, rate, threshold, scores)));
+            let (threshold, scores) = (set.threshold, model.scores(set, &unseen, kernels)?);
+            let taught = Taught { witness, threshold, judges: lesson.judges.clone(), scores };
+            if best.as_ref().is_none_or(|best| taught.found() > best.found()) {
+                best = Some(taught);
             }
         }
-        Ok(best.map(|(witness, rate, threshold, scores)| Taught { witness, rate, threshold, unseen, scores }))
+        Ok(best)
     }
 }
 
 impl Defended {
     /// The tripwire with a taught witness, its alarms counted on the test pictures.
     fn tripwire_of(&self, taught: Taught, evidence: &Evidence<'_>) -> Result<Tripwire, Failure> {
-        let Taught { witness, rate, threshold, .. } = taught;
-        let set = TripwireParts { witness: witness.parts(), threshold, false_positive_rate: rate };
+        let Taught { witness, threshold, .. } = taught;
+        let set = TripwireParts { witness: witness.parts(), threshold, false_positive_rate: evidence.how.alarm_fpr };
         let alarms = self.count(set, evidence.test, evidence.kernels)?;
         Ok(Tripwire { witness, alarms })
     }
@@ -219,7 +216,7 @@ impl Defended {
         // Its threshold was set when it was kept.
         let Some(trapped) = &self.tripwire else { return Ok(None) };
         let Some(taught) = evidence.teach(self, progress)? else { return Ok(None) };
-        let scores = self.scores(trapped.parts(), &taught.unseen, evidence.kernels)?;
+        let scores = self.scores(trapped.parts(), &evidence.suspects.subset(&taught.judges), evidence.kernels)?;
         let trapped_head = above(&scores, trapped.alarms.threshold);
         let sharpening = Sharpening { trapped_head, taught: taught.found() };
         if sharpening.taken() {

@@ -33,7 +33,7 @@ pub(super) struct Run {
     /// Its directory in the cell's.
     pub(super) part: &'static str,
     /// The stage that its results have once it is trained.
-    stage: &'static str,
+    pub(super) stage: &'static str,
     pub(super) config: RunConfig,
 }
 
