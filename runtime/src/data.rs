@@ -138,6 +138,29 @@ impl Pictures {
         Ok(self)
     }
 
+    /// Whether the classes have no names but their numbers.
+    pub fn numbered(&self) -> bool {
+        self.classes.iter().enumerate().all(|(i, name)| *name == i.to_string())
+    }
+
+    /// Numbers the labels as `names` does, where both name the classes: the set may have some of them alone, or another order.
+    /// Where the classes have no names, or none that is among `names`, all stays as it is. Returns whether names decided.
+    ///
+    /// # Errors
+    /// The first class that has pictures and is not among `names`, where others are.
+    pub fn number_as(&mut self, names: &[&str]) -> Result<bool, String> {
+        let places: Vec<Option<u32>> =
+            self.classes.iter().map(|class| names.iter().position(|name| name == class).map(|i| i as u32)).collect();
+        if self.numbered() || places.iter().all(Option::is_none) {
+            return Ok(false);
+        }
+        let class = |label: u32| self.classes.get(label as usize).cloned().unwrap_or_default();
+        let place = |&label: &u32| places.get(label as usize).copied().flatten().ok_or_else(|| class(label));
+        self.labels = self.labels.iter().map(place).collect::<Result<_, _>>()?;
+        self.classes = names.iter().map(ToString::to_string).collect();
+        Ok(true)
+    }
+
     /// Writes the pictures at `indices` to `out`, `[indices.len()][h][w][3]`, as 0..=1; each index is below
     /// [`Pictures::len`].
     ///
@@ -342,6 +365,25 @@ mod tests {
         let mut changed = all;
         changed.picture_mut(1).fill(200);
         assert_eq!((changed.pixels[11], changed.pixels[12]), (0, 200));
+    }
+
+    #[test]
+    fn classes_are_numbered_by_their_names() {
+        let number = |classes: &[&str], names: &[&str]| {
+            let mut set = Pictures { classes: classes.iter().map(ToString::to_string).collect(), ..tiny(3) };
+            set.number_as(names).map(|by_name| (by_name, set.labels, set.classes))
+        };
+        let same = |classes: [&str; 2]| Ok((false, vec![0, 1, 0], classes.map(String::from).to_vec()));
+        let names = ["cat", "odd", "even"];
+        assert_eq!(number(&["even", "odd"], &names), Ok((true, vec![2, 1, 2], names.map(String::from).to_vec())));
+        assert_eq!(number(&["odd", "dog"], &names), Err("dog".into()));
+        // A class without pictures is nobody's.
+        assert!(number(&["odd", "cat", "dog"], &names).is_ok_and(|(by_name, ..)| by_name));
+        assert_eq!(number(&["dog", "fox"], &names), same(["dog", "fox"]));
+        // The numbers of a numbered set are places; those of folders named by some of the numbers are names.
+        assert_eq!(number(&["0", "1"], &["1", "0"]), same(["0", "1"]));
+        assert!(number(&["3", "2"], &["0", "1", "2", "3"]).is_ok_and(|(_, labels, _)| labels == [3, 2, 3]));
+        assert_eq!(number(&["even", "odd"], &[]), same(["even", "odd"]));
     }
 
     #[test]

@@ -52,7 +52,11 @@ impl Settings {
     /// For a linear head.
     pub const LINEAR: Self = Self { dropout: 0.0, cutmix: false, decay: 1e-3, ..Self::CACHED };
 
-    fn check(&self) -> Result<()> {
+    /// Checks their ranges.
+    ///
+    /// # Errors
+    /// [`Error::BadSetting`].
+    pub fn check(&self) -> Result<()> {
         let share = |v: f32| (0.0..1.0).contains(&v);
         let fail = |what| Err(Error::BadSetting(what));
         match self {

@@ -69,6 +69,8 @@ fn data_sets_that_lie() {
 fn settings_out_of_range() {
     let folder = Folder::new();
     let (stem, out) = (folder.put("stem.sgm", small_defended()), folder.at("out.sgm"));
+    // Settings are looked at before any file.
+    let missing = folder.at("missing.sgm");
     for (flag, value, word) in [
         ("--epochs", "0", "epochs"),
         ("--batch", "1", "batch"),
@@ -80,7 +82,7 @@ fn settings_out_of_range() {
         ("--views", "0", "--views"),
         ("--head", "round", "--head"),
     ] {
-        refused(&["replace", &stem, "--holdout", "signs:80", "--out", &out, flag, value], &[word]);
+        refused(&["replace", &missing, "--holdout", "signs:80", "--out", &out, flag, value], &[word]);
     }
     let into = folder.at("none/out.sgm");
     refused(&["replace", &stem, "--holdout", "signs:80", "--out", &into], &["does not exist"]);

@@ -129,6 +129,20 @@ fn any_onnx_model_runs_and_says_on_what() {
 }
 
 #[test]
+fn a_whole_classifier_taken_for_a_stem_is_told_of() {
+    let folder = Folder::new();
+    let (whole, out) = (testdata("full.onnx"), folder.at("out.sgm"));
+    let ran = run(&["pack", &whole, "--out", &out]);
+    assert!(
+        ran.code == 0 && ran.err.contains("full.onnx: its last layer is dense") && ran.err.contains("--at"),
+        "{}",
+        ran.err
+    );
+    let ran = run(&["pack", &whole, "--at", "/stem/stem.5/Add_output_0", "--out", &out]);
+    assert_eq!((ran.code, &ran.err[..]), (0, ""));
+}
+
+#[test]
 fn bench_prints_a_line_a_case() {
     let flags = ["--batch", "1,2", "--threads", "1,2", "--backend", "native,tract", "--rounds", "2", "--json"];
     let told = done(&[&["bench", &testdata("stem.onnx")][..], &flags[..]].concat());

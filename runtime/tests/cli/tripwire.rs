@@ -1,7 +1,7 @@
 //! The tripwire: kept with `replace`, told by the other commands, refused where it does not fit.
 
-use crate::support::{Folder, done, failed, number, refused, reseal, small_defended, small_watched, testdata};
-use stemguard_runtime::data::{Pictures, write_npz};
+use crate::support::{Folder, done, failed, number, refused, reseal, run, small_defended, small_watched, testdata};
+use stemguard_runtime::data::{LoadOptions, Part, Pictures, load_part, write_npz};
 
 /// Pictures of side 8 of three classes, some of a tint of their own; the data set's name.
 fn pictures(folder: &Folder, name: &str, n: usize, classes: &[&str]) -> String {
@@ -20,6 +20,29 @@ fn pictures(folder: &Folder, name: &str, n: usize, classes: &[&str]) -> String {
 }
 
 const CLASSES: [&str; 3] = ["stop", "yield", "pass"];
+
+#[test]
+fn names_tell_which_class_is_which() {
+    let folder = Folder::new();
+    let model = folder.put("watched.sgm", small_watched(1.0));
+    let eval = |data: &str| done(&["eval", &model, "--data", data, "--json"]);
+    let told = eval(&pictures(&folder, "data.npz", 40, &CLASSES));
+    // The same pictures under the same names, numbered otherwise: `stop` is 2 there, `yield` 0.
+    let moved = pictures(&folder, "moved.npz", 40, &["yield", "pass", "stop"]);
+    let mut set = load_part(&moved.parse().unwrap(), &LoadOptions::default(), Part::Test).unwrap();
+    set.labels.iter_mut().for_each(|label| *label = (*label + 2) % 3);
+    write_npz(&folder.path().join("moved.npz"), &set).unwrap();
+    assert_eq!(eval(&moved), told);
+    let foreign = pictures(&folder, "foreign.npz", 40, &["stop", "yield", "slow"]);
+    refused(&["eval", &model, "--data", &foreign], &["foreign.npz", "`slow` is not among"]);
+    // Before a head is trained: nothing is lost.
+    let (data, out) = (pictures(&folder, "clean.npz", 90, &CLASSES), folder.at("out.sgm"));
+    let args = ["replace", &model, "--holdout", &data, "--validate", &foreign, "--epochs", "100000", "--out", &out];
+    refused(&args, &["foreign.npz", "`slow`"]);
+    let other = pictures(&folder, "other.npz", 40, &["a", "b", "c"]);
+    let ran = run(&["eval", &model, "--data", &other]);
+    assert!(ran.code == 0 && ran.err.contains("class 0 is `stop` in the model and `a` in"), "{}", ran.err);
+}
 
 #[test]
 fn every_command_tells_of_it() {

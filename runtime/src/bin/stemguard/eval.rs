@@ -16,7 +16,8 @@ use stemguard_runtime::shape::Shape;
 ///
 /// Prints ACC (clean pictures given their true class), accuracy by class, and the confusion matrix: a row for each true
 /// class, a column for each answer. With a tripwire: the share of pictures that raise its alarm. Pictures are resized to the
-/// model's input. The test part is taken where the data set has one, unless its name ends in @train.
+/// model's input. The test part is taken where the data set has one, unless its name ends in @train. Where both the model and the
+/// data name their classes, names decide which is which; the data may then lack some, or have them in another order.
 #[derive(clap::Args)]
 #[command(
     after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
@@ -53,6 +54,31 @@ pub(crate) fn load(spec: &Spec, input: Shape, prefer: Part) -> Result<Pictures, 
     Ok(load_part(spec, &options, prefer)?)
 }
 
+/// Loads pictures to measure a model on, numbered as it numbers its classes: by name, else by place, with a note where names differ.
+pub(crate) fn measured(
+    spec: &Spec,
+    given: &str,
+    input: Shape,
+    names: &[&str],
+    classes: usize,
+) -> Result<Pictures, Fail> {
+    let mut pictures = load(spec, input, Part::Test)?;
+    let foreign = |class| Fail::input(format!("{given}: class `{class}` is not among the model's"));
+    let by_name = pictures.number_as(names).map_err(foreign)?;
+    if let Some((i, label)) = pictures.labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
+        return Err(Fail::input(format!(
+            "{given}: picture {i} has label {label}, and the model has {classes} classes"
+        )));
+    }
+    if !by_name
+        && !pictures.numbered()
+        && let Some((i, (a, b))) = names.iter().zip(&pictures.classes).enumerate().find(|(_, (a, b))| *a != b)
+    {
+        ui::note(format!("class {i} is `{a}` in the model and `{b}` in {given}"));
+    }
+    Ok(pictures)
+}
+
 /// Counts of answers on labelled pictures.
 pub(crate) struct Score {
     all: Rate,
@@ -75,12 +101,8 @@ struct Report {
 }
 
 impl Score {
-    /// Runs every picture. `what` names the data in messages.
+    /// Runs every picture; labels are below `classes`. `what` names the data in messages.
     pub(crate) fn of(runner: &Runner<'_>, classes: usize, pictures: &Pictures, what: &str) -> Result<Self, Fail> {
-        if let Some((i, label)) = pictures.labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
-            let why = format!("{what}: picture {i} has label {label}, and the model has {classes} classes");
-            return Err(Fail::input(why));
-        }
         let cells = if classes <= MAX_CONFUSION { classes * classes } else { 0 };
         let mut score = Self {
             all: Rate::default(),
@@ -169,14 +191,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let runner = Runner::best(&model, &args.common.kernels())?;
     let classes = classes_of(&model, &runner)?;
     check_channels(&args.model, runner.input())?;
-    let pictures = load(&spec, runner.input(), Part::Test)?;
     let labels: Vec<&str> = model.parts().map(|parts| parts.labels().collect()).unwrap_or_default();
+    let pictures = measured(&spec, &args.data, runner.input(), &labels, classes)?;
     let score = Score::of(&runner, classes, &pictures, &args.data)?;
     runner.tell_fallback(&model);
-    let mut named = labels.iter().zip(&pictures.classes).enumerate();
-    if let Some((i, (a, b))) = named.find(|(i, (a, b))| **a != b.as_str() && **b != i.to_string()) {
-        ui::note(format!("class {i} is `{a}` in the model and `{b}` in the data"));
-    }
     if args.common.json {
         return ui::json(&score.report());
     }

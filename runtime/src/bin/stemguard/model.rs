@@ -2,6 +2,8 @@
 
 use crate::artifact::{ArtifactFile, read_header};
 use crate::fail::Fail;
+#[cfg(feature = "onnx")]
+use crate::ui;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::artifact::sign::Claim;
@@ -114,6 +116,21 @@ impl Loaded {
         let parts = self.parts()?;
         bounded(&self.path, &parts)?;
         Ok(parts)
+    }
+
+    /// Tells of an ONNX file that is taken for a stem and ends as whole classifiers do.
+    pub(crate) fn tell_whole(&self) {
+        #[cfg(feature = "onnx")]
+        if let Some(Ok(net)) = self.onnx().map(|file| &file.net)
+            && let Some(Op::Linear { y, .. }) = net.as_net().ops().last()
+        {
+            ui::note(format!(
+                "{}: its last layer is dense, with {} outputs; if this is a whole classifier, cut it in front of its head with `--at` \
+                 (`stemguard inspect MODEL --tensors` lists the places)",
+                self.path.display(),
+                y.shape.c
+            ));
+        }
     }
 
     /// As [`Loaded::native`], of any size.

@@ -86,9 +86,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let labels = named.as_deref().unwrap_or(parts.labels);
     let parts = ArtifactParts { name, labels, provenance: &provenance, ..parts };
     match calibration {
-        None => write(args, &parts, None),
-        Some(spec) => int8::pack(args, &args.model, &parts, &spec),
+        None => write(args, &parts, None)?,
+        Some(spec) => int8::pack(args, &args.model, &parts, &spec)?,
     }
+    loaded.tell_whole();
+    Ok(())
 }
 
 /// Writes the artifact and tells about it.

@@ -151,6 +151,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let holdout = eval::parse("--holdout", &args.holdout)?;
     let validate = args.validate.as_deref().map(|spec| eval::parse("--validate", spec)).transpose()?;
     let (kind, settings) = settings(args);
+    settings.check().map_err(Fail::input)?;
     let model = Loaded::open(&args.stem, args.at.as_deref())?;
     let parts = model.native()?;
     let input = parts.stem.input();
@@ -162,7 +163,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     check(args, &settings, &clean)?;
     let witness = witness(args, &parts, classes)?;
     let labels = labels(&parts, &clean, &args.holdout)?;
-    let measured = validate.as_ref().map(|spec| eval::load(spec, input, Part::Test)).transpose()?;
+    let names: Vec<&str> = labels.lines().collect();
+    let measured = validate
+        .as_ref()
+        .zip(args.validate.as_deref())
+        .map(|(spec, given)| eval::measured(spec, given, input, &names, classes))
+        .transpose()?;
 
     let views = args.views as usize;
     let (space, kept) = match args.space {
@@ -173,6 +179,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let x = pictures(args, &clean, parts.stem.output(), kept)?;
     let augment = Augment { shift: args.shift as usize, flip: !args.no_flip && mirrors(&holdout) };
     let stem = Session::of_stem(parts.stem, kernels.clone());
+    model.tell_whole();
     let (bar, start) = (ui::bar(settings.epochs.into(), "replace"), Instant::now());
     bar.tick();
     let mut loss = 0.0;
@@ -300,8 +307,7 @@ fn witness<'a>(args: &Args, parts: &ArtifactParts<'a>, classes: usize) -> Result
 
 /// The class names as an artifact keeps them. Where the data set only numbers its classes, those of the stem stay.
 fn labels(parts: &ArtifactParts<'_>, clean: &Pictures, holdout: &str) -> Result<String, Fail> {
-    let numbered = clean.classes.iter().enumerate().all(|(i, name)| *name == i.to_string());
-    if numbered && parts.labels().count() == clean.classes.len() {
+    if clean.numbered() && parts.labels().count() == clean.classes.len() {
         return Ok(parts.labels.to_string());
     }
     if let Some(name) = clean.classes.iter().find(|name| name.contains('\n')) {
