@@ -171,7 +171,7 @@ impl RunConfig {
     /// Checks ranges that types do not.
     ///
     /// # Errors
-    /// A sentence that names the setting.
+    /// A sentence that names the setting as the command line spells it.
     pub fn check(&self) -> Result<(), String> {
         let fail = |m: String| Err(m);
         match self {
@@ -185,12 +185,15 @@ impl RunConfig {
             }
             c if c.every == 0 => fail("--every must be at least 1".into()),
             c if !(c.rate > 0.0 && c.rate <= 10.0) => fail(format!("--lr {} is not within 0..10", c.rate)),
+            c if !(0.0..=1.0).contains(&c.attack.rate) => {
+                fail(format!("--poison-rate {} is not within 0..1", c.attack.rate))
+            }
             c if !(0.0..=1.0).contains(&c.decay) => fail(format!("--weight-decay {} is not within 0..1", c.decay)),
             c if !(c.holdout > 0.0 && c.holdout < 1.0) => fail(format!("--holdout {} is not within 0..1", c.holdout)),
             c if !(0.0..=1e6).contains(&c.mse) => fail(format!("--mse {} is not within 0..1e6", c.mse)),
             c if !(0.0..=1e6).contains(&c.tv) => fail(format!("--tv {} is not within 0..1e6", c.tv)),
             c if c.shift > 1024 => fail(format!("--shift {} is over 1024", c.shift)),
-            _ => Ok(()),
+            c => c.architecture.check().map_err(str::to_owned),
         }
     }
 }

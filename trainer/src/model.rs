@@ -115,6 +115,7 @@ impl TrapNet {
         if classes < 2 {
             return Err(Error::BadSetting("number of classes must be at least 2"));
         }
+        a.check().map_err(Error::BadSetting)?;
         let mut init = Init { dev, rng: Rng::new(seed, INIT_STREAM) };
         let [stem, head] = match a.family() {
             Family::WideResNet => wide_resnet(&mut init, a, input, classes)?,
@@ -160,9 +161,6 @@ impl TrapNet {
 
 /// Stem and head of a WideResNet: a convolution, three groups of units (strides 1, 2, 2), the tail.
 fn wide_resnet(init: &mut Init<'_>, a: Architecture, input: Shape, classes: usize) -> Result<[Parts; 2]> {
-    if !matches!(a.depth, 16 | 28) || !matches!(a.split, 4..=6) || !(1..=16).contains(&a.width) {
-        return Err(Error::BadSetting("architecture: depth 16 or 28, width 1..=16, split 4, 5 or 6"));
-    }
     if !input.h.is_multiple_of(4) || !input.w.is_multiple_of(4) {
         return Err(Error::BadSetting("picture sides must be multiples of 4"));
     }
@@ -195,16 +193,11 @@ fn wide_resnet(init: &mut Init<'_>, a: Architecture, input: Shape, classes: usiz
 /// Stem and head of a ResNet-34: the front, four stages of basic blocks (strides 1, 2, 2, 2), pool and linear layer.
 fn resnet(init: &mut Init<'_>, a: Architecture, input: Shape, classes: usize) -> Result<[Parts; 2]> {
     const STAGES: [usize; 4] = [3, 4, 6, 3];
-    let fail = Error::BadSetting("architecture: ResNet has depth 34, width 1, split 1, 2, 3, 4, 41 or 42");
     let (stage, blocks) = match a.split {
         stage @ 1..=4 => (stage as usize, STAGES[stage as usize - 1]),
         41 => (4, 1),
-        42 => (4, 2),
-        _ => return Err(fail),
+        _ => (4, 2),
     };
-    if a.depth != 34 || a.width != 1 {
-        return Err(fail);
-    }
     let in_stem = STAGES[..stage - 1].iter().sum::<usize>() + blocks;
     let front = FrontShape::new(input, 64)?;
     let stride = if front.pool.is_some() { 4 << (stage - 1) } else { 1 << (stage - 1) };

@@ -81,7 +81,7 @@ impl Purification {
             p if !(1..=1000).contains(&p.epochs) => Err("--purify-epochs is not within 1..1000".into()),
             p if !(1..=3).contains(&p.rounds) => Err("--rounds is not within 1..3".into()),
             p if p.rounds < p.mode.least_rounds() => {
-                Err("--rounds 1 is too few for --mode relabel: the first cleans the model that gives the labels".into())
+                Err("--rounds 1 is too few for mode relabel: the first cleans the model that gives the labels".into())
             }
             p if !(0.0..=1.0).contains(&p.inoculate) => Err("--inoculate is not within 0..1".into()),
             _ => Ok(()),

@@ -32,16 +32,19 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     };
     let (twice, astray) =
         (plan("twice.toml", "seeds = [0, 0]\n"), plan("astray.toml", "[settings.'../a']\nepochs = 1\n"));
+    let bare = plan("bare.toml", "[triggers]\nblend = '/no/trigger.png'\n");
     let cases: &[(&[&str], &str)] = &[
         (&["trap", "--attack", "cl", "--data", "signs:400", "--batch", "500", "--out", out], "--batch"),
         (&["sweep", &twice, "--out", out], "blend-0.1-default-0: is asked for twice"),
         (&["sweep", &astray, "--out", out], "\"../a\""),
+        (&["sweep", &bare, "--out", out], "bare.toml: triggers: blend: /no/trigger.png: cannot be read"),
+        (&["trap", "--data", "signs:200", "--depth", "34", "--split", "5", "--out", out], "architecture: ResNet has"),
         (&["trap", "--data", "cifar10:/no/such/place", "--out", out], "/no/such/place"),
         (&["trap", "--data", &cifar, "--out", out], "data_batch_1.bin"),
         (&["trap", "--data", "pictures:here", "--out", out], "pictures"),
         (&["trap", "--data", "signs:200", "--attack", "nonesuch", "--out", out], "nonesuch"),
         (&["trap", "--data", "signs:200", "--target", "10", "--out", out], "--target"),
-        (&["trap", "--data", "signs:200", "--poison-rate", "1.5", "--out", out], "1.5"),
+        (&["trap", "--data", "signs:200", "--poison-rate", "1.5", "--out", out], "--poison-rate 1.5"),
         (&["trap", "--data", "signs:200", "--holdout", "0", "--out", out], "--holdout"),
         (&["trap", "--data", "signs:200", "--batch", "500", "--out", out], "--batch"),
         (&["trap", "--data", "signs:200", "--depth", "17", "--batch", "16", "--out", out], "architecture"),
@@ -72,7 +75,7 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["audit", full], "run.json"),
         (&["purify", full, "--purify-epochs", "0"], "--purify-epochs"),
         (&["purify", full, "--inoculate", "2"], "--inoculate"),
-        (&["purify", full, "--mode", "relabel", "--rounds", "1"], "--mode relabel"),
+        (&["purify", full, "--mode", "relabel", "--rounds", "1"], "mode relabel"),
         (&["purify", "/no/run"], "/no/run"),
         (&["eval", full], "run.json"),
         (&["report", "/no/run"], "/no/run"),

@@ -82,6 +82,20 @@ impl Architecture {
     pub const fn family(&self) -> Family {
         if self.depth == 34 { Family::ResNet } else { Family::WideResNet }
     }
+
+    /// Checks that there is such a network.
+    ///
+    /// # Errors
+    /// What there is of its family.
+    pub fn check(&self) -> Result<(), &'static str> {
+        match (self.family(), self.depth, self.width, self.split) {
+            (Family::WideResNet, 16 | 28, 1..=16, 4..=6) | (Family::ResNet, 34, 1, 1..=4 | 41 | 42) => Ok(()),
+            (Family::WideResNet, ..) => {
+                Err("architecture: WideResNet has depth 16 or 28, width 1 to 16, split 4, 5 or 6")
+            }
+            (Family::ResNet, ..) => Err("architecture: ResNet has depth 34, width 1, split 1, 2, 3, 4, 41 or 42"),
+        }
+    }
 }
 
 impl Default for Architecture {

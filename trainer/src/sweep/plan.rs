@@ -1,18 +1,22 @@
 //! What a sweep file says, and the runs it stands for: every combination of attack, rate, seed and setting is a cell.
 
-use crate::attack::AttackKind;
+use crate::attack::{AttackError, AttackKind};
 use crate::config::{Crop, Loss, RunConfig};
 use crate::defend::Replacement;
 use crate::error::Failure;
 use crate::purify::{Mode, Purification};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use stemguard_runtime::data::Spec;
 use stemguard_runtime::session::Space;
 
 /// A sweep file (TOML).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
+    /// Where it was read.
+    #[serde(skip)]
+    pub file: PathBuf,
     /// Data set.
     pub data: String,
     /// Attacks, at least one.
@@ -59,7 +63,8 @@ pub struct Changes {
     /// Pictures a step.
     pub batch: Option<usize>,
     /// Learning rate.
-    pub rate: Option<f64>,
+    #[serde(alias = "rate")]
+    pub lr: Option<f64>,
     /// Share held out.
     pub holdout: Option<f64>,
     /// Weight of the reconstruction's mean squared error.
@@ -92,6 +97,18 @@ pub struct Changes {
     pub inoculate: Option<f32>,
 }
 
+/// A message about an option, of the plan's key: here they have the same names, but for purification's.
+fn key(message: String) -> String {
+    let Some(option) = message.strip_prefix("--") else { return message };
+    let (name, rest) = option.split_once(' ').unwrap_or((option, ""));
+    let name = match name {
+        "mode" | "rounds" => format!("purify_{name}"),
+        "poison-rate" => "rates".into(),
+        name => name.replace('-', "_"),
+    };
+    format!("{name} {rest}")
+}
+
 impl Changes {
     /// These, and those of `base` that these leave open.
     fn over(&self, base: &Self) -> Result<Self, String> {
@@ -109,14 +126,14 @@ impl Changes {
         c.epochs = self.epochs.unwrap_or(c.epochs);
         c.every = self.every.unwrap_or(c.every);
         c.batch = self.batch.unwrap_or(c.batch);
-        c.rate = self.rate.unwrap_or(c.rate);
+        c.rate = self.lr.unwrap_or(c.rate);
         c.holdout = self.holdout.unwrap_or(c.holdout);
         c.mse = self.mse.unwrap_or(c.mse);
         c.tv = self.tv.unwrap_or(c.tv);
         c.architecture = self.architecture.unwrap_or(c.architecture);
         c.crop = self.crop.unwrap_or(c.crop);
         c.guard = self.loss.unwrap_or_default().guard(self.guard, c.epochs)?;
-        c.check()
+        c.check().map_err(key)
     }
 
     /// How the trapped model is purified under this setting; `None` where it is not.
@@ -129,7 +146,7 @@ impl Changes {
             rounds: self.purify_rounds.unwrap_or(mode.default_rounds()),
             inoculate: self.inoculate.unwrap_or(default.inoculate),
         };
-        purification.check().map(|()| self.purify.unwrap_or(true).then_some(purification))
+        purification.check().map_err(key).map(|()| self.purify.unwrap_or(true).then_some(purification))
     }
 
     /// How the head of a run is replaced under this setting.
@@ -190,6 +207,8 @@ impl Plan {
         let text = std::fs::read_to_string(path).map_err(|e| Failure::file(path, format!("cannot be read: {e}")))?;
         let mut plan: Self = toml::from_str(&text)
             .map_err(|e| Failure::file(path, e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
+        plan.file = path.to_owned();
+        plan.data.parse::<Spec>().map_err(|e| Failure::file(path, format!("data: {e}")))?;
         for changes in plan.settings.values_mut() {
             *changes = changes.over(&plan.base).map_err(|e| Failure::file(path, e))?;
         }
@@ -206,10 +225,33 @@ impl Plan {
                 format!("setting {name:?}: a name is of letters, digits and -_.+, as directories are named by it");
             return Err(Failure::file(path, why));
         }
-        for name in plan.triggers.keys() {
-            name.parse::<AttackKind>().map_err(|e| Failure::file(path, format!("triggers: {e}")))?;
+        // Names are spelled in two ways.
+        for (name, trigger) in std::mem::take(&mut plan.triggers) {
+            let kind: AttackKind = name.parse().map_err(|e| Failure::file(path, format!("triggers: {e}")))?;
+            if !kind.takes_trigger() {
+                return Err(Failure::file(path, format!("triggers: {}", AttackError::NoTriggerFile(kind))));
+            }
+            if plan.triggers.insert(kind.name().to_owned(), trigger).is_some() {
+                return Err(Failure::file(path, format!("triggers: {kind} is given twice")));
+            }
         }
         Ok(plan)
+    }
+
+    /// Checks that the trigger files of its attacks can be read: before hours are spent on those that have none.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the plan, the attack and the file.
+    pub fn check_triggers(&self) -> Result<(), Failure> {
+        for kind in &self.attacks {
+            if let Some(trigger) = self.triggers.get(kind.name()) {
+                std::fs::File::open(trigger).map_err(|e| {
+                    let why = format!("triggers: {kind}: {}: cannot be read: {e}", trigger.display());
+                    Failure::file(&self.file, why)
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// The grid, in the order of the file.
@@ -235,13 +277,13 @@ impl Plan {
                         c.attack.seed = seed;
                         c.attack.trigger = self.triggers.get(kind.name()).cloned();
                         c.seed = seed;
-                        let refuse = |e| Failure::input(format!("setting '{setting}'"), e);
+                        let refuse = |e| Failure::file(&self.file, format!("setting '{setting}': {e}"));
                         changes.apply(&mut c).map_err(refuse)?;
                         let purification = changes.purification().map_err(refuse)?;
                         let replacement = changes.replacement(&c).map_err(refuse)?;
                         let name = format!("{kind}-{rate}-{setting}-{seed}");
                         if !names.insert(name.clone()) {
-                            return Err(Failure::input(name, "is asked for twice in the plan"));
+                            return Err(Failure::file(&self.file, format!("{name}: is asked for twice")));
                         }
                         // One for all settings that would train it alike.
                         let ceiling = self.ceiling.then(|| ceiling(&c, setting)).flatten().map(|new| {
@@ -308,6 +350,8 @@ mod tests {
         assert_eq!(names.len(), cells.len());
         assert!(cells.iter().any(|c| c.config.epochs == 4 && c.config.mse == 5.0));
         assert!(cells.iter().all(|c| !c.config.flip));
+        let spelled = plan_of("data = 'signs'\nattacks = ['l2_inv']\n[triggers]\nl2_inv = 'a.png'\n");
+        assert_eq!(spelled[0].config.attack.trigger.as_deref(), Some(Path::new("a.png")));
     }
 
     #[test]
@@ -376,6 +420,9 @@ mod tests {
             ("data = 'signs'\nattacks = ['nonesuch']", "nonesuch"),
             ("data = 'signs'\nattacks = ['blend']\nspeed = 3", "speed"),
             ("data = 'signs'\nattacks = ['blend']\n[settings.a]\nepochs = -1", "sweep.toml"),
+            ("data = 'signs'\nattacks = ['l2-inv']\n[triggers]\nl2-inv = 'a'\nl2_inv = 'b'", "l2-inv is given twice"),
+            ("data = 'signal'\nattacks = ['blend']", "sweep.toml: data: "),
+            ("data = 'signs'\nattacks = ['wanet']\n[triggers]\nwanet = 'a.png'", "sweep.toml: triggers: "),
         ] {
             let message = plan(text).expect_err("refused").to_string();
             assert!(message.contains(word), "{message}");
@@ -383,15 +430,21 @@ mod tests {
         for (setting, word) in [
             ("views = 0", "views"),
             ("loss = 'published'\nguard = 3", "no guard"),
-            ("guard = 200", "--guard"),
+            ("guard = 200", "guard 200 is"),
             ("replace_batch = 0", "replace_batch"),
-            ("inoculate = 2.0", "--inoculate"),
-            ("purify_rounds = 4", "--rounds"),
+            ("inoculate = 2.0", "inoculate is"),
+            ("purify_rounds = 4", "purify_rounds is"),
+            ("lr = 20.0", "lr 20 is"),
+            ("rate = -1.0", "lr -1 is"),
+            ("epochs = 0", "epochs must"),
+            ("architecture = { split = 7 }", "WideResNet has"),
         ] {
             let bad = plan(&format!("data = 'signs'\nattacks = ['blend']\n[settings.a]\n{setting}")).expect("reads");
-            assert!(bad.cells().expect_err("refused").to_string().contains(word), "{setting}");
+            let message = bad.cells().expect_err("refused").to_string();
+            assert!(message.contains(word) && message.contains("sweep.toml: setting 'a': "), "{setting}: {message}");
+            assert!(!message.contains("--"), "{setting}: {message}");
         }
-        let zero = plan("data = 'signs'\nattacks = ['blend']\n[settings.a]\nepochs = 0").expect("reads");
-        assert!(zero.cells().expect_err("refused").to_string().contains("--epochs"));
+        let often = plan("data = 'signs'\nattacks = ['blend']\nrates = [0.1, 1.5]").expect("reads");
+        assert!(often.cells().expect_err("refused").to_string().contains("rates 1.5 is"));
     }
 }

@@ -11,7 +11,7 @@ use stemguard_trainer::config::{Crop, Loss, RunConfig, Schedule};
 use stemguard_trainer::defend::{ALARM_FPR, Replacement};
 use stemguard_trainer::engine::{Device, Optimizer, Precision, cuda};
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::model::Architecture;
+use stemguard_trainer::model::{Architecture, Family};
 use stemguard_trainer::purify::{Mode, Purification};
 
 /// How the command talks and works.
@@ -139,9 +139,9 @@ pub(crate) struct Recipe {
     #[arg(long, default_value_t = 1)]
     pub(crate) width: u32,
     /// Where the stem ends. WideResNet: 4 after group 2, 5 after the first unit of group 3, 6 after group 3. ResNet-34: 1 to 4
-    /// after that stage, 41 or 42 after the first or second block of stage 4.
-    #[arg(long, default_value_t = 5)]
-    pub(crate) split: u32,
+    /// after that stage, 41 or 42 after the first or second block of stage 4 [default: 5; ResNet-34: 41].
+    #[arg(long)]
+    pub(crate) split: Option<u32>,
     /// Passes over the data.
     #[arg(long, default_value_t = 200)]
     pub(crate) epochs: u32,
@@ -238,6 +238,11 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
     // Given without a number, it asks for the default.
     let after = recipe.guard.filter(|&g| g > 0 || loss == Loss::Published);
     let guard = loss.guard(after, recipe.epochs).map_err(|e| Failure::input("--guard", e))?;
+    let network = Architecture { depth: recipe.depth, width: recipe.width, ..Architecture::default() };
+    let usual = match network.family() {
+        Family::WideResNet => network.split,
+        Family::ResNet => Architecture::RESNET34.split,
+    };
     let config = RunConfig {
         size: data.size,
         attack: AttackConfig {
@@ -248,7 +253,7 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
             trigger: data.trigger.clone(),
         },
         holdout: data.holdout,
-        architecture: Architecture { depth: recipe.depth, width: recipe.width, split: recipe.split },
+        architecture: Architecture { split: recipe.split.unwrap_or(usual), ..network },
         trap,
         epochs: recipe.epochs,
         batch: recipe.batch,
