@@ -16,8 +16,9 @@ use stemguard_trainer::engine::Device;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::evaluate::Evaluation;
 use stemguard_trainer::packed::measure;
+use stemguard_trainer::prepare::prepare;
 use stemguard_trainer::purify::Purification;
-use stemguard_trainer::run::{RunDir, prepare};
+use stemguard_trainer::run::RunDir;
 use stemguard_trainer::trap::{Event, train};
 use stemguard_trainer::{chain, defend, summary, sweep};
 

@@ -7,8 +7,9 @@ use crate::defend::{Defended, EXAMINED, Evidence, Frozen, Replacement, Sharpenin
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
+use crate::prepare::{Prepared, prepare};
 use crate::purify::{self, Purification, Watch, purify};
-use crate::run::{Prepared, RunDir, prepare};
+use crate::run::RunDir;
 use crate::trap::{Event, Trained, train};
 use serde::Serialize;
 use std::path::Path;

@@ -81,6 +81,10 @@ pub struct RunConfig {
     pub attack: AttackConfig,
     /// Share of the training pictures held out as clean, 0..1.
     pub holdout: f64,
+    /// Where the holdout comes from instead: pictures known to be clean, of the same classes, told by name. The training pictures are
+    /// all suspect then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holdout_data: Option<String>,
     /// The network.
     pub architecture: Architecture,
     /// Whether the reconstruction decoder is trained too: the trap. Without it the run is the undefended baseline.
@@ -129,6 +133,7 @@ impl RunConfig {
             size: None,
             attack: AttackConfig::default(),
             holdout: 0.05,
+            holdout_data: None,
             architecture: Architecture::default(),
             trap: true,
             epochs: 200,

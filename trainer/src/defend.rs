@@ -26,6 +26,7 @@ use std::path::Path;
 use std::time::Instant;
 use stemguard_runtime::artifact::{self, ArtifactParts, HeadKind, TripwireParts};
 use stemguard_runtime::data::Pictures;
+use stemguard_runtime::error::Error;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::net::OwnedNet;
 use stemguard_runtime::onnx::{self, Model};
@@ -57,8 +58,12 @@ impl Replacement {
     /// # Errors
     /// [`Failure::Input`] naming the setting, or what the holdout lacks.
     pub fn check(&self, holdout: &Pictures) -> Result<(), Failure> {
-        stemguard_runtime::replace::check(&self.settings, &holdout.labels, holdout.classes.len())
-            .map_err(|e| Failure::input("the new head", e))
+        stemguard_runtime::replace::check(&self.settings, &holdout.labels, holdout.classes.len()).map_err(|e| match e {
+            Error::HoldoutTooSmall { .. } => {
+                Failure::input("the new head", format!("{e}; it takes a smaller --replace-batch, or more pictures"))
+            }
+            e => Failure::input("the new head", e),
+        })
     }
 
     /// Cached views in feature space, the published settings otherwise; mirrored or not as the run's training was.
@@ -157,6 +162,7 @@ pub fn replace(
     kernels: &Simd,
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Defended, Failure> {
+    how.check(holdout)?;
     let started = Instant::now();
     let Frozen { packed: stem, device, net } = stem;
     let head = train_head(&stem, device, net, holdout, how, kernels, progress)?;

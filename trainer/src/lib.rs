@@ -29,6 +29,7 @@ pub mod model;
 pub mod nn;
 pub mod packed;
 pub mod perturb;
+pub mod prepare;
 pub mod purify;
 pub mod report;
 pub mod run;

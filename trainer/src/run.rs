@@ -1,7 +1,7 @@
 //! A run directory: what was trained, on what, with what result.
 //!
 //! ```text
-//! run.json                 configuration, counts, versions      stem.onnx, trapped.onnx   after the last epoch
+//! run.json                 configuration, counts, versions      stem.onnx, trapped.onnx (trained.onnx)   after the last epoch
 //! split.json, truth.json   which pictures, which are poisoned   defended.sgm, defended.onnx   after `replace`
 //! holdout.npz              the clean holdout                    results.json               figures, stage by stage
 //! metrics.jsonl            a line an epoch                      report.html                 after `report`
@@ -11,21 +11,16 @@
 //! audit.csv, .json, .png   after `audit`, with tripwire.json    purified.sgm, purified.onnx, purify.json   after `purify`
 //! ```
 
-use crate::attack::{Attack, Perturb, SuspectSet, Truth, build, poison, triggered};
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
-use crate::course;
 use crate::engine::Losses;
 use crate::error::Failure;
-use crate::evaluate::{Alarms, Evaluation, TestSet};
-use crate::perturb::{self, Descent};
-use crate::split::{CleanHoldout, Split};
+use crate::evaluate::{Alarms, Evaluation};
+use crate::perturb;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use stemguard_runtime::data::{LoadOptions, Pictures, Spec, load};
 use stemguard_runtime::files;
-use stemguard_runtime::kernels::simd::Simd;
 
 /// What `run.json` records.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,88 +95,6 @@ pub struct StageResult {
     pub tripwire: Option<Alarms>,
     /// Seconds it took.
     pub seconds: f64,
-}
-
-/// The data of a run, after the split and the attack.
-pub struct Prepared {
-    /// What training sees.
-    pub suspect: SuspectSet,
-    /// What it does not.
-    pub truth: Truth,
-    /// Clean pictures set aside before the attack.
-    pub holdout: CleanHoldout,
-    /// For evaluation.
-    pub test: TestSet,
-    /// Which pictures went where.
-    pub split: Split,
-    /// The trigger.
-    pub attack: Box<dyn Attack>,
-}
-
-/// Loads a run's data, splits it and plants the attack. `cl` trains a model for it first, and keeps the pictures it made in `dir`.
-///
-/// # Errors
-/// [`Failure::Input`] naming the file or setting.
-pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prepared, Failure> {
-    let (train, test) = load_both(c)?;
-    let split = Split::seeded(&train.labels, c.holdout, c.seed)?;
-    let (rest, holdout) = split.apply(&train)?;
-    drop(train);
-    let attack = build(&c.attack, rest.h, rest.w)?;
-    let descent = Descent::new(c, kernels, dir);
-    let perturb: Option<&dyn Perturb> = if c.attack.kind.needs_perturb() {
-        // Before minutes are spent on it.
-        course::check(c, &rest)?;
-        Some(&descent)
-    } else {
-        None
-    };
-    let (mut suspect, mut truth) = poison(rest, &c.attack, &*attack, perturb)?;
-    if c.oracle {
-        (suspect, truth) = truth.clean_part(&suspect);
-    }
-    let stamped = triggered(&test, &*attack, c.attack.target)?;
-    let test = TestSet { clean: test, triggered: stamped, target: c.attack.target };
-    Ok(Prepared { suspect, truth, holdout, test, split, attack })
-}
-
-/// The most classes of a run: which were taken for which is counted in a square of them.
-const MAX_CLASSES: usize = 4096;
-
-/// Both parts of a run's data set.
-///
-/// # Errors
-/// [`Failure::Input`] naming the data set.
-pub fn load_both(c: &RunConfig) -> Result<(Pictures, Pictures), Failure> {
-    let spec: Spec = c.data.parse()?;
-    let set = load(&spec, &LoadOptions { size: c.size, seed: c.seed })?;
-    if set.train.is_empty() || set.test.is_empty() {
-        return Err(Failure::input(&c.data, "a run needs a training and a test part"));
-    }
-    let classes = set.train.classes.len();
-    if classes > MAX_CLASSES {
-        return Err(Failure::input(&c.data, format!("{classes} classes are more than {MAX_CLASSES}")));
-    }
-    if c.attack.target as usize >= classes {
-        return Err(Failure::input(
-            "--target",
-            format!("class {} is not below the {classes} classes", c.attack.target),
-        ));
-    }
-    Ok((set.train, set.test))
-}
-
-impl Prepared {
-    /// Pictures by use.
-    pub fn counts(&self) -> Counts {
-        Counts {
-            train: self.suspect.len(),
-            poisoned: self.truth.poisoned.len(),
-            holdout: self.holdout.len(),
-            test: self.test.clean.len(),
-            triggered: self.test.triggered.len(),
-        }
-    }
 }
 
 /// Why a directory is refused.

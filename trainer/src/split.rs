@@ -127,6 +127,11 @@ impl CleanHoldout {
         &self.0
     }
 
+    /// Gives the pictures back.
+    pub fn into_pictures(self) -> Pictures {
+        self.0
+    }
+
     /// The number of pictures, at least one.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {

@@ -46,6 +46,27 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["trap", "--data", "signs:200", "--target", "10", "--out", out], "--target"),
         (&["trap", "--data", "signs:200", "--poison-rate", "1.5", "--out", out], "--poison-rate 1.5"),
         (&["trap", "--data", "signs:200", "--holdout", "0", "--out", out], "--holdout"),
+        (&["trap", "--data", "signs:200@train", "--out", out], "signs:200@train: has no test part"),
+        (&["trap", "--data", "signs:200", "--holdout-data", "here", "--out", out], "--holdout-data here"),
+        (
+            &["trap", "--data", "signs:200", "--holdout-data", "signs", "--holdout", "0.1", "--out", out],
+            "cannot be used",
+        ),
+        (
+            &[
+                "trap",
+                "--data",
+                "signs:200",
+                "--holdout-data",
+                "signs:250@test",
+                "--batch",
+                "16",
+                "--purify",
+                "--out",
+                out,
+            ],
+            "--replace-batch",
+        ),
         (&["trap", "--data", "signs:200", "--batch", "500", "--out", out], "--batch"),
         (&["trap", "--data", "signs:200", "--depth", "17", "--batch", "16", "--out", out], "architecture"),
         (

@@ -9,13 +9,14 @@ use stemguard_trainer::chain::{self, Tripwires};
 use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::{CpuEngine, Device};
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::run::{Prepared, Record, RunDir, prepare};
+use stemguard_trainer::prepare::{Prepared, prepare};
+use stemguard_trainer::run::{Record, RunDir};
 use stemguard_trainer::trap::restore;
 
 /// Options of `audit`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run directory that `trap` wrote.
+    /// Run directory, of `trap` or of `train`.
     run: PathBuf,
     #[command(flatten)]
     how: ReplaceOptions,

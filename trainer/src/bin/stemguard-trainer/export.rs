@@ -5,7 +5,8 @@ use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::checkpoint::write_whole;
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::run::{RunDir, prepare};
+use stemguard_trainer::prepare::prepare;
+use stemguard_trainer::run::RunDir;
 use stemguard_trainer::{export, trap};
 
 /// Options of `export`.

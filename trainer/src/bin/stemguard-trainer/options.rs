@@ -118,6 +118,10 @@ pub(crate) struct Data {
     /// Share of the training pictures held out as clean, 0..1.
     #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
     pub(crate) holdout: f64,
+    /// Take the holdout from another data set, known to be clean; its classes are told by name. Where --data has no test part, ACC is
+    /// measured on that of this one, or on a quarter of its pictures.
+    #[arg(long, value_name = "SPEC", conflicts_with = "holdout")]
+    pub(crate) holdout_data: Option<String>,
     /// Seed of everything random.
     #[arg(long, default_value_t = 0)]
     pub(crate) seed: u64,
@@ -253,6 +257,7 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
             trigger: data.trigger.clone(),
         },
         holdout: data.holdout,
+        holdout_data: data.holdout_data.clone(),
         architecture: Architecture { split: recipe.split.unwrap_or(usual), ..network },
         trap,
         epochs: recipe.epochs,

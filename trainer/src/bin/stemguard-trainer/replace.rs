@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use stemguard_trainer::course::guarded;
 use stemguard_trainer::defend::{Evidence, Frozen, packed_stem, replace, write};
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::run::{RunDir, prepare};
+use stemguard_trainer::prepare::prepare;
+use stemguard_trainer::run::RunDir;
 use stemguard_trainer::trap::restore;
 
 /// Options of `replace`.

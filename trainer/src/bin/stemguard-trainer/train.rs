@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use stemguard_trainer::chain::{Told, finish};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::evaluate::Evaluation;
-use stemguard_trainer::run::{RunDir, prepare};
+use stemguard_trainer::prepare::prepare;
+use stemguard_trainer::run::RunDir;
 use stemguard_trainer::trap::{Event, train};
 
 /// Options of `train` and `trap`.
