@@ -89,13 +89,11 @@ impl Job<'_> {
                 write_whole(&own.join(AFTER), cell.after()?.as_bytes())?;
                 share::take_over(cell, all, out, &kernels_name(*device, kernels))?;
                 let (c, how, tell) = (&cell.config, &cell.replacement, &mut stage);
+                let Begun { data, mut trapped, .. } = chain::begin(c, how, &own, true, *device, kernels, tell)?;
+                let (dir, engine, c) = (&trapped.dir, &mut trapped.engine, &c.trapped());
                 match &cell.purification {
-                    Some(p) => drop(chain::run(c, how, p, &own, true, *device, kernels, tell)?),
-                    None => {
-                        let Begun { data, mut trapped, .. } = chain::begin(c, how, &own, true, *device, kernels, tell)?;
-                        let (dir, engine) = (&trapped.dir, &mut trapped.engine);
-                        chain::examine(dir, &c.trapped(), &data, engine, how, *device, kernels, tell)?;
-                    }
+                    Some(p) => drop(chain::finish(dir, c, &data, engine, how, p, true, *device, kernels, tell)?),
+                    None => drop(chain::examine(dir, c, &data, engine, how, *device, kernels, tell)?),
                 }
             }
             Self::Ceiling(name, c) => {
