@@ -143,20 +143,38 @@ impl Pictures {
         self.classes.iter().enumerate().all(|(i, name)| *name == i.to_string())
     }
 
-    /// Numbers the labels as `names` does, where both name the classes: the set may have some of them alone, or another order.
-    /// Where the classes have no names, or none that is among `names`, all stays as it is. Returns whether names decided.
+    /// Numbers the labels as `names` does: by name, where every class with pictures is among `names` (numbers count without leading
+    /// zeros), so that the set may have some of the classes alone, or another order. Where one side has no names, by place, and all
+    /// stays as it is. Returns whether names decided. `whose` tells in messages whose names they are.
     ///
     /// # Errors
-    /// The first class that has pictures and is not among `names`, where others are.
-    pub fn number_as(&mut self, names: &[&str]) -> Result<bool, String> {
-        let places: Vec<Option<u32>> =
-            self.classes.iter().map(|class| names.iter().position(|name| name == class).map(|i| i as u32)).collect();
-        if self.numbered() || places.iter().all(Option::is_none) {
-            return Ok(false);
+    /// A sentence on the class that is not among `names` or there twice, or that none is.
+    pub fn number_as(&mut self, names: &[&str], whose: &str) -> Result<bool, String> {
+        if names.is_empty() || self.classes.iter().map(String::as_str).eq(names.iter().copied()) {
+            return Ok(!names.is_empty());
         }
-        let class = |label: u32| self.classes.get(label as usize).cloned().unwrap_or_default();
-        let place = |&label: &u32| places.get(label as usize).copied().flatten().ok_or_else(|| class(label));
-        self.labels = self.labels.iter().map(place).collect::<Result<_, _>>()?;
+        let mut used = vec![false; self.classes.len()];
+        self.labels.iter().for_each(|&label| used.get_mut(label as usize).into_iter().for_each(|u| *u = true));
+        let own: Vec<&str> = self.classes.iter().map(|class| bare(class)).collect();
+        let others: Vec<&str> = names.iter().map(|name| bare(name)).collect();
+        let all = |i: &usize| used.get(*i).copied().unwrap_or(false);
+        let foreign = (0..own.len()).filter(all).find(|&i| !others.contains(&own[i]));
+        if let Some(i) = foreign {
+            let shared = own.iter().any(|class| others.contains(class));
+            return match self.numbered() {
+                true if self.classes.len() <= names.len() => Ok(false),
+                true => Err(format!("{} classes are more than the {} of {whose}", own.len(), names.len())),
+                false if shared => Err(format!("class `{}` is not among those of {whose}", self.classes[i])),
+                false => Err(format!("none of its classes is among those of {whose}")),
+            };
+        }
+        let twice = |list: &[&str], class: &str| list.iter().filter(|other| **other == class).count() > 1;
+        if let Some(i) = (0..own.len()).filter(all).find(|&i| twice(&own, own[i]) || twice(&others, own[i])) {
+            return Err(format!("the class name `{}` is there twice", self.classes[i]));
+        }
+        let place = |class: &&str| others.iter().position(|name| name == class).unwrap_or(0) as u32;
+        let places: Vec<u32> = own.iter().map(place).collect();
+        self.labels.iter_mut().for_each(|label| *label = places.get(*label as usize).copied().unwrap_or(*label));
         self.classes = names.iter().map(ToString::to_string).collect();
         Ok(true)
     }
@@ -187,6 +205,16 @@ impl Pictures {
         fill(&mut pixels, h * w * 3, |i, out| decode::resize(path, self.picture(i), (self.h, self.w), (h, w), out))?;
         (self.h, self.w, self.pixels) = (h, w, pixels);
         Ok(self)
+    }
+}
+
+/// A class name as names are compared: of a number, without leading zeros.
+fn bare(name: &str) -> &str {
+    let number = !name.is_empty() && name.bytes().all(|b| b.is_ascii_digit());
+    match name.trim_start_matches('0') {
+        "" if number => "0",
+        short if number => short,
+        _ => name,
     }
 }
 
@@ -369,21 +397,30 @@ mod tests {
 
     #[test]
     fn classes_are_numbered_by_their_names() {
+        // Three pictures, labels 0, 1, 0.
         let number = |classes: &[&str], names: &[&str]| {
             let mut set = Pictures { classes: classes.iter().map(ToString::to_string).collect(), ..tiny(3) };
-            set.number_as(names).map(|by_name| (by_name, set.labels, set.classes))
+            set.number_as(names, "it").map(|by_name| (by_name, set.labels))
         };
-        let same = |classes: [&str; 2]| Ok((false, vec![0, 1, 0], classes.map(String::from).to_vec()));
+        let refused = |classes: &[&str], names: &[&str]| number(classes, names).unwrap_err();
+        let (by_name, by_place) = (|a, b| Ok((true, vec![a, b, a])), Ok((false, vec![0, 1, 0])));
         let names = ["cat", "odd", "even"];
-        assert_eq!(number(&["even", "odd"], &names), Ok((true, vec![2, 1, 2], names.map(String::from).to_vec())));
-        assert_eq!(number(&["odd", "dog"], &names), Err("dog".into()));
+        assert_eq!(number(&["even", "odd"], &names), by_name(2, 1));
+        assert_eq!(refused(&["odd", "dog"], &names), "class `dog` is not among those of it");
+        assert_eq!(refused(&["dog", "fox"], &names), "none of its classes is among those of it");
         // A class without pictures is nobody's.
-        assert!(number(&["odd", "cat", "dog"], &names).is_ok_and(|(by_name, ..)| by_name));
-        assert_eq!(number(&["dog", "fox"], &names), same(["dog", "fox"]));
-        // The numbers of a numbered set are places; those of folders named by some of the numbers are names.
-        assert_eq!(number(&["0", "1"], &["1", "0"]), same(["0", "1"]));
-        assert!(number(&["3", "2"], &["0", "1", "2", "3"]).is_ok_and(|(_, labels, _)| labels == [3, 2, 3]));
-        assert_eq!(number(&["even", "odd"], &[]), same(["even", "odd"]));
+        assert_eq!(number(&["odd", "cat", "dog"], &names), by_name(1, 0));
+        // Numbers are names where the other side has them, in whatever order and width.
+        assert_eq!(number(&["0", "1"], &["1", "0"]), by_name(1, 0));
+        assert_eq!(number(&["0", "1", "2"], &["0", "1", "10", "2"]), by_name(0, 1));
+        assert_eq!(number(&["00002", "00000"], &["0", "1", "2"]), by_name(2, 0));
+        assert_eq!(number(&["0", "1"], &names), by_place);
+        assert_eq!(number(&["even", "odd"], &[]), by_place);
+        assert_eq!(refused(&["0", "1", "2"], &["cat", "odd"]), "3 classes are more than the 2 of it");
+        assert_eq!(refused(&["even", "odd"], &["0", "1"]), "none of its classes is among those of it");
+        assert_eq!(number(&["crane", "crane"], &["crane", "crane"]), by_name(0, 1));
+        assert_eq!(refused(&["crane", "fox"], &["fox", "crane", "crane"]), "the class name `crane` is there twice");
+        assert_eq!(refused(&["crane", "crane"], &["fox", "crane"]), "the class name `crane` is there twice");
     }
 
     #[test]

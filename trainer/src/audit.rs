@@ -56,16 +56,16 @@ pub fn audit(
     new: &NewHead,
     history: &History,
     prior: Option<Prior<'_>>,
-    suspects: &Pictures,
-    clean: &Pictures,
+    data: &Prepared,
     seed: u64,
     device: Device,
     kernels: &Simd,
     tell: &mut dyn FnMut(usize),
 ) -> Result<Audit, Failure> {
+    let (suspects, clean) = (data.suspect.pictures(), data.holdout.pictures());
     let mut witnesses = Witnesses::open(device, trapped, new, kernels)?;
     let signals = Signals::gather(&mut witnesses, suspects, clean, history, seed, tell)?;
-    let verdict = judge(&signals, &suspects.labels, &clean.labels, suspects.classes.len(), prior);
+    let verdict = judge(&signals, &suspects.labels, data.proportions(), suspects.classes.len(), prior);
     Ok(Audit { signals, verdict })
 }
 
@@ -88,8 +88,8 @@ pub fn witness(
 ) -> Result<Audit, Failure> {
     let suspects = data.suspect.pictures();
     let history = History::read(&dir.file("fitting.npy"), suspects.len(), c.epochs as usize)?;
-    let (clean, told) = (data.holdout.pictures(), &mut |done| tell(done, suspects.len()));
-    let found = audit(trapped, new, &history, prior, suspects, clean, c.seed, device, kernels, told)?;
+    let told = &mut |done| tell(done, suspects.len());
+    let found = audit(trapped, new, &history, prior, data, c.seed, device, kernels, told)?;
     dir.write_json("audit.json", &found.summary(Some(&data.truth)))?;
     found.write_csv(&dir.file("audit.csv"), suspects, &data.split.train)?;
     sheet::write(&dir.file("audit.png"), &found, suspects)?;

@@ -139,7 +139,7 @@ pub fn examine(
     write(&new)?;
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
     let told = &mut |done, of| tell(Told::Audited(done, of));
-    let judged = guarded(c, dir, c.epochs, data.suspect.pictures(), &holdout.labels)?;
+    let judged = guarded(c, dir, c.epochs, data.suspect.pictures(), data.proportions())?;
     let prior = judged.as_ref().map(|verdict| Prior { verdict, stands: true });
     let found = witness(dir, c, data, trapped, &new.head, prior, device, kernels, told)?;
     let (net, suspects, verdict, test) = (&trapped.net, data.suspect.pictures(), &found.verdict, &data.test);

@@ -5,6 +5,7 @@ use crate::engine::{Objective, Optimizer};
 use crate::model::Architecture;
 use crate::nn::loss::Reconstruction;
 use serde::{Deserialize, Serialize};
+use stemguard_runtime::data::Spec;
 
 /// How the learning rate moves over the epochs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +199,11 @@ impl RunConfig {
             c if !(0.0..=1e6).contains(&c.mse) => fail(format!("--mse {} is not within 0..1e6", c.mse)),
             c if !(0.0..=1e6).contains(&c.tv) => fail(format!("--tv {} is not within 0..1e6", c.tv)),
             c if c.shift > 1024 => fail(format!("--shift {} is over 1024", c.shift)),
-            c => c.architecture.check().map_err(str::to_owned),
+            c => {
+                let holdout = c.holdout_data.as_deref().unwrap_or("signs");
+                holdout.parse::<Spec>().map_err(|e| format!("--holdout-data {holdout}: {e}"))?;
+                c.architecture.check().map_err(str::to_owned)
+            }
         }
     }
 }

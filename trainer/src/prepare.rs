@@ -6,8 +6,9 @@
 //!       test part --------------------------------------> TestSet: clean, triggered
 //! ```
 //!
-//! Where the holdout comes from other data ([`RunConfig::holdout_data`]), all of the training part is suspect; and where the suspects
-//! have no test part, that of the holdout's data is measured on, or a quarter of its pictures, which are then no holdout.
+//! Where the holdout comes from other data ([`RunConfig::holdout_data`]), all of the training part is suspect but what is in that data,
+//! too, with the same label; and where the suspects have no test part, that of the holdout's data is measured on, or a quarter of its
+//! pictures, which are then no holdout.
 
 use crate::attack::{Attack, Perturb, SuspectSet, Truth, build, poison, triggered};
 use crate::config::RunConfig;
@@ -16,9 +17,11 @@ use crate::error::Failure;
 use crate::evaluate::TestSet;
 use crate::perturb::Descent;
 use crate::run::Counts;
-use crate::split::{CleanHoldout, Split};
+use crate::split::{CleanHoldout, Split, SplitError};
+use sha2::{Digest as _, Sha256};
+use std::collections::HashSet;
 use std::path::Path;
-use stemguard_runtime::data::{DataSet, LoadOptions, Pictures, Spec, load};
+use stemguard_runtime::data::{DataError, DataSet, LoadOptions, Part, Pictures, Spec, load, load_part};
 use stemguard_runtime::kernels::simd::Simd;
 
 /// The data of a run, after the split and the attack.
@@ -35,9 +38,17 @@ pub struct Prepared {
     pub split: Split,
     /// The trigger.
     pub attack: Box<dyn Attack>,
+    /// Hash of all pictures and labels, before anything was planted.
+    pub digest: String,
 }
 
 impl Prepared {
+    /// Labels in the proportions that the classes of the suspects have without poison; none where nothing tells: a holdout from
+    /// elsewhere has proportions of its own.
+    pub fn proportions(&self) -> &[u32] {
+        if self.split.holdout.is_empty() { &[] } else { &self.holdout.pictures().labels }
+    }
+
     /// Pictures by use.
     pub fn counts(&self) -> Counts {
         Counts {
@@ -57,6 +68,7 @@ impl Prepared {
 /// [`Failure::Input`] naming the file or setting.
 pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prepared, Failure> {
     let Parts { rest, holdout, test, split } = parts(c)?;
+    let digest = digest([&rest, holdout.pictures(), &test]);
     let attack = build(&c.attack, rest.h, rest.w)?;
     let descent = Descent::new(c, kernels, dir);
     let perturb: Option<&dyn Perturb> = if c.attack.kind.needs_perturb() {
@@ -72,7 +84,7 @@ pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prep
     }
     let stamped = triggered(&test, &*attack, c.attack.target)?;
     let test = TestSet { clean: test, triggered: stamped, target: c.attack.target };
-    Ok(Prepared { suspect, truth, holdout, test, split, attack })
+    Ok(Prepared { suspect, truth, holdout, test, split, attack, digest })
 }
 
 /// The most classes of a run: which were taken for which is counted in a square of them.
@@ -101,62 +113,104 @@ fn parts(c: &RunConfig) -> Result<Parts, Failure> {
         let why = format!("class {} is not below the {classes} classes", c.attack.target);
         return Err(Failure::input("--target", why));
     }
-    if let Some(data) = &c.holdout_data {
-        let (holdout, clean_test) = elsewhere(c, data, &train, test.is_empty())?;
-        let split = Split { train: (0..train.len() as u32).collect(), holdout: Vec::new() };
-        return Ok(Parts { rest: train, holdout, test: clean_test.unwrap_or(test), split });
+    if let Some(name) = train.classes.iter().find(|name| name.contains('\n')) {
+        return Err(Failure::input(&c.data, format!("a line break in the class name {name:?}")));
     }
-    if test.is_empty() {
-        let why = "has no test part to measure on; --holdout-data names clean pictures, some of which can serve";
-        return Err(Failure::input(&c.data, why));
+    let parts = match &c.holdout_data {
+        Some(data) => apart(c, data, train, test)?,
+        None if test.is_empty() => {
+            let why = "has no test part to measure on; a run with --holdout-data takes some of the clean pictures";
+            return Err(Failure::input(&c.data, why));
+        }
+        None => {
+            let split = Split::seeded(&train.labels, c.holdout, c.seed)?;
+            let (rest, holdout) = split.apply(&train)?;
+            Parts { rest, holdout, test, split }
+        }
+    };
+    let clean = parts.holdout.pictures();
+    let mut shown = vec![false; classes];
+    clean.labels.iter().for_each(|&label| shown.get_mut(label as usize).into_iter().for_each(|s| *s = true));
+    let absent: Vec<String> =
+        shown.iter().zip(&clean.classes).filter(|(s, _)| !**s).map(|(_, name)| format!("`{name}`")).collect();
+    if !absent.is_empty() {
+        let from = c.holdout_data.as_ref().map_or(c.data.clone(), |data| format!("--holdout-data {data}"));
+        return Err(Failure::input(from, format!("no picture of {} to train a new head on", absent.join(", "))));
     }
-    let split = Split::seeded(&train.labels, c.holdout, c.seed)?;
-    let (rest, holdout) = split.apply(&train)?;
-    Ok(Parts { rest, holdout, test, split })
+    Ok(parts)
 }
 
 /// Share of the holdout's data that is measured on where nothing else can be.
 const MEASURED: f64 = 0.25;
 
-/// The holdout from other data, of the classes of the suspects; with `measured`, pictures to measure on beside it.
-fn elsewhere(
-    c: &RunConfig,
-    data: &str,
-    suspects: &Pictures,
-    measured: bool,
-) -> Result<(CleanHoldout, Option<Pictures>), Failure> {
+/// Takes the holdout from other data, of the classes of the suspects; what is there with the same label is not suspect, and is not
+/// measured on.
+fn apart(c: &RunConfig, data: &str, train: Pictures, test: Pictures) -> Result<Parts, Failure> {
     let refuse = |why: String| Failure::input(format!("--holdout-data {data}"), why);
-    let spec: Spec = data.parse().map_err(|e: stemguard_runtime::data::DataError| refuse(e.to_string()))?;
-    let options = LoadOptions { size: Some((suspects.h, suspects.w)), seed: c.seed };
-    let mut set = load(&spec, &options).map_err(|e| refuse(e.to_string()))?;
-    if set.train.is_empty() {
-        // The part that `@test` names.
-        set.train = std::mem::take(&mut set.test);
+    let spec: Spec = data.parse().map_err(|e: DataError| refuse(e.to_string()))?;
+    let options = LoadOptions { size: Some((train.h, train.w)), seed: c.seed };
+    let loaded = if test.is_empty() {
+        load(&spec, &options)
+    } else {
+        load_part(&spec, &options, Part::Train).map(|train| DataSet { train, test: Pictures::default() })
+    };
+    let DataSet { train: mut clean, test: mut tested } = loaded.map_err(|e| refuse(e.to_string()))?;
+    if clean.is_empty() {
+        // `@test` names the only part.
+        clean = std::mem::take(&mut tested);
     }
-    let names: Vec<&str> = suspects.classes.iter().map(String::as_str).collect();
-    for part in [&mut set.train, &mut set.test] {
-        let foreign = |class| refuse(format!("class `{class}` is not among those of {}", c.data));
-        let by_name = part.number_as(&names).map_err(foreign)?;
-        let by_place = !by_name && !part.is_empty();
-        if by_place && !part.numbered() && !suspects.numbered() {
-            return Err(refuse(format!("none of its classes is among those of {}", c.data)));
+    let names: Vec<&str> = train.classes.iter().map(String::as_str).collect();
+    for part in [&mut clean, &mut tested].into_iter().filter(|part| !part.is_empty()) {
+        if !part.number_as(&names, &c.data).map_err(refuse)? {
+            return Err(refuse(format!("its classes have no names, and those of {} do", c.data)));
         }
-        let (own, all) = (part.classes.len(), names.len());
-        if by_place && own > all {
-            return Err(refuse(format!("{own} classes are more than the {all} of {}", c.data)));
+    }
+    let both = [&clean, &tested].into_iter();
+    let known: HashSet<_> = both.flat_map(|part| (0..part.len()).map(move |i| key(part, i, true))).collect();
+    let left: Vec<usize> = (0..train.len()).filter(|&i| !known.contains(&key(&train, i, true))).collect();
+    if left.is_empty() {
+        return Err(refuse(format!("all training pictures of {} are in it: none is suspect", c.data)));
+    }
+    let split = Split { train: left.iter().map(|&i| i as u32).collect(), holdout: Vec::new() };
+    let rest = if left.len() == train.len() { train.clone() } else { train.subset(&left) };
+    let known: HashSet<_> = (0..clean.len()).map(|i| key(&clean, i, false)).collect();
+    let unseen = |part: &Pictures| {
+        let left: Vec<usize> = (0..part.len()).filter(|&i| !known.contains(&key(part, i, false))).collect();
+        part.subset(&left)
+    };
+    let own = unseen(&test);
+    let test = if own.is_empty() { unseen(&tested) } else { own };
+    if !test.is_empty() {
+        return Ok(Parts { rest, holdout: CleanHoldout::new(clean)?, test, split });
+    }
+    let quarter = Split::seeded(&clean.labels, MEASURED, c.seed).map_err(|e| {
+        let name = |class: u32| names.get(class as usize).copied().unwrap_or_default();
+        match e {
+            SplitError::ClassTooSmall { class } => refuse(format!(
+                "one picture of `{}`; it takes two of each class, as nothing else can be measured on",
+                name(class)
+            )),
+            e => refuse(e.to_string()),
         }
-        part.classes.clone_from(&suspects.classes);
+    })?;
+    let (clean, part) = quarter.apply(&clean)?;
+    Ok(Parts { rest, holdout: CleanHoldout::new(clean)?, test: part.into_pictures(), split })
+}
+
+/// A picture, and its label where that matters, to be compared with others.
+fn key(pictures: &Pictures, i: usize, label: bool) -> (&[u8], Option<u32>) {
+    (pictures.picture(i), label.then(|| pictures.labels.get(i).copied().unwrap_or_default()))
+}
+
+/// SHA-256 of pictures and labels, the first 16 hexadecimal digits.
+fn digest(parts: [&Pictures; 3]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        part.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+        hash.update(&part.pixels);
     }
-    let absent = |class: &u32| suspects.labels.contains(class) && !set.train.labels.contains(class);
-    if let Some(class) = (0..names.len() as u32).find(absent) {
-        return Err(refuse(format!("no picture of class {class} (`{}`)", names.get(class as usize).unwrap_or(&""))));
-    }
-    if measured && set.test.is_empty() {
-        let split = Split::seeded(&set.train.labels, MEASURED, c.seed)?;
-        let (rest, part) = split.apply(&set.train)?;
-        return Ok((CleanHoldout::new(rest)?, Some(part.into_pictures())));
-    }
-    Ok((CleanHoldout::new(set.train)?, measured.then_some(set.test)))
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -183,10 +237,20 @@ mod tests {
         write_npz(&home.join("suspect.npz"), &set.train).expect("written");
         write_npz_split(&home.join("both.npz"), &set.train, &set.test).expect("written");
         write_npz(&home.join("clean.npz"), &turned).expect("written");
-        write_npz_split(&home.join("tested.npz"), &turned, &part(&|l| l > 3)).expect("written");
+        let mut others = part(&|l| l > 3);
+        others.pixels.iter_mut().for_each(|v| *v = !*v);
+        write_npz_split(&home.join("tested.npz"), &turned, &others).expect("written");
         write_npz(&home.join("lacking.npz"), &part(&|l| l != 0)).expect("written");
         let foreign = Pictures { classes: (0..classes.len()).map(|i| format!("{i}0")).collect(), ..turned.clone() };
         write_npz(&home.join("other.npz"), &foreign).expect("written");
+        write_npz(&home.join("unnamed.npz"), &Pictures { classes: Vec::new(), ..turned.clone() }).expect("written");
+        let mut seen = vec![false; classes.len()];
+        let firsts: Vec<usize> =
+            (0..turned.len()).filter(|&i| !std::mem::replace(&mut seen[turned.labels[i] as usize], true)).collect();
+        write_npz(&home.join("single.npz"), &turned.subset(&firsts)).expect("written");
+        let mut broken = set.train.clone();
+        broken.classes[0].push('\n');
+        write_npz(&home.join("broken.npz"), &broken).expect("written");
         let known = Pictures { classes: [&classes[..1], &foreign.classes[1..]].concat(), ..foreign };
         write_npz(&home.join("foreign.npz"), &known).expect("written");
         set
@@ -207,9 +271,12 @@ mod tests {
         let whole = run(home.path(), "both.npz", Some("clean.npz")).expect("prepared");
         assert_eq!((whole.suspect.len(), whole.split.train.len(), whole.split.holdout.len()), (all, all, 0));
         // Classes are matched by name.
-        assert_eq!(whole.holdout.pictures().labels, set.test.labels);
-        assert_eq!(whole.holdout.pictures().classes, set.train.classes);
-        assert_eq!(whole.test.clean.labels, set.test.labels);
+        let named = |part: &Pictures| {
+            let label =
+                |i| (0..set.test.len()).find(|&j| set.test.picture(j) == part.picture(i)).map(|j| set.test.labels[j]);
+            (0..part.len()).all(|i| label(i) == Some(part.labels[i])) && part.classes == set.train.classes
+        };
+        assert!(named(whole.holdout.pictures()) && named(&whole.test.clean));
         assert_eq!(whole.truth.poisoned.len(), all / 10);
         // Without a test part: that of the holdout's data, else a quarter of it.
         let tested = run(home.path(), "suspect.npz", Some("tested.npz")).expect("prepared");
@@ -221,19 +288,57 @@ mod tests {
         assert!(counts.1 >= set.train.classes.len() && counts.0 > counts.1, "{counts:?}");
         let one = shared.holdout.pictures().picture(0);
         assert!((0..counts.1).all(|i| shared.test.clean.picture(i) != one));
+        // A holdout from elsewhere tells nothing of the suspects' proportions.
+        assert!(shared.proportions().is_empty());
+        let own = run(home.path(), "both.npz", None).expect("prepared");
+        assert_eq!(own.proportions(), own.holdout.pictures().labels);
+        assert!(
+            own.digest != whole.digest
+                && whole.digest == run(home.path(), "both.npz", Some("clean.npz")).expect("again").digest
+        );
+    }
+
+    #[test]
+    fn what_is_vetted_is_neither_suspect_nor_measured_on() {
+        let home = tempfile::tempdir().expect("a directory");
+        let set = archives(home.path());
+        let n = set.train.len();
+        // Half of the suspects, one of them with another label, and all test pictures but one.
+        let half: Vec<usize> = (0..n / 2).collect();
+        let mut vetted = set.train.subset(&half);
+        let contested = vetted.labels[0];
+        vetted.labels[0] = (contested + 1) % set.train.classes.len() as u32;
+        let most: Vec<usize> = (1..set.test.len()).collect();
+        let vetted = vetted.concat(&set.test.subset(&most)).expect("of one kind");
+        write_npz(&home.path().join("vetted.npz"), &vetted).expect("written");
+        let found = run(home.path(), "both.npz", Some("vetted.npz")).expect("prepared");
+        let places: Vec<u32> = std::iter::once(0).chain((n / 2) as u32..n as u32).collect();
+        assert_eq!(found.split.train, places);
+        assert_eq!(
+            (found.suspect.len(), found.holdout.len(), found.test.clean.len()),
+            (n - n / 2 + 1, vetted.len(), 1)
+        );
+        assert_eq!(found.test.clean.picture(0), set.test.picture(0));
+        // Where that leaves nothing to measure on, a quarter is.
+        write_npz(&home.path().join("all.npz"), &set.test).expect("written");
+        let found = run(home.path(), "both.npz", Some("all.npz")).expect("prepared");
+        assert_eq!(found.holdout.len() + found.test.clean.len(), set.test.len());
     }
 
     #[test]
     fn what_cannot_serve_as_holdout_or_test_is_named() {
         let home = tempfile::tempdir().expect("a directory");
         archives(home.path());
-        let last = "no picture of class";
         for (data, holdout, words) in [
             ("suspect.npz", None, ["suspect.npz", "--holdout-data"]),
-            ("both.npz", Some("lacking.npz"), ["lacking.npz", last]),
+            ("both.npz", Some("lacking.npz"), ["lacking.npz", "no picture of `sign "]),
             ("both.npz", Some("foreign.npz"), ["foreign.npz", "is not among"]),
             ("both.npz", Some("other.npz"), ["other.npz", "none of its classes"]),
+            ("both.npz", Some("unnamed.npz"), ["unnamed.npz", "have no names"]),
             ("both.npz", Some("missing.npz"), ["--holdout-data", "missing.npz"]),
+            ("both.npz", Some("suspect.npz"), ["suspect.npz", "none is suspect"]),
+            ("suspect.npz", Some("single.npz"), ["single.npz", "one picture of `sign "]),
+            ("broken.npz", Some("clean.npz"), ["broken.npz", "line break"]),
         ] {
             let Err(refused) = run(home.path(), data, holdout) else { panic!("{data} {holdout:?} are taken") };
             let message = refused.to_string();

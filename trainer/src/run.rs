@@ -31,8 +31,33 @@ pub struct Record {
     pub counts: Counts,
     /// Version of this tool.
     pub version: String,
+    /// [`crate::prepare::Prepared::digest`] of its data; records of older versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
     /// Instruction set, or [`CUDA`], or several with ` + ` between them: what, with the seed, decides the bits.
     pub kernels: String,
+}
+
+impl Record {
+    /// Checks that data are those of the run.
+    ///
+    /// # Errors
+    /// A sentence with the counts then and now.
+    pub fn check_data(&self, counts: &Counts, digest: Option<&str>) -> Result<(), String> {
+        let told = |c: &Counts| {
+            format!(
+                "{} suspects, {} poisoned, {} in the holdout, {} to measure on",
+                c.train, c.poisoned, c.holdout, c.test
+            )
+        };
+        if self.counts != *counts {
+            return Err(format!("its data have changed: {}, now {}", told(&self.counts), told(counts)));
+        }
+        match (&self.data, digest) {
+            (Some(old), Some(new)) if old != new => Err("its data have changed: other pictures or labels".into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the [`Record::kernels`] of a run on a GPU begin with.
@@ -116,9 +141,7 @@ impl RunDir {
         let dir = Self { path: path.to_owned() };
         std::fs::create_dir_all(path).map_err(|e| Failure::file(path, format!("cannot be made: {e}")))?;
         if let Some(old) = Self::admits(path, &record.config, resume)? {
-            if old.counts != record.counts {
-                return Err(Failure::file(path, OTHER));
-            }
+            old.check_data(&record.counts, record.data.as_deref()).map_err(|e| Failure::file(path, e))?;
             if old.kernels.split(" + ").all(|k| k != record.kernels) {
                 // A change of device is asked for, and recorded; one of the instruction set comes unasked.
                 if record.kernels.starts_with(CUDA) || old.kernels.contains(CUDA) {
@@ -283,6 +306,26 @@ mod tests {
     }
 
     #[test]
+    fn a_run_does_not_go_on_with_other_data() {
+        let home = tempfile::tempdir().expect("a directory");
+        let record = |holdout, data: Option<&str>| Record {
+            config: RunConfig::published("signs".into()),
+            counts: Counts { holdout, ..Counts::default() },
+            version: "1".into(),
+            data: data.map(str::to_owned),
+            kernels: "avx2".into(),
+        };
+        let resume = |holdout, data| RunDir::create(home.path(), &record(holdout, data), true);
+        resume(60, Some("0123")).expect("new");
+        resume(60, Some("0123")).expect("the same");
+        let refused = |holdout, data| resume(holdout, data).expect_err("refused").to_string();
+        assert!(refused(80, Some("0123")).contains("60 in the holdout, 0 to measure on, now"));
+        assert!(refused(60, Some("4567")).contains("other pictures"));
+        // What older versions did not record is not held against a run.
+        resume(60, None).expect("the same");
+    }
+
+    #[test]
     fn figures_are_read_as_they_were_written() {
         // Shares of a test set, and rates of a schedule: numbers of 16 and 17 digits.
         let values: Vec<f64> = (0..12630u32).map(|k| f64::from(k) / 12630.0).collect();
@@ -297,6 +340,7 @@ mod tests {
             config: RunConfig::published("signs".into()),
             counts: Counts::default(),
             version: "1".into(),
+            data: None,
             kernels: kernels.into(),
         };
         let resume = |kernels| RunDir::create(home.path(), &record(kernels), true);

@@ -2,6 +2,7 @@
 
 use crate::attack::attacks;
 use crate::audit;
+use crate::config::RunConfig;
 use crate::engine::CpuEngine;
 use crate::error::Failure;
 use crate::evaluate::Evaluation;
@@ -159,8 +160,15 @@ pub fn collect(
     let mut truth = None;
     if let Some(dir) = baseline {
         let (_, other) = RunDir::open(&dir.path)?;
-        if other.config.attack != c.attack || other.config.data != c.data || other.config.seed != c.seed {
-            return Err(Failure::file(&dir.path, "is of another data set, attack or seed than the run reported"));
+        let of = |c: &RunConfig| (c.attack.clone(), c.data.clone(), c.size, c.seed, c.holdout_data.clone());
+        let same_share = c.holdout_data.is_some() || other.config.holdout == c.holdout;
+        if of(&other.config) != of(c) || !same_share {
+            return Err(Failure::file(&dir.path, "is of other data, attack, holdout or seed than the run reported"));
+        }
+        // A baseline may have been trained without the poisoned part.
+        let (measured, own) = (other.counts, record.counts);
+        if (measured.holdout, measured.test) != (own.holdout, own.test) {
+            return Err(Failure::file(&dir.path, "is measured on other pictures than the run reported"));
         }
         all.extend(dir.results()?.stages);
         truth = all.iter().find(|s| s.name == "trained").map(|s| s.evaluation.clone());
@@ -180,6 +188,9 @@ pub fn collect(
         _ => Vec::new(),
     };
     config.push(("kernels".into(), record.kernels.clone()));
+    if c.holdout_data.is_some() {
+        config.retain(|(key, _)| key != "holdout");
+    }
     let mut notes = Vec::new();
     if epochs < c.epochs {
         notes.push(format!("The run is unfinished: {epochs} of {} epochs.", c.epochs));

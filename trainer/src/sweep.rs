@@ -303,7 +303,7 @@ mod tests {
         };
         let config = cells[0].config.undefended();
         let counts = crate::run::Counts::default();
-        let record = crate::run::Record { config, counts, version: "1".into(), kernels: "avx2".into() };
+        let record = crate::run::Record { config, counts, version: "1".into(), data: None, kernels: "avx2".into() };
         dir.write_json("run.json", &record).expect("written");
         dir.record_stage(stage("trained")).expect("written");
         assert!(stages(&cells[0], home.path()).expect("nothing is replaced").is_none());

@@ -62,8 +62,9 @@ pub fn engine(c: &RunConfig, data: &Prepared, kernels: &Simd) -> Result<CpuEngin
 /// The engine of a run as its last checkpoint left it, and the epochs done.
 ///
 /// # Errors
-/// [`Failure::Input`] where there is no checkpoint or it does not belong to the run.
+/// [`Failure::Input`] where there is no checkpoint, it does not belong to the run, or the data are others.
 pub fn restore(dir: &RunDir, record: &Record, data: &Prepared, kernels: &Simd) -> Result<(CpuEngine, u32), Failure> {
+    record.check_data(&data.counts(), Some(&data.digest)).map_err(|e| Failure::file(&dir.path, e))?;
     let point = dir.file(CHECKPOINT);
     let (state, epochs) = checkpoint::read(&point, &fingerprint(&(&record.config, record.counts)))?;
     let mut engine = engine(&record.config, data, kernels)?;
@@ -131,13 +132,14 @@ pub fn train(
         config: c.clone(),
         counts: data.counts(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        data: Some(data.digest.clone()),
         kernels: kernels_name(device, kernels),
     };
     let mut engine = engine(c, data, kernels)?;
     let mut site = Site::open(device, c, &engine)?;
     let dir = RunDir::create(out, &record, resume)?;
     let fingerprint = fingerprint(&(&record.config, record.counts));
-    let clean = &data.holdout.pictures().labels;
+    let clean = data.proportions();
     let course = Course { config: c, pictures, forget: &[], clean, dir: &dir, fingerprint: &fingerprint };
     let done = course.resume(&mut engine)?;
     if done == 0 {

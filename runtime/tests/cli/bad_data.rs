@@ -60,8 +60,8 @@ fn data_sets_that_lie() {
         &["whole.npz", "no test part"],
     );
     // More classes than the model tells apart.
-    let four = npz(&folder, "four.npz", &pictures(20, 4, &["a", "b", "c", "d"]));
-    refused(&["eval", &stem, "--data", &four], &["four.npz", "label 3", "3 classes"]);
+    let four = npz(&folder, "four.npz", &pictures(20, 4, &["0", "1", "2", "3"]));
+    refused(&["eval", &stem, "--data", &four], &["four.npz", "4 classes are more than the 3 of the model"]);
     assert!(!folder.path().join("out.sgm").exists());
 }
 

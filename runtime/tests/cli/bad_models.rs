@@ -26,11 +26,13 @@ fn usage_is_told_in_one_line() {
     refused(&["pack", "--nonsense"], &["--nonsense"]);
     refused(&["nonsense"], &["nonsense"]);
     refused(&["infer", "x.sgm"], &["PICTURE"]);
-    refused(&["inspect", "x.sgm", "--threads", "0"], &["--threads"]);
+    refused(&["inspect", "x.sgm", "--threads", "1025"], &["--threads"]);
     refused(&["run", "x.sgm", "--input", "a", "--output", "b", "--backend", "cuda"], &["cuda", "--backend"]);
     for command in ["inspect", "pack", "run", "replace", "eval", "infer", "bench", "export"] {
         let ran = run(&[command, "--help"]);
         assert!(ran.code == 0 && ran.out.contains("Example") && ran.err.is_empty(), "{command}: {}", ran.err);
+        // The paragraphs of its module, not its first line alone.
+        assert!(ran.out.split("\n\n").nth(1).is_some_and(|p| !p.starts_with("Usage")), "{command}: {}", ran.out);
     }
 }
 

@@ -86,14 +86,15 @@ impl Architecture {
     /// Checks that there is such a network.
     ///
     /// # Errors
-    /// What there is of its family.
+    /// What there is of its family, as the command line spells it.
     pub fn check(&self) -> Result<(), &'static str> {
         match (self.family(), self.depth, self.width, self.split) {
             (Family::WideResNet, 16 | 28, 1..=16, 4..=6) | (Family::ResNet, 34, 1, 1..=4 | 41 | 42) => Ok(()),
-            (Family::WideResNet, ..) => {
-                Err("architecture: WideResNet has depth 16 or 28, width 1 to 16, split 4, 5 or 6")
-            }
-            (Family::ResNet, ..) => Err("architecture: ResNet has depth 34, width 1, split 1, 2, 3, 4, 41 or 42"),
+            (Family::WideResNet, 16 | 28, 1..=16, _) => Err("--split of a WideResNet is 4, 5 or 6"),
+            (Family::WideResNet, 16 | 28, ..) => Err("--width of a WideResNet is 1 to 16"),
+            (Family::WideResNet, ..) => Err("--depth is 16 or 28 (WideResNet) or 34 (ResNet-34)"),
+            (Family::ResNet, _, 1, _) => Err("--split of ResNet-34 is 1, 2, 3, 4, 41 or 42"),
+            (Family::ResNet, ..) => Err("--width of ResNet-34 is 1"),
         }
     }
 }

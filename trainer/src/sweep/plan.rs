@@ -19,6 +19,12 @@ pub struct Plan {
     pub file: PathBuf,
     /// Data set.
     pub data: String,
+    /// Where the holdout comes from, if not from the data.
+    #[serde(default)]
+    pub holdout_data: Option<String>,
+    /// Picture size, rows and columns; as the data set has it by default.
+    #[serde(default)]
+    pub size: Option<(usize, usize)>,
     /// Attacks, at least one.
     pub attacks: Vec<AttackKind>,
     /// Poison rates.
@@ -97,6 +103,11 @@ pub struct Changes {
     pub inoculate: Option<f32>,
 }
 
+/// A setting's table, each key in its one spelling.
+fn spelled(table: &toml::Table) -> toml::Table {
+    table.iter().map(|(key, value)| (if key == "rate" { "lr".into() } else { key.clone() }, value.clone())).collect()
+}
+
 /// A message about an option, of the plan's key: here they have the same names, but for purification's.
 fn key(message: String) -> String {
     let Some(option) = message.strip_prefix("--") else { return message };
@@ -110,14 +121,19 @@ fn key(message: String) -> String {
 }
 
 impl Changes {
-    /// These, and those of `base` that these leave open.
-    fn over(&self, base: &Self) -> Result<Self, String> {
-        let table = |c: &Self| toml::Table::try_from(c).map_err(|e| e.to_string());
-        let mut all = table(base)?;
-        if self.loss == Some(Loss::Published) {
+    /// What a setting's table says, and what the base's does that it leaves open; of an architecture likewise.
+    fn merged(setting: &toml::Table, base: &toml::Table) -> Result<Self, String> {
+        let mut all = spelled(base);
+        let setting = spelled(setting);
+        if setting.get("loss").and_then(toml::Value::as_str) == Some("published") {
             all.remove("guard");
         }
-        all.extend(table(self)?);
+        for (key, value) in setting {
+            match (all.get_mut(&key).and_then(toml::Value::as_table_mut), &value) {
+                (Some(old), toml::Value::Table(new)) => old.extend(new.clone()),
+                _ => drop(all.insert(key, value)),
+            }
+        }
         all.try_into().map_err(|e: toml::de::Error| e.to_string())
     }
 
@@ -154,15 +170,13 @@ impl Changes {
         if self.views.is_some_and(|views| !(1..=1024).contains(&views)) {
             return Err("views is not within 1..1024".into());
         }
-        if [self.replace_batch, self.replace_epochs.map(|e| e as usize)].contains(&Some(0)) {
-            return Err("replace_batch and replace_epochs are at least 1".into());
-        }
         let mut how = Replacement::cached(c.flip, c.seed);
         how.settings.epochs = self.replace_epochs.unwrap_or(how.settings.epochs);
         how.settings.batch = self.replace_batch.unwrap_or(how.settings.batch);
         if let Some(views) = self.views {
             how.space = Space::Features { views };
         }
+        how.settings.check().map_err(|e| format!("replace_batch, replace_epochs: {e}"))?;
         Ok(how)
     }
 }
@@ -209,8 +223,20 @@ impl Plan {
             .map_err(|e| Failure::file(path, e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
         plan.file = path.to_owned();
         plan.data.parse::<Spec>().map_err(|e| Failure::file(path, format!("data: {e}")))?;
-        for changes in plan.settings.values_mut() {
-            *changes = changes.over(&plan.base).map_err(|e| Failure::file(path, e))?;
+        if let Some(data) = &plan.holdout_data {
+            data.parse::<Spec>().map_err(|e| Failure::file(path, format!("holdout_data: {e}")))?;
+        }
+        let raw: toml::Table = toml::from_str(&text).map_err(|e| Failure::file(path, e))?;
+        let table =
+            |of: &toml::Table, key: &str| of.get(key).and_then(toml::Value::as_table).cloned().unwrap_or_default();
+        let (base, settings) = (table(&raw, "base"), table(&raw, "settings"));
+        for (name, changes) in &mut plan.settings {
+            let own = table(&settings, name);
+            *changes = Changes::merged(&own, &base)
+                .map_err(|e| Failure::file(path, format!("setting '{name}': {}", e.trim_end())))?;
+        }
+        if let Some(rate) = plan.rates.iter().find(|rate| !(0.0..=1.0).contains(*rate)) {
+            return Err(Failure::file(path, format!("rates: {rate} is not within 0..1")));
         }
         for (what, empty) in
             [("attacks", plan.attacks.is_empty()), ("rates", plan.rates.is_empty()), ("seeds", plan.seeds.is_empty())]
@@ -245,10 +271,12 @@ impl Plan {
     pub fn check_triggers(&self) -> Result<(), Failure> {
         for kind in &self.attacks {
             if let Some(trigger) = self.triggers.get(kind.name()) {
-                std::fs::File::open(trigger).map_err(|e| {
-                    let why = format!("triggers: {kind}: {}: cannot be read: {e}", trigger.display());
-                    Failure::file(&self.file, why)
-                })?;
+                let refuse =
+                    |why: String| Failure::file(&self.file, format!("triggers: {kind}: {}: {why}", trigger.display()));
+                let file = std::fs::File::open(trigger).map_err(|e| refuse(format!("cannot be read: {e}")))?;
+                if !file.metadata().is_ok_and(|m| m.is_file()) {
+                    return Err(refuse("is no file".into()));
+                }
             }
         }
         Ok(())
@@ -277,6 +305,8 @@ impl Plan {
                         c.attack.seed = seed;
                         c.attack.trigger = self.triggers.get(kind.name()).cloned();
                         c.seed = seed;
+                        c.holdout_data = self.holdout_data.clone();
+                        c.size = self.size;
                         let refuse = |e| Failure::file(&self.file, format!("setting '{setting}': {e}"));
                         changes.apply(&mut c).map_err(refuse)?;
                         let purification = changes.purification().map_err(refuse)?;
@@ -368,6 +398,11 @@ mod tests {
         let space = Space::Features { views: 2 };
         assert_eq!(found, [(3, 8, space), (5, 8, space)]);
         assert_eq!(both[1].config.architecture.split, 4);
+        let wide = "architecture = { width = 2, split = 4 }\n[settings.a]\nlr = 0.5\narchitecture = { split = 6 }";
+        let wide =
+            &plan_of(&format!("size = [40, 48]\nholdout_data = 'signs:50'\n{base}rate = 0.25\n{wide}"))[0].config;
+        assert_eq!((wide.architecture.width, wide.architecture.split, wide.rate), (2, 6, 0.5));
+        assert_eq!((wide.size, wide.holdout_data.as_deref()), (Some((40, 48)), Some("signs:50")));
         let guards = |settings: &str| cells(settings).iter().map(|c| c.config.guard).collect::<Vec<_>>();
         // Three epochs leave none after a guard.
         assert_eq!(guards("[settings.a]\n[settings.b]\nepochs = 24"), [None, Some(8)]);
@@ -421,6 +456,8 @@ mod tests {
             ("data = 'signs'\nattacks = ['blend']\nspeed = 3", "speed"),
             ("data = 'signs'\nattacks = ['blend']\n[settings.a]\nepochs = -1", "sweep.toml"),
             ("data = 'signs'\nattacks = ['l2-inv']\n[triggers]\nl2-inv = 'a'\nl2_inv = 'b'", "l2-inv is given twice"),
+            ("data = 'signs'\nattacks = ['none']\nrates = [0.1, 1.5]", "sweep.toml: rates: 1.5 is"),
+            ("data = 'signs'\nattacks = ['none']\nholdout_data = 'clean'", "sweep.toml: holdout_data: "),
             ("data = 'signal'\nattacks = ['blend']", "sweep.toml: data: "),
             ("data = 'signs'\nattacks = ['wanet']\n[triggers]\nwanet = 'a.png'", "sweep.toml: triggers: "),
         ] {
@@ -431,20 +468,18 @@ mod tests {
             ("views = 0", "views"),
             ("loss = 'published'\nguard = 3", "no guard"),
             ("guard = 200", "guard 200 is"),
-            ("replace_batch = 0", "replace_batch"),
+            ("replace_batch = 1", "replace_batch"),
             ("inoculate = 2.0", "inoculate is"),
             ("purify_rounds = 4", "purify_rounds is"),
             ("lr = 20.0", "lr 20 is"),
             ("rate = -1.0", "lr -1 is"),
             ("epochs = 0", "epochs must"),
-            ("architecture = { split = 7 }", "WideResNet has"),
+            ("architecture = { split = 7 }", "split of a WideResNet is"),
         ] {
             let bad = plan(&format!("data = 'signs'\nattacks = ['blend']\n[settings.a]\n{setting}")).expect("reads");
             let message = bad.cells().expect_err("refused").to_string();
             assert!(message.contains(word) && message.contains("sweep.toml: setting 'a': "), "{setting}: {message}");
             assert!(!message.contains("--"), "{setting}: {message}");
         }
-        let often = plan("data = 'signs'\nattacks = ['blend']\nrates = [0.1, 1.5]").expect("reads");
-        assert!(often.cells().expect_err("refused").to_string().contains("rates 1.5 is"));
     }
 }

@@ -54,7 +54,7 @@ pub(crate) fn load(spec: &Spec, input: Shape, prefer: Part) -> Result<Pictures, 
     Ok(load_part(spec, &options, prefer)?)
 }
 
-/// Loads pictures to measure a model on, numbered as it numbers its classes: by name, else by place, with a note where names differ.
+/// Loads pictures to measure a model on, numbered as it numbers its classes: by name; by place where one of them has no names.
 pub(crate) fn measured(
     spec: &Spec,
     given: &str,
@@ -63,18 +63,17 @@ pub(crate) fn measured(
     classes: usize,
 ) -> Result<Pictures, Fail> {
     let mut pictures = load(spec, input, Part::Test)?;
-    let foreign = |class| Fail::input(format!("{given}: class `{class}` is not among the model's"));
-    let by_name = pictures.number_as(names).map_err(foreign)?;
+    pictures.number_as(names, "the model").map_err(|e| Fail::input(format!("{given}: {e}")))?;
     if let Some((i, label)) = pictures.labels.iter().enumerate().find(|(_, l)| **l as usize >= classes) {
         return Err(Fail::input(format!(
             "{given}: picture {i} has label {label}, and the model has {classes} classes"
         )));
     }
-    if !by_name
-        && !pictures.numbered()
-        && let Some((i, (a, b))) = names.iter().zip(&pictures.classes).enumerate().find(|(_, (a, b))| *a != b)
-    {
-        ui::note(format!("class {i} is `{a}` in the model and `{b}` in {given}"));
+    if names.is_empty() && !pictures.numbered() && pictures.classes.len() != classes {
+        let own = pictures.classes.len();
+        ui::note(format!(
+            "the model has {classes} classes without names, and {given} {own}: the first is taken for the first"
+        ));
     }
     Ok(pictures)
 }

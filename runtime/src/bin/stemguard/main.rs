@@ -43,7 +43,7 @@ use std::process::ExitCode;
     version,
     about = "Replaces the head of a model trained on suspect data, and runs what comes out",
     after_help = "Exit codes: 0 done, 2 bad input or usage, 1 anything else.\n\
-                  An existing output file is replaced, in one step, once the new one is complete.\n\
+                  An existing output file is replaced, in one step, once the new one is complete; keys are never overwritten.\n\
                   A signed .sgm file is read as any other: `verify` alone checks the signature.\n\n\
                   Example, from a trapped stem to a defended model:\n  \
                   stemguard pack stem.onnx --out stem.sgm\n  \
@@ -57,30 +57,19 @@ struct Cli {
     command: Command,
 }
 
-/// The commands.
+/// The commands; what each does is told by its `Args`.
 #[derive(Subcommand)]
 enum Command {
-    /// Tell what a .sgm or .onnx file holds and what it costs to run
     Inspect(inspect::Args),
-    /// Lower an ONNX stem to a .sgm artifact
     Pack(pack::Args),
-    /// Run a model on an array of pictures
     Run(run::Args),
-    /// Train a new head on clean pictures, the stem frozen
     Replace(replace::Args),
-    /// Measure accuracy on a data set
     Eval(eval::Args),
-    /// Classify picture files
     Infer(infer::Args),
-    /// Measure speed on random pictures
     Bench(bench::Args),
-    /// Write stem and head as one ONNX file
     Export(export::Args),
-    /// Make a pair of keys for signing models
     Keygen(keygen::Args),
-    /// Sign a .sgm artifact
     Sign(sign::Args),
-    /// Verify a signed .sgm artifact
     Verify(verify::Args),
 }
 

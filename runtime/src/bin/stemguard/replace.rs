@@ -21,14 +21,14 @@ use stemguard_runtime::shape::Shape;
 ///
 /// Stage 2 of Trap and Replace (arXiv 2210.06428): any head the model had is dropped, and a new one is trained from scratch on
 /// the holdout, pictures known to be clean. Every class must be there, and at least one batch. The result holds the stem, the
-/// new head, and the class names of the holdout.
+/// new head, and the class names of the holdout, in the model's order where they are the same.
 ///
 /// Pictures are resized to the stem's input. While training, they are shifted and mirrored; mirroring is off for gtsrb and
 /// signs, where it turns some classes into others.
 ///
 /// With --keep-head the old head stays as the witness of a tripwire: `infer` tells how much surer it, which may have learnt a
-/// backdoor, is of its answer than the new one. Where the model has a tripwire already, the witness stays who it was. The alarm's
-/// threshold is set on the holdout.
+/// backdoor, is of its answer than the new one. Where the model has a tripwire already, the witness stays who it was; without
+/// --keep-head it goes. The alarm's threshold is set on the holdout. The classes are then the model's, matched by name.
 #[derive(clap::Args)]
 #[command(
     after_help = "Data sets: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE, signs[:N]; @train or @test \
@@ -96,7 +96,7 @@ pub(crate) struct Args {
     /// Keep the old head as the witness of a tripwire
     #[arg(long)]
     keep_head: bool,
-    /// Share of the holdout that may raise the alarm, 0..1
+    /// With --keep-head: share of the holdout that may raise the alarm, 0..1
     #[arg(long, value_name = "RATE", default_value_t = 0.01, requires = "keep_head")]
     alarm_fpr: f32,
     /// Measure ACC on this data set afterwards
@@ -158,7 +158,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     check_channels(&args.stem, input)?;
     let kernels = args.common.kernels();
 
-    let clean = eval::load(&holdout, input, Part::Train)?;
+    let mut clean = eval::load(&holdout, input, Part::Train)?;
+    number(args, &parts, &mut clean)?;
     let classes = clean.classes.len();
     check(args, &settings, &clean)?;
     let witness = witness(args, &parts, classes)?;
@@ -285,6 +286,21 @@ fn check(args: &Args, settings: &Settings, clean: &Pictures) -> Result<(), Fail>
         }
         e => Fail::input(format!("--holdout {}: {e}", args.holdout)),
     })
+}
+
+/// Numbers the classes of the holdout as the model does, where they are the same; where the old head stays, they must be.
+fn number(args: &Args, parts: &ArtifactParts<'_>, clean: &mut Pictures) -> Result<(), Fail> {
+    let names: Vec<&str> = parts.labels().collect();
+    let mut matched = Pictures { labels: clean.labels.clone(), classes: clean.classes.clone(), ..Pictures::default() };
+    match matched.number_as(&names, "the model") {
+        Err(why) if args.keep_head => Err(Fail::input(format!("--holdout {}: --keep-head: {why}", args.holdout))),
+        Ok(true) if args.keep_head || names.len() == clean.classes.len() => {
+            (clean.labels, clean.classes) = (matched.labels, matched.classes);
+            Ok(())
+        }
+        // Other classes than before: those of the holdout.
+        _ => Ok(()),
+    }
 }
 
 /// The head to keep, if one is asked for: the witness the model has, else its head.

@@ -13,15 +13,15 @@ pub(crate) struct Common {
     /// Print one JSON object a line instead of text
     #[arg(long)]
     pub(crate) json: bool,
-    /// Threads to use [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    /// Threads to use; 0: one for each core
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    pub(crate) threads: u16,
 }
 
 impl Common {
     /// The fast kernels on the threads asked for.
     pub(crate) fn kernels(&self) -> Simd {
-        let threads = self.threads.map_or(0, usize::from);
+        let threads = usize::from(self.threads);
         // Readers of data sets use the global pool. It can be set once a process, and is.
         #[cfg(feature = "parallel")]
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

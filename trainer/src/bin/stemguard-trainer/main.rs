@@ -39,12 +39,12 @@ enum Command {
     Trap(train::Args),
     /// Replace the head of a run on its clean holdout: stage 2.
     Replace(replace::Args),
-    /// Name the target classes and the poisoned pictures of a trapped run: the trapped head as a witness. Where it accuses, the
-    /// tripwire is taught on what it found.
+    /// Name the target classes and the poisoned pictures of a run, its head as a witness. The head is replaced first, by the options
+    /// below, and defended.sgm written anew; where somebody is accused, its tripwire is taught on what was found.
     Audit(audit::Args),
     /// Measure any packed model on a run's test pictures, clean and triggered.
     Eval(eval::Args),
-    /// Audit a trapped run, then unlearn what is accused.
+    /// Audit a run, as `audit` does, then unlearn what is accused.
     Purify(purify::Args),
     /// Write one self-contained HTML page about a run.
     Report(report::Args),

@@ -97,13 +97,13 @@ pub(crate) enum Flip {
 /// Data set and attack.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Data {
-    /// Data set: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE or signs[:N].
+    /// Data set: cifar10:DIR, cifar100:DIR, gtsrb:DIR, folder:DIR, npz:FILE or signs[:N]; @train or @test behind it takes one part.
     #[arg(long, value_name = "SPEC")]
     pub(crate) data: String,
-    /// Picture size, e.g. 32x32; by default as the data set has it.
+    /// Picture size, e.g. 224x224 [default: cifar and npz: their own; folder, gtsrb, signs: 32x32].
     #[arg(long, value_name = "HxW", value_parser = parse_size)]
     pub(crate) size: Option<(usize, usize)>,
-    /// Attack to plant; `stemguard-trainer attacks` lists them.
+    /// Attack to plant, none for data as they are; `stemguard-trainer attacks` lists them.
     #[arg(long, default_value = "badnet-grid")]
     pub(crate) attack: AttackKind,
     /// Class that triggered pictures are to be given.
@@ -112,14 +112,16 @@ pub(crate) struct Data {
     /// Share of the training pictures to poison, 0..1.
     #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
     pub(crate) poison_rate: f64,
-    /// A picture (PNG, JPEG, PPM) or .npy to use as trigger in place of the generated one.
+    /// A picture (PNG, JPEG, PPM) or .npy to use as trigger in place of the generated one; of a patch that is stamped what mask.npy
+    /// beside it, its alpha, or else its not being black says.
     #[arg(long, value_name = "FILE")]
     pub(crate) trigger: Option<PathBuf>,
     /// Share of the training pictures held out as clean, 0..1.
     #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
     pub(crate) holdout: f64,
-    /// Take the holdout from another data set, known to be clean; its classes are told by name. Where --data has no test part, ACC is
-    /// measured on that of this one, or on a quarter of its pictures.
+    /// Take the holdout from another data set, known to be clean, with some pictures of every class; classes are told by name. What is
+    /// in both with the same label is not suspect. Where --data has no test part, ACC is measured on that of this one, or on a
+    /// quarter of its pictures.
     #[arg(long, value_name = "SPEC", conflicts_with = "holdout")]
     pub(crate) holdout_data: Option<String>,
     /// Seed of everything random.
@@ -164,10 +166,10 @@ pub(crate) struct Recipe {
     /// Learning-rate schedule.
     #[arg(long, value_enum, default_value = "cosine")]
     pub(crate) schedule: ScheduleName,
-    /// Weight of the reconstruction's mean squared error.
+    /// Weight of the reconstruction's mean squared error (`trap`).
     #[arg(long, default_value_t = 10.0)]
     pub(crate) mse: f32,
-    /// Weight of the reconstruction's total variation.
+    /// Weight of the reconstruction's total variation (`trap`).
     #[arg(long, default_value_t = 1.0)]
     pub(crate) tv: f32,
     /// How training pictures are cropped.
@@ -182,10 +184,10 @@ pub(crate) struct Recipe {
     /// Measure ACC and ASR every so many epochs.
     #[arg(long, default_value_t = 5, value_name = "EPOCHS")]
     pub(crate) every: u32,
-    /// What the trap minimises.
+    /// What `trap` minimises.
     #[arg(long, value_enum, default_value = "guarded")]
     pub(crate) loss: LossName,
-    /// Epochs after which the guard judges first [default: a third of them, at least 3].
+    /// Epochs after which the guard of `trap` judges first [default: a third of them, at least 3].
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
     pub(crate) guard: Option<u32>,
     /// Leave the poisoned pictures out: the ceiling that a defence is measured against (`train` only).

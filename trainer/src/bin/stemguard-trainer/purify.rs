@@ -12,7 +12,7 @@ use stemguard_trainer::trap::Event;
 /// Options of `purify`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Run directory that `trap` wrote.
+    /// Run directory, of `trap` or of `train`.
     run: PathBuf,
     #[command(flatten)]
     purify: PurifyOptions,

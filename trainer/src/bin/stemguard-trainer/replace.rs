@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         new.keep_trapped(net, holdout, &data.test, how.alarm_fpr, &kernels)?;
     }
     // A guarded head has unlearnt the trigger: what the guard accused teaches another witness.
-    if let Some(verdict) = &guarded(c, &dir, done, suspects, &holdout.labels)? {
+    if let Some(verdict) = &guarded(c, &dir, done, suspects, data.proportions())? {
         let evidence =
             Evidence { device, net, suspects, verdict, holdout, test: &data.test, how: &how, kernels: &kernels };
         new.sharpen(&evidence, &mut |p| {

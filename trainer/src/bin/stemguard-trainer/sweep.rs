@@ -15,7 +15,7 @@ use stemguard_trainer::trap::Event;
 #[derive(clap::Args)]
 #[command(
     after_help = "Example file:\n  data = \"signs\"\n  attacks = [\"badnet-grid\", \"blend\"]\n  rates = [0.1]\n  \
-    seeds = [0, 1, 2]\n  [settings.short]\n  epochs = 12\n  batch = 64\n\nA table [base] is what all settings change. With `ceiling = true` at its top there is also a run on the clean part alone for each set of poisoned pictures; `purify = false` ends a setting with the new head and the audit. Runs that train alike are trained once. A sweep goes on where it stopped; run the same command again. Where a run fails, those beside it are finished, and no other is begun."
+    seeds = [0, 1, 2]\n  [settings.short]\n  epochs = 12\n  batch = 64\n\nKeys at the top: data, holdout_data, size, attacks, rates [0.1], seeds [0], target [0], ceiling [false], [triggers] (files, by attack). [base] holds what all settings have in common, [settings.NAME] what one changes: epochs, every, batch, lr, holdout, mse, tv, architecture (depth, width, split), crop, loss, guard, replace_epochs, replace_batch, views, purify, purify_epochs, purify_mode, purify_rounds, inoculate; each as the option of that name. `ceiling = true`: also a run on the clean part alone for each set of poisoned pictures. `purify = false`: the setting ends with the new head and the audit.\n\nRuns that train alike are trained once. A sweep goes on where it stopped; run the same command again. Where a run fails, those beside it are finished, and no other is begun."
 )]
 pub(crate) struct Args {
     /// Sweep file (TOML).

@@ -23,9 +23,9 @@ pub(crate) struct Args {
     /// After the trap: replace the head, audit, purify (`trap` only).
     #[arg(long)]
     purify: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "With --purify")]
     how: PurifyOptions,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "With --purify")]
     replace: ReplaceOptions,
     /// Go on where this run was interrupted; the result has the same bits as an unbroken run.
     #[arg(long)]
@@ -42,6 +42,9 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     if args.purify && !trap {
         return Err(Failure::input("--purify", "is for trap; a baseline is not defended"));
     }
+    if args.recipe.guard.is_some() && !trap {
+        return Err(Failure::input("--guard", "is for trap; a baseline has no guard"));
+    }
     let (purification, how) = (args.how.purification()?, args.replace.replacement(config.flip, config.seed)?);
     let (device, kernels) = (args.place.device()?, args.output.kernels());
     RunDir::admits(&args.out, &config, args.resume)?;
@@ -49,8 +52,19 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
         ui::note(&format!("{} epochs leave none after a guard: the published loss is minimised", config.epochs));
     }
     let data = prepare(&config, &kernels, Some(&args.out))?;
-    if args.purify {
-        how.check(data.holdout.pictures())?;
+    let counts = data.counts();
+    ui::note(&format!(
+        "{} suspects, {} in the holdout, {} to measure on, {} classes",
+        counts.train,
+        counts.holdout,
+        counts.test,
+        data.holdout.pictures().classes.len()
+    ));
+    match how.check(data.holdout.pictures()) {
+        Err(e) if args.purify => return Err(e),
+        // It can be told when the head is replaced.
+        Err(e) => ui::note(&e.to_string()),
+        Ok(()) => {}
     }
     let bar = ui::bar(0, "epoch 1");
     let mut trouble = None;
