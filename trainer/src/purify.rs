@@ -331,7 +331,7 @@ mod tests {
         for (p, word) in [
             (Purification { epochs: 0, ..Purification::default() }, "--purify-epochs"),
             (Purification { rounds: 4, ..Purification::default() }, "--rounds"),
-            (Purification { mode: Mode::Relabel, ..Purification::default() }, "--mode relabel"),
+            (Purification { mode: Mode::Relabel, ..Purification::default() }, "mode relabel"),
             (Purification { inoculate: f32::NAN, ..Purification::default() }, "--inoculate"),
         ] {
             assert!(p.check().expect_err("refused").contains(word));
