@@ -91,15 +91,15 @@ pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prep
 const MAX_CLASSES: usize = 4096;
 
 /// Pictures by use, before anything is planted.
-struct Parts {
-    rest: Pictures,
-    holdout: CleanHoldout,
+pub(crate) struct Parts {
+    pub(crate) rest: Pictures,
+    pub(crate) holdout: CleanHoldout,
     test: Pictures,
     split: Split,
 }
 
 /// Loads and takes apart what a run names.
-fn parts(c: &RunConfig) -> Result<Parts, Failure> {
+pub(crate) fn parts(c: &RunConfig) -> Result<Parts, Failure> {
     let spec: Spec = c.data.parse()?;
     let DataSet { train, test } = load(&spec, &LoadOptions { size: c.size, seed: c.seed })?;
     if train.is_empty() {

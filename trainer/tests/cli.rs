@@ -33,11 +33,17 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     let (twice, astray) =
         (plan("twice.toml", "seeds = [0, 0]\n"), plan("astray.toml", "[settings.'../a']\nepochs = 1\n"));
     let bare = plan("bare.toml", "[triggers]\nblend = '/no/trigger.png'\n");
+    let far = plan("far.toml", "target = 10\n");
+    let [large, new] = ["batch = 500", "batch = 16\nreplace_batch = 40"]
+        .map(|base| plan(&format!("{}.toml", base.len()), &format!("[base]\n{base}\n")));
     let cases: &[(&[&str], &str)] = &[
         (&["trap", "--attack", "cl", "--data", "signs:400", "--batch", "500", "--out", out], "--batch"),
         (&["sweep", &twice, "--out", out], "blend-0.1-default-0: is asked for twice"),
         (&["sweep", &astray, "--out", out], "\"../a\""),
-        (&["sweep", &bare, "--out", out], "bare.toml: triggers: blend: /no/trigger.png: cannot be read"),
+        (&["sweep", &bare, "--out", out], "bare.toml: blend-0.1-default-0: cannot read the trigger /no/trigger.png"),
+        (&["sweep", &far, "--out", out], "far.toml: blend-0.1-default-0: target: class 10 is not below"),
+        (&["sweep", &large, "--out", out], "blend-0.1-base-0: batch: 190 pictures are fewer"),
+        (&["sweep", &new, "--out", out], "it takes a smaller replace_batch, or more pictures"),
         (&["trap", "--data", "signs:200", "--depth", "34", "--split", "5", "--out", out], "--split of ResNet-34 is"),
         (&["trap", "--data", "cifar10:/no/such/place", "--out", out], "/no/such/place"),
         (&["trap", "--data", &cifar, "--out", out], "data_batch_1.bin"),

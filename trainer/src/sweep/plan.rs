@@ -1,9 +1,11 @@
 //! What a sweep file says, and the runs it stands for: every combination of attack, rate, seed and setting is a cell.
 
-use crate::attack::{AttackError, AttackKind};
+use crate::attack::{AttackError, AttackKind, build};
 use crate::config::{Crop, Loss, RunConfig};
+use crate::course;
 use crate::defend::Replacement;
 use crate::error::Failure;
+use crate::prepare::parts;
 use crate::purify::{Mode, Purification};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -108,16 +110,20 @@ fn spelled(table: &toml::Table) -> toml::Table {
     table.iter().map(|(key, value)| (if key == "rate" { "lr".into() } else { key.clone() }, value.clone())).collect()
 }
 
-/// A message about an option, of the plan's key: here they have the same names, but for purification's.
-fn key(message: String) -> String {
-    let Some(option) = message.strip_prefix("--") else { return message };
-    let (name, rest) = option.split_once(' ').unwrap_or((option, ""));
-    let name = match name {
-        "mode" | "rounds" => format!("purify_{name}"),
-        "poison-rate" => "rates".into(),
-        name => name.replace('-', "_"),
+/// A message with each option it names as the plan's key: here they have the same names, but for purification's.
+fn key(message: &str) -> String {
+    let word = |word: &str| {
+        let Some(option) = word.strip_prefix("--") else { return word.to_owned() };
+        let end = option.find(|c: char| !c.is_ascii_alphanumeric() && c != '-').unwrap_or(option.len());
+        let (name, rest) = option.split_at(end);
+        let name = match name {
+            "mode" | "rounds" => format!("purify_{name}"),
+            "poison-rate" => "rates".into(),
+            name => name.replace('-', "_"),
+        };
+        format!("{name}{rest}")
     };
-    format!("{name} {rest}")
+    message.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 impl Changes {
@@ -149,7 +155,7 @@ impl Changes {
         c.architecture = self.architecture.unwrap_or(c.architecture);
         c.crop = self.crop.unwrap_or(c.crop);
         c.guard = self.loss.unwrap_or_default().guard(self.guard, c.epochs)?;
-        c.check().map_err(key)
+        c.check().map_err(|e| key(&e))
     }
 
     /// How the trapped model is purified under this setting; `None` where it is not.
@@ -162,7 +168,7 @@ impl Changes {
             rounds: self.purify_rounds.unwrap_or(mode.default_rounds()),
             inoculate: self.inoculate.unwrap_or(default.inoculate),
         };
-        purification.check().map_err(key).map(|()| self.purify.unwrap_or(true).then_some(purification))
+        purification.check().map_err(|e| key(&e)).map(|()| self.purify.unwrap_or(true).then_some(purification))
     }
 
     /// How the head of a run is replaced under this setting.
@@ -264,22 +270,25 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Checks that the trigger files of its attacks can be read: before hours are spent on those that have none.
+    /// Goes through all that its cells could stumble over but training, with the data as the first of them takes them apart: before
+    /// hours are spent on those that stand.
     ///
     /// # Errors
-    /// [`Failure::Input`] naming the plan, the attack and the file.
-    pub fn check_triggers(&self) -> Result<(), Failure> {
-        for kind in &self.attacks {
-            if let Some(trigger) = self.triggers.get(kind.name()) {
-                let refuse =
-                    |why: String| Failure::file(&self.file, format!("triggers: {kind}: {}: {why}", trigger.display()));
-                let file = std::fs::File::open(trigger).map_err(|e| refuse(format!("cannot be read: {e}")))?;
-                if !file.metadata().is_ok_and(|m| m.is_file()) {
-                    return Err(refuse("is no file".into()));
-                }
-            }
-        }
-        Ok(())
+    /// [`Failure::Input`] naming the plan, the cell, and the key or file.
+    pub fn rehearse(&self, cells: &[Cell]) -> Result<(), Failure> {
+        let Some(first) = cells.first() else { return Ok(()) };
+        let told = |cell: &Cell, e: Failure| match e {
+            Failure::Input(why) => Failure::file(&self.file, format!("{}: {}", cell.name, key(&why))),
+            other => other,
+        };
+        let parts = parts(&first.config).map_err(|e| told(first, e))?;
+        let (suspects, holdout) = (&parts.rest, parts.holdout.pictures());
+        let each = |cell: &Cell| {
+            build(&cell.config.attack, suspects.h, suspects.w)?;
+            course::check(&cell.config, suspects)?;
+            cell.replacement.check(holdout)
+        };
+        cells.iter().try_for_each(|cell| each(cell).map_err(|e| told(cell, e)))
     }
 
     /// The grid, in the order of the file.
