@@ -5,7 +5,7 @@
 #
 # Without --source: rustup's precompiled target if it can be added, else `std` built from source with Debian's compiler
 # (apt-get install rustc-web rust-web-src). Needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user.
-# Without a filter: kernels::
+# Without a filter: the kernels in f32 and 8 bits, and the plans that call them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,7 +15,7 @@ if [[ ${1:-} == --source ]]; then
     from=${2:?rustup or debian}
     shift 2
 fi
-(($#)) || set -- kernels::
+(($#)) || set -- kernels:: net::int8:: session::engine::
 for tool in aarch64-linux-gnu-gcc qemu-aarch64; do
     command -v "$tool" >/dev/null || { echo "$tool is missing: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" >&2; exit 1; }
 done

@@ -95,3 +95,59 @@ pub fn read(path: &Path, fingerprint: &str) -> Result<(State, u32), Failure> {
     }
     Ok((state, progress.epochs))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stemguard_runtime::rng::Rng;
+
+    fn kept() -> (tempfile::TempDir, std::path::PathBuf, State) {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut state = State { steps: 7, ..State::default() };
+        state.tensors.insert("stem.0.weight".into(), vec![0.5, -1.25, 3.0]);
+        state.tensors.insert("first.stem.0.weight".into(), vec![1e-9; 3]);
+        let path = home.path().join(CHECKPOINT);
+        write(&path, &state, 3, "of this run").expect("written");
+        (home, path, state)
+    }
+
+    #[test]
+    fn a_checkpoint_reads_as_it_was_written() {
+        let (_home, path, state) = kept();
+        let (read, epochs) = read(&path, "of this run").expect("sound");
+        assert_eq!((read.tensors, read.steps, epochs), (state.tensors, 7, 3));
+        assert!(!is_of_another(&path, "of this run") && is_of_another(&path, "of that run"));
+        assert!(super::read(&path, "of that run").expect_err("refused").to_string().contains("another configuration"));
+    }
+
+    #[test]
+    fn damage_is_told_with_the_file() {
+        let (_home, path, _) = kept();
+        let whole = std::fs::read(&path).expect("bytes");
+        let told = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).expect("written");
+            super::read(&path, "of this run").map_err(|e| e.to_string())
+        };
+        for len in 0..whole.len() {
+            let why = told(&whole[..len]).expect_err("cut short");
+            assert!(why.contains(CHECKPOINT), "{len}: {why}");
+        }
+        let mut rng = Rng::new(1, 2);
+        for _ in 0..2000 {
+            let mut bytes = whole.clone();
+            let at = (rng.uniform() * bytes.len() as f32) as usize;
+            bytes[at] ^= 1 << (rng.uniform() * 8.0) as u32;
+            match told(&bytes) {
+                Ok((state, _)) => assert!(state.tensors.values().flatten().all(|v| v.is_finite())),
+                Err(why) => assert!(why.contains(CHECKPOINT), "{at}: {why}"),
+            }
+        }
+        let mut endless = State { steps: u64::from(u32::MAX), ..State::default() };
+        write(&path, &endless, 1, "of this run").expect("written");
+        assert!(super::read(&path, "of this run").expect_err("refused").to_string().contains("too many"));
+        endless.steps = 1;
+        endless.tensors.insert("head".into(), vec![f32::NAN]);
+        write(&path, &endless, 1, "of this run").expect("written");
+        assert!(super::read(&path, "of this run").expect_err("refused").to_string().contains("'head' holds"));
+    }
+}

@@ -150,3 +150,44 @@ fn figures(test: &TestSet, clean: &[u32], triggered: &[u32]) -> Evaluation {
         per_class,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(labels: &[u32]) -> Pictures {
+        let classes = ["a", "b", "c"].map(String::from).to_vec();
+        Pictures { h: 1, w: 1, pixels: vec![0; 3 * labels.len()], labels: labels.to_vec(), classes, files: Vec::new() }
+    }
+
+    #[test]
+    fn figures_are_counted_as_they_are_defined() {
+        let test = TestSet { clean: set(&[0, 0, 1, 2, 1]), triggered: set(&[1, 2, 2, 1]), target: 0 };
+        let e = figures(&test, &[0, 1, 0, 2, 1], &[0, 2, 0, 0]);
+        assert_eq!((e.acc, e.asr, e.ra), (3.0 / 5.0, 3.0 / 4.0, 1.0 / 4.0));
+        // Of the three clean pictures of other classes, one.
+        assert_eq!(e.chance, 1.0 / 3.0);
+        assert_eq!(e.confusion, [[1, 1, 0], [1, 1, 0], [0, 0, 1]]);
+        assert_eq!(e.per_class, [0.5, 0.5, 1.0]);
+        let bare = TestSet { clean: set(&[1]), triggered: set(&[]), target: 0 };
+        let e = figures(&bare, &[1], &[]);
+        assert_eq!((e.acc, e.asr, e.ra, e.chance), (1.0, 0.0, 0.0, 0.0));
+        assert_eq!(e.per_class, [0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn answers_come_in_the_order_of_the_pictures() {
+        let n = 2 * BATCH + 7;
+        let mut pictures = set(&vec![0; n]);
+        pictures.pixels.iter_mut().enumerate().for_each(|(k, v)| *v = [0, 120, 255][k / 3 % 3]);
+        let mut seen = Vec::new();
+        let logits = &mut |x: &[f32]| {
+            seen.push(x.len() / 3);
+            let class = |v: f32| (0..3).map(move |c| if (v * 2.0).round() as i32 == c { 1.0 } else { 0.0 });
+            Ok(x.chunks_exact(3).flat_map(|p| class(p[0])).collect())
+        };
+        let found = answers(&pictures, logits).expect("answers");
+        assert!(found.iter().enumerate().all(|(i, &answer)| answer == i as u32 % 3) && found.len() == n);
+        assert_eq!(seen, [BATCH, BATCH, 7]);
+    }
+}

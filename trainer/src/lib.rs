@@ -33,6 +33,8 @@ pub mod prepare;
 pub mod purify;
 pub mod report;
 pub mod run;
+#[cfg(test)]
+mod skip;
 pub mod split;
 pub mod summary;
 pub mod sweep;

@@ -7,7 +7,7 @@ use crate::ui;
 use stemguard_runtime::error::Error;
 use stemguard_runtime::kernels::simd::Simd;
 #[cfg(feature = "onnx")]
-use stemguard_runtime::onnx::{OnnxError, TractModel};
+use stemguard_runtime::onnx::{OnnxError, TractModel, TractState};
 use stemguard_runtime::session::Session;
 use stemguard_runtime::shape::Shape;
 use stemguard_runtime::tripwire::Alarm;
@@ -55,6 +55,8 @@ pub(crate) struct Tract {
     model: TractModel,
     output: Shape,
     kernels: Simd,
+    /// States that are not at work, one a thread at most.
+    states: std::sync::Mutex<Vec<TractState>>,
 }
 
 impl<'a> Runner<'a> {
@@ -75,7 +77,8 @@ impl<'a> Runner<'a> {
                         format!("an output of dimensions {dims:?} is neither [N, C] nor [N, C, H, W]"),
                     )
                 })?;
-                Ok(Self::Tract(Box::new(Tract { model: planned, output, kernels: kernels.clone() })))
+                let (kernels, states) = (kernels.clone(), std::sync::Mutex::default());
+                Ok(Self::Tract(Box::new(Tract { model: planned, output, kernels, states })))
             }
             #[cfg(not(feature = "onnx"))]
             Backend::Tract => Err(Fail::lacks("tract", "onnx")),
@@ -187,15 +190,19 @@ impl<'a> Runner<'a> {
 
 #[cfg(feature = "onnx")]
 impl Tract {
-    /// Pictures are spread over threads; each part gets a state of its own.
+    /// Pictures are spread over threads; each part takes a state of its own, made once.
     fn run(&self, x: &[f32], out: &mut [f32]) -> Result<(), OnnxError> {
         let (len, to) = (self.model.input_shape().len(), self.output.len());
         let chunk = (x.len() / len).div_ceil(self.kernels.threads()).max(1);
         let failed = std::sync::Mutex::new(None);
         self.kernels.for_each(x.chunks(chunk * len).zip(out.chunks_mut(chunk * to)).collect(), |(x, out)| {
             let mut part = || {
-                let mut state = self.model.state()?;
-                x.chunks_exact(len).zip(out.chunks_exact_mut(to)).try_for_each(|(x, out)| state.run(x, out))
+                let states = || self.states.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let kept = states().pop();
+                let mut state = kept.map_or_else(|| self.model.state(), Ok)?;
+                x.chunks_exact(len).zip(out.chunks_exact_mut(to)).try_for_each(|(x, out)| state.run(x, out))?;
+                states().push(state);
+                Ok(())
             };
             if let Err(e) = part() {
                 *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(e);

@@ -8,7 +8,7 @@ use super::*;
 fn published(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/triggers").join(name);
     if !path.is_file() {
-        println!("skipped: {name} is not at hand");
+        crate::skip::skipped("triggers", &format!("{name} is not at hand"));
         return None;
     }
     Some(path)

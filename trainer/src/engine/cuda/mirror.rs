@@ -86,7 +86,7 @@ impl Mirror {
     pub(super) fn new(precision: Precision) -> Option<Self> {
         let built = BUILT[precision as usize].get_or_init(|| build(precision)).as_ref();
         if built.is_none() {
-            eprintln!("skipped: there is no g++");
+            crate::skip::skipped("g++", "there is no g++");
         }
         Some(Self { precision, built: built?, memory: Vec::new(), programs: Vec::new(), falling: false })
     }

@@ -1,7 +1,7 @@
 //! Where the engine's tests run: on the mirror, and on the first GPU of a machine that has one. The same cases, the same limits.
 
 use super::backend::Backend;
-use super::driver::Driver;
+use super::driver::{Driver, probe};
 use super::mirror::Mirror;
 use crate::engine::Precision;
 
@@ -35,10 +35,11 @@ impl Place {
                 device.falling = falling;
                 Some(Box::new(device))
             }
-            Self::Gpu => match Driver::open(0, precision) {
-                Ok(device) => Some(Box::new(device)),
+            Self::Gpu => match probe() {
+                // Whatever else fails on a machine with a GPU is a failure.
+                Ok(_) => Some(Box::new(Driver::open(0, precision).expect("a GPU that is there works"))),
                 Err(e) => {
-                    eprintln!("skipped: {e}");
+                    crate::skip::skipped("gpu", &e.to_string());
                     None
                 }
             },

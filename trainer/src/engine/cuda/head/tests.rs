@@ -79,7 +79,7 @@ fn gradients_at(place: Place) {
     let top = grads.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     let apart = all[first..].iter().zip(&grads).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / top;
     eprintln!("{place:?}, head: gradients {apart:.1e} apart");
-    assert!(apart <= 1e-4);
+    assert!(apart <= 1e-4 && all[first..][..grads.len()].iter().all(|v| v.is_finite()));
     // Running statistics moved twice on both sides.
     let moved = head.params().expect("parameters");
     let trained = model.trained();
