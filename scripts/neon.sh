@@ -15,7 +15,7 @@ if [[ ${1:-} == --source ]]; then
     from=${2:?rustup or debian}
     shift 2
 fi
-(($#)) || set -- kernels:: net::int8:: session::engine::
+(($#)) || set -- kernels:: net::int8:: session::engine::tests::a_random_net
 for tool in aarch64-linux-gnu-gcc qemu-aarch64; do
     command -v "$tool" >/dev/null || { echo "$tool is missing: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user" >&2; exit 1; }
 done
