@@ -15,7 +15,7 @@ fn artifacts_run_and_the_rest_is_told_to_be_missing() {
     assert!(done(&["infer", &model, &picture, "--top", "3"]).contains("yield"));
     refused(&["infer", &model, &folder.put("y.ppm", b"P6 9 9 255 ")], &["y.ppm", "9x9"]);
 
-    let labels = ["go", "stop", "yield"];
+    let labels = ["pass", "stop", "yield"];
     for (i, label) in (0u8..24).zip(labels.iter().cycle()) {
         let pixels: Vec<u8> = (0..192u8).map(|k| k.wrapping_mul(3).wrapping_add(i * 10)).collect();
         folder.put(&format!("clean/{label}/{i}.ppm"), [&b"P6 8 8 255\n"[..], &pixels].concat());
@@ -26,7 +26,7 @@ fn artifacts_run_and_the_rest_is_told_to_be_missing() {
     let settings = ["--head", "linear", "--batch", "8", "--epochs", "2"];
     done(&[&["replace", &model, "--holdout", &clean, "--out", &renewed], &settings[..]].concat());
     assert!(done(&["eval", &renewed, "--data", &clean]).contains("ACC"));
-    folder.put("clean/go/large.ppm", [&b"P6 9 9 255\n"[..], &[0; 243]].concat());
+    folder.put("clean/pass/large.ppm", [&b"P6 9 9 255\n"[..], &[0; 243]].concat());
     refused(&["eval", &model, "--data", &clean], &["large.ppm", "does not resize"]);
 
     let out = folder.at("out");
