@@ -12,12 +12,12 @@ use stemguard_runtime::session::Session;
 use stemguard_trainer::attack::{AttackKind, Truth};
 use stemguard_trainer::config::{Crop, RunConfig};
 use stemguard_trainer::defend::Replacement;
-use stemguard_trainer::engine::Device;
+use stemguard_trainer::engine::{Device, Engine as _};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::evaluate::Evaluation;
 use stemguard_trainer::packed::measure;
 use stemguard_trainer::prepare::prepare;
-use stemguard_trainer::purify::Purification;
+use stemguard_trainer::purify::{Mode, Purification, purify};
 use stemguard_trainer::run::RunDir;
 use stemguard_trainer::trap::{Event, train};
 use stemguard_trainer::{chain, defend, summary, sweep};
@@ -207,21 +207,36 @@ fn the_audit_accuses_what_was_poisoned_and_purification_removes_it() {
         .expect("trained");
     let Evaluation { asr, chance, .. } = guarded.evaluation;
     assert!(asr - chance <= 0.1, "guarded, {asr} at a chance of {chance}");
-    let p = Purification { epochs: 4, ..Purification::default() };
     let (run, engine) = (&trapped.dir, &mut trapped.engine);
-    let end =
-        chain::finish(run, &c, &data, engine, &how, &p, false, Device::Cpu, &kernels, &mut |_| {}).expect("the rest");
-    let named: Vec<u32> = end.audit.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect();
+    let examined = chain::examine(run, &c, &data, engine, &how, Device::Cpu, &kernels, &mut |_| {}).expect("examined");
+    let (audit, state) = (&examined.found, engine.state().expect("a state"));
+    let summary = audit.summary(Some(&data.truth));
+    let named: Vec<u32> = summary.classes.iter().filter(|c| c.suspected).map(|c| c.class).collect();
     assert_eq!(named, [c.attack.target]);
-    let found = end.audit.measures.expect("the truth is known");
+    let found = summary.measures.expect("the truth is known");
     assert!(found.recall >= 0.85 && found.false_positives <= 0.01, "{found:?}");
-    let left = end.purified.asr - end.purified.chance;
-    assert!(left <= 0.05, "{left} is left of the backdoor");
+    let mut purified = |mode: Mode| {
+        let p = Purification { epochs: 4, mode, rounds: mode.default_rounds(), ..Purification::default() };
+        let done = purify(run, &c, &data, &state, audit, &how, &p, false, Device::Cpu, &kernels, &mut |_| {});
+        let done = done.expect("purified");
+        let first = &done.rounds[0];
+        assert_eq!((first.accused, done.rounds.len()), (summary.accused, p.rounds as usize), "{mode:?}");
+        assert!(done.rounds.iter().all(|r| r.inoculated > 0), "{mode:?}");
+        done
+    };
+    // Whatever becomes of the accused, the backdoor goes, and each way ends in a model of its own.
+    let [relabelled, dropped, (end, model)] = [Mode::Relabel, Mode::Drop, Mode::Unlearn].map(|mode| {
+        let done = purified(mode);
+        let left = done.evaluation.asr - done.evaluation.chance;
+        assert!(left <= 0.05, "{mode:?}: {left} is left of the backdoor");
+        (done, std::fs::read(run.file("purified.onnx")).expect("a model"))
+    });
+    assert!(model != dropped.1 && model != relabelled.1 && dropped.1 != relabelled.1);
     // The purified model ships with its own tripwire.
     let bytes = AlignedBytes::from_file(run.file("purified.sgm")).expect("purified.sgm");
     let shipped = Artifact::new_checked(&bytes).expect("an artifact").tripwire();
-    assert_eq!(shipped.is_some(), end.watch.alarms.is_some());
-    assert!(end.watch.found.is_some_and(|share| share >= 0.5), "{:?}", end.watch);
+    assert_eq!(shipped.is_some(), end.tripwire.alarms.is_some());
+    assert!(end.tripwire.found.is_some_and(|share| share >= 0.5), "{:?}", end.tripwire);
 }
 
 /// The cells of a plan, written to a file.

@@ -63,8 +63,8 @@ impl<'a> Descent<'a> {
         Ok(Some(kept))
     }
 
-    /// Trains the model, then moves each chosen picture up its loss, within the bound.
-    fn make(&self, pictures: &Pictures, indices: &[usize]) -> Result<Pictures, Failure> {
+    /// The model that the perturbation is made against, trained on `pictures` as they are.
+    fn model(&self, pictures: &Pictures) -> Result<CpuEngine, Failure> {
         let c = RunConfig { trap: false, epochs: EPOCHS, ..self.config.clone() };
         let dev = Cpu::default();
         let mut net = TrapNet::new(c.architecture, pictures.shape(), pictures.classes.len(), false, c.seed, &dev)?;
@@ -78,34 +78,38 @@ impl<'a> Descent<'a> {
                 engine.step(augment::batch(self.kernels, &c, pictures, epoch, chosen), Lesson::learn(&labels), rate)?;
             }
         }
-        let mut made = pictures.subset(indices);
-        let len = pictures.shape().len();
-        let bound = f32::from(EPSILON) / 255.0;
-        for first in (0..made.len()).step_by(BATCH) {
-            let last = (first + BATCH).min(made.len());
-            let mut plain = vec![0.0; (last - first) * len];
-            to_f32(&made.pixels[first * len..last * len], &mut plain);
-            let labels = &made.labels[first..last];
-            let mut x = plain.clone();
-            for _ in 0..STEPS {
-                let gradient = engine.input_gradient(x.clone(), labels)?;
-                for ((x, &p), &g) in x.iter_mut().zip(&plain).zip(&gradient) {
-                    let step = if g > 0.0 {
-                        STEP
-                    } else if g < 0.0 {
-                        -STEP
-                    } else {
-                        0.0
-                    };
-                    *x = (*x + step / 255.0).clamp(p - bound, p + bound).clamp(0.0, 1.0);
-                }
-            }
-            for (byte, v) in made.pixels[first * len..last * len].iter_mut().zip(&x) {
-                *byte = (v * 255.0).round() as u8;
+        Ok(engine)
+    }
+}
+
+/// Moves every picture up the loss of its label, in steps along the gradient's sign, within the bound.
+fn ascend(engine: &mut CpuEngine, pictures: &mut Pictures) -> Result<(), Failure> {
+    let len = pictures.shape().len();
+    let bound = f32::from(EPSILON) / 255.0;
+    for first in (0..pictures.len()).step_by(BATCH) {
+        let last = (first + BATCH).min(pictures.len());
+        let mut plain = vec![0.0; (last - first) * len];
+        to_f32(&pictures.pixels[first * len..last * len], &mut plain);
+        let labels = &pictures.labels[first..last];
+        let mut x = plain.clone();
+        for _ in 0..STEPS {
+            let gradient = engine.input_gradient(x.clone(), labels)?;
+            for ((x, &p), &g) in x.iter_mut().zip(&plain).zip(&gradient) {
+                let step = if g > 0.0 {
+                    STEP
+                } else if g < 0.0 {
+                    -STEP
+                } else {
+                    0.0
+                };
+                *x = (*x + step / 255.0).clamp(p - bound, p + bound).clamp(0.0, 1.0);
             }
         }
-        Ok(made)
+        for (byte, v) in pictures.pixels[first * len..last * len].iter_mut().zip(&x) {
+            *byte = (v * 255.0).round() as u8;
+        }
     }
+    Ok(())
 }
 
 impl Perturb for Descent<'_> {
@@ -113,7 +117,8 @@ impl Perturb for Descent<'_> {
         let made = match self.load(pictures, indices.len())? {
             Some(kept) => kept,
             None => {
-                let made = self.make(pictures, indices)?;
+                let mut made = pictures.subset(indices);
+                ascend(&mut self.model(pictures)?, &mut made)?;
                 if let Some(path) = &self.kept {
                     if let Some(dir) = path.parent() {
                         std::fs::create_dir_all(dir).map_err(|e| Failure::file(dir, e))?;
@@ -127,5 +132,109 @@ impl Perturb for Descent<'_> {
             pictures.picture_mut(i).copy_from_slice(made.picture(place));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stemguard_runtime::rng::Rng;
+
+    /// A network with its first weights, asked for the gradient of its input, and pictures of noise for it.
+    fn untrained(pictures: usize) -> (CpuEngine, Pictures) {
+        let (h, w, mut rng) = (8, 8, Rng::new(5, 0));
+        let pixels = (0..pictures * h * w * 3).map(|_| rng.below(256) as u8).collect();
+        let labels = (0..pictures as u32).map(|i| i % 3).collect();
+        let classes = ["a", "b", "c"].map(String::from).to_vec();
+        let made = Pictures { h, w, pixels, labels, classes, files: vec![] };
+        let c = RunConfig::published("signs".into());
+        let dev = Cpu::default();
+        let mut net = TrapNet::new(c.architecture, made.shape(), 3, false, 1, &dev).expect("a network");
+        net.stem.input_gradient = true;
+        (CpuEngine::new(net, c.objective(), Simd::new(1), dev), made)
+    }
+
+    fn values(pictures: &Pictures) -> Vec<f32> {
+        let mut x = vec![0.0; pictures.pixels.len()];
+        to_f32(&pictures.pixels, &mut x);
+        x
+    }
+
+    fn loss(engine: &mut CpuEngine, x: Vec<f32>, labels: &[u32]) -> f64 {
+        let (report, _) = engine.gradients(x, Lesson::learn(labels)).expect("losses");
+        f64::from(report.losses.ce)
+    }
+
+    #[test]
+    fn the_gradient_of_the_pictures_agrees_with_finite_differences() {
+        let (mut engine, pictures) = untrained(6);
+        let (x, len) = (values(&pictures), pictures.shape().len());
+        let gradient = engine.input_gradient(x.clone(), &pictures.labels).expect("a gradient");
+        let h = 2e-4;
+        // Along the gradient's signs, picture by picture and channel by channel.
+        for i in 0..pictures.len() {
+            for channel in 0..3 {
+                let moved = |by: f32| -> Vec<f32> {
+                    let mut x = x.clone();
+                    for at in (i * len + channel..(i + 1) * len).step_by(3) {
+                        x[at] += by * gradient[at].signum();
+                    }
+                    x
+                };
+                let rise =
+                    loss(&mut engine, moved(h), &pictures.labels) - loss(&mut engine, moved(-h), &pictures.labels);
+                let numeric = rise / (2.0 * f64::from(h));
+                let analytic: f64 =
+                    (i * len + channel..(i + 1) * len).step_by(3).map(|at| f64::from(gradient[at].abs())).sum();
+                assert!(
+                    analytic > 0.0 && (numeric - analytic).abs() <= 0.01 * analytic,
+                    "{i} {channel}: {numeric} {analytic}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_ascent_raises_the_loss_and_keeps_to_its_bound() {
+        let (mut engine, pictures) = untrained(6);
+        let mut made = pictures.clone();
+        ascend(&mut engine, &mut made).expect("perturbed");
+        let [before, after] = [&pictures, &made].map(|p| loss(&mut engine, values(p), &p.labels));
+        assert!(after > 1.5 * before, "{before} to {after}");
+        let moved: Vec<u8> = pictures.pixels.iter().zip(&made.pixels).map(|(a, b)| a.abs_diff(*b)).collect();
+        let most = moved.iter().filter(|&&m| m == EPSILON).count();
+        assert!(
+            moved.iter().all(|&m| m <= EPSILON) && most * 2 > moved.len(),
+            "{most} of {} at the bound",
+            moved.len()
+        );
+        assert_eq!(made.labels, pictures.labels);
+    }
+
+    #[test]
+    fn what_was_perturbed_is_kept_for_the_run_and_for_no_other() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (_, pictures) = untrained(40);
+        let c = RunConfig { batch: 20, ..RunConfig::published("signs".into()) };
+        let kernels = Simd::new(1);
+        let perturbed = |c: &RunConfig, indices: &[usize]| {
+            let mut made = pictures.clone();
+            Descent::new(c, &kernels, Some(dir.path())).perturb(&mut made, indices).map(|()| made)
+        };
+        let made = perturbed(&c, &[1, 4]).expect("perturbed");
+        for i in 0..pictures.len() {
+            assert_eq!(made.picture(i) != pictures.picture(i), [1, 4].contains(&i), "{i}");
+        }
+        // Taken from the file: what is in it is what comes out.
+        let path = dir.path().join(kept_as(&c));
+        let mut kept = pictures.subset(&[1, 4]);
+        kept.pixels.fill(7);
+        write_npz(&path, &kept).expect("written");
+        assert_eq!(perturbed(&c, &[1, 4]).expect("kept").picture(4), kept.picture(0));
+        // Of other pictures it is refused, of another seed it is not looked for.
+        let refused = perturbed(&c, &[1]).expect_err("another count").to_string();
+        assert!(refused.contains("does not belong to this run"), "{refused}");
+        let other = perturbed(&RunConfig { seed: 1, ..c }, &[1]).expect("perturbed anew");
+        assert!(other.picture(1) != kept.picture(0) && other.picture(1) != made.picture(1));
     }
 }

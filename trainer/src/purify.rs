@@ -327,6 +327,31 @@ mod tests {
     }
 
     #[test]
+    fn a_round_keeps_stem_and_decoder_and_draws_a_head_of_its_own() {
+        let (c, kernels) = (RunConfig { holdout: 0.2, ..RunConfig::published("signs:100".into()) }, Simd::new(1));
+        let data = crate::prepare::prepare(&c, &kernels, None).expect("data");
+        let mut trapped = engine(&c, &data, &kernels).expect("an engine").state().expect("a state");
+        // As after training: nothing is where it was drawn, and there are moments and steps.
+        trapped.tensors.values_mut().flatten().for_each(|v| *v += 0.5);
+        trapped.steps = 7;
+        let round = |seed| fresh_head(&c, &data, &trapped, seed, &kernels).and_then(|mut e| Ok(e.state()?));
+        let [one, same, other] = [3, 3, 4].map(|seed| round(seed).expect("an engine"));
+        assert!(one.tensors == same.tensors && one.steps == 0);
+        assert!(one.tensors.keys().eq(trapped.tensors.keys()));
+        let moments = |name: &str| name.starts_with("first.") || name.starts_with("second.");
+        assert!(one.tensors.iter().filter(|(name, _)| moments(name)).all(|(_, m)| m.iter().all(|&v| v == 0.0)));
+        let mut kept = [0, 0];
+        for (name, values) in &one.tensors {
+            let whole = name.starts_with("stem.") || name.starts_with("decoder.");
+            assert_eq!(values == &trapped.tensors[name], whole, "{name}");
+            kept[usize::from(whole)] += 1;
+        }
+        assert!(kept.iter().all(|&n| n > 0), "{kept:?}");
+        let drawn = |name: &&String| name.starts_with("head.") && one.tensors[*name] != other.tensors[*name];
+        assert!(one.tensors.keys().any(|name| drawn(&name)), "the seed draws the head");
+    }
+
+    #[test]
     fn settings_out_of_range_are_named() {
         for (p, word) in [
             (Purification { epochs: 0, ..Purification::default() }, "--purify-epochs"),

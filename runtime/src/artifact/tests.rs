@@ -4,10 +4,14 @@ mod int8;
 mod watched;
 
 use super::*;
+use crate::kernels::isa::Isa;
+use crate::kernels::simd::Simd;
 use crate::net::tests::{Dag, Dice, cases};
 use crate::net::{Activation, NetBuilder, Op, OwnedNet, Scalar, Window};
+use crate::session::Session;
 use proptest::prelude::*;
 use std::string::String;
+use std::sync::OnceLock;
 use std::vec;
 use std::vec::Vec;
 
@@ -299,6 +303,26 @@ fn steps(net: &Net<'_>) -> u64 {
     net.ops().map(of).fold(net.multiply_adds(), u64::saturating_add)
 }
 
+/// Features of three pictures of ones by a session over a model, on every instruction set this processor has; its heads answer, too.
+fn everywhere(parts: &ArtifactParts<'_>) -> Vec<Vec<f32>> {
+    static TEAMS: OnceLock<Vec<Simd>> = OnceLock::new();
+    let teams = TEAMS.get_or_init(|| Isa::available().map(|isa| Simd::with_isa(isa, 2).unwrap()).collect());
+    let one = |k: &Simd| {
+        let session = Session::of_artifact(parts, k.clone()).unwrap();
+        let x = vec![1.0; 3 * session.input().len()];
+        let mut features = vec![f32::NAN; 3 * session.features_shape().len()];
+        session.features(&x, &mut features).unwrap();
+        let mut answers = vec![0.0; 3 * session.output().len()];
+        session.infer(&x, &mut answers).unwrap();
+        if session.threshold().is_some() {
+            let watched = session.infer_watched(&x, &mut answers, &mut [0.0; 3]);
+            assert!(matches!(watched, Ok(()) | Err(Error::NotFinite)), "{watched:?}");
+        }
+        features
+    };
+    teams.iter().map(one).collect()
+}
+
 proptest! {
     #![proptest_config(cases(2000))]
 
@@ -329,6 +353,7 @@ proptest! {
                 let mut output = vec![0.0; net.output().len()];
                 let input = vec![1.0; net.input().len()];
                 prop_assert_eq!(net.run(&mut Scalar, &input, &mut arena, &mut output), Ok(()));
+                everywhere(&artifact.parts());
             }
             to_vec(&artifact.parts()).unwrap();
         }

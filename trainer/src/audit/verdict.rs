@@ -26,7 +26,9 @@ use serde::{Deserialize, Serialize};
 
 /// How far below the others a target class's agreement lies at least, in Fisher's transform.
 pub const LEAST_DISCORD: f64 = 0.5;
-/// Largest probability, over all classes together, of naming one by chance.
+/// Largest probability, over all classes together, of naming one by chance, where clean classes lie no farther apart than
+/// [`LEAST_SPREAD`]. A robust deviation of few others is itself uncertain, so that it is more where they lie farther apart: of
+/// classes spread normally with 1.67 times that, one in 40 draws of ten names somebody, one in 100 of four.
 pub const SIGNIFICANCE: f64 = 1e-3;
 /// How much more of a target class's variance lies between two groups at least, as a share.
 pub const LEAST_SPLIT: f64 = 0.05;
@@ -184,6 +186,14 @@ fn together(a: f64, b: f64) -> f64 {
     2.0 * product * (1.0 - product.ln())
 }
 
+/// The probability that one of so many clean classes stands out so far in discord or a split, at most 1; what does not lie far enough
+/// from the other classes to matter counts for nothing.
+fn chance<const N: usize>(discord: (f64, f64), splits: [(f64, f64); N], classes: f64) -> f64 {
+    let each = std::iter::once((discord, LEAST_DISCORD)).chain(splits.map(|s| (s, LEAST_SPLIT)));
+    let best = each.filter(|((by, _), least)| by >= least).map(|((_, z), _)| z).fold(0.0, f64::max);
+    if best > 0.0 { (upper_tail(best) * classes * (1 + N) as f64).min(1.0) } else { 1.0 }
+}
+
 /// Every class against the others, and what named it.
 fn compare(signals: &Signals, members: &[Vec<usize>], clean: &[u32]) -> (Vec<ClassVerdict>, Vec<Option<Named>>) {
     let size = |c: usize| members[c].len() as f64;
@@ -203,11 +213,8 @@ fn compare(signals: &Signals, members: &[Vec<usize>], clean: &[u32]) -> (Vec<Cla
     });
     let excess = excess(members, clean);
     let classes = members.iter().filter(|m| judged(m)).count() as f64;
-    let tests = classes * (1 + fits.len()) as f64;
     let class = |c: usize| {
-        let named = std::iter::once((discord[c], LEAST_DISCORD)).chain(splits.each_ref().map(|s| (s[c], LEAST_SPLIT)));
-        let best = named.filter(|((by, _), least)| by >= least).map(|((_, z), _)| z).fold(0.0, f64::max);
-        let alone = if best > 0.0 { (upper_tail(best) * tests).min(1.0) } else { 1.0 };
+        let alone = chance(discord[c], splits.each_ref().map(|s| s[c]), classes);
         let swollen = (upper_tail(excess[c].1) * classes).min(1.0);
         let p_value = if alone <= HINT { together(alone, swollen).min(alone) } else { alone };
         let found = ClassVerdict {

@@ -1,7 +1,6 @@
 //! Artifacts with a stem in 8 bits: golden bytes, damage, round trips.
 
 use super::*;
-use crate::kernels::simd::Simd;
 use crate::net::int8::build::Int8Builder;
 use crate::net::int8::{Finish, Int8Op, OwnedInt8Net, Quant, Rescale, ScalarInt8};
 use crate::quantise::{calibrate, quantise};
@@ -148,12 +147,19 @@ proptest! {
         {
             let work = net.ops().map(|op| steps(&op)).fold(0, u64::saturating_add);
             if work < 10_000_000 && net.arena_len() < 10_000_000 {
-                let (mut arena, input) = (vec![0; net.arena_len()], vec![100; net.input().len()]);
+                let (mut arena, mut input) = (vec![0; net.arena_len()], vec![100; net.input().len()]);
                 let mut outputs = [vec![0; net.output().len()], vec![1; net.output().len()]];
                 prop_assert_eq!(net.run(&mut ScalarInt8, &input, &mut arena, &mut outputs[0]), Ok(()));
                 let dsp = &mut crate::kernels::int8_dsp::Dsp;
                 prop_assert_eq!(net.run(dsp, &input, &mut arena, &mut outputs[1]), Ok(()));
                 prop_assert_eq!(&outputs[0], &outputs[1]);
+                // Through a session, from the picture that is quantised to what a picture of ones is.
+                input.fill(net.input_quant().quantise(1.0));
+                prop_assert_eq!(net.run(&mut ScalarInt8, &input, &mut arena, &mut outputs[0]), Ok(()));
+                let once: Vec<f32> = outputs[0].iter().map(|&q| net.output_quant().dequantise(q)).collect();
+                for features in everywhere(&artifact.parts()) {
+                    prop_assert!(features.chunks_exact(once.len()).all(|f| f == once), "{features:?}, not {once:?}");
+                }
             }
             to_vec(&artifact.parts()).unwrap();
         }
