@@ -1,5 +1,5 @@
-//! Training a head on 8x8x64 features: the gradient of one batch of 64, and an epoch of ten whole steps. The throughput is in
-//! pictures a second.
+//! Training a head on 8x8x64 features: the gradient of one batch of 64, and a whole training of one epoch of ten steps, what comes
+//! before the first step (a look at all features) included. The throughput is in pictures a second.
 
 use criterion::{BenchmarkId, Criterion, Throughput};
 use std::hint::black_box;

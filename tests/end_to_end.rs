@@ -215,7 +215,7 @@ fn the_audit_accuses_what_was_poisoned_and_purification_removes_it() {
     assert_eq!(named, [c.attack.target]);
     let found = summary.measures.expect("the truth is known");
     assert!(found.recall >= 0.85 && found.false_positives <= 0.01, "{found:?}");
-    let mut purified = |mode: Mode| {
+    let purified = |mode: Mode| {
         let p = Purification { epochs: 4, mode, rounds: mode.default_rounds(), ..Purification::default() };
         let done = purify(run, &c, &data, &state, audit, &how, &p, false, Device::Cpu, &kernels, &mut |_| {});
         let done = done.expect("purified");

@@ -222,7 +222,7 @@ fn refuse<P: Platform>(_: &mut P, _: u32) -> Result<(), Fault> {
 
 /// Tells the memory of each stage as the core's functions ask for it, and checks that the static buffers are that long.
 fn budget<P: Platform>(platform: &mut P, net: &Int8Net<'_>, (spec, params): Head<'_>) -> Result<(), Fault> {
-    let asked = Footprint::of(&(*net).into(), Some(spec), CLASSES, CAPACITY, SETTINGS.batch)?;
+    let asked = Footprint::of(&(*net).into(), &[*spec], CLASSES, CAPACITY, SETTINGS.batch)?;
     let held = Footprint {
         picture: PICTURE_LEN,
         map: FEATURES.len(),

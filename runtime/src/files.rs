@@ -33,7 +33,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`write()`], and those of `fill`.
 pub fn write_by(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    write_as(path, OpenOptions::new().write(true).create(true).truncate(true), fill)
+    write_as(path, OpenOptions::new().write(true).create_new(true), fill)
 }
 
 /// Whether this is the name of a file that was being written, beside its place, when a program was ended.
@@ -46,24 +46,31 @@ const PART: &str = ".part";
 
 /// Files written so far: no two that are written at a time share a name.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
+/// Numbers after which a name that is taken is an error.
+const TRIES: u64 = 1 << 20;
 
 fn write_as(path: &Path, options: &OpenOptions, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let target = fs::canonicalize(path).unwrap_or_else(|_| named_by(path));
     if fs::metadata(&target).is_ok_and(|data| !data.is_file()) {
         return OpenOptions::new().write(true).open(&target).and_then(|mut device| fill(&mut device));
     }
     let Some(last) = target.file_name() else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
     };
-    let mut name = OsString::from(".");
-    name.push(last);
-    name.push(format!(".{}-{}{PART}", std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed)));
-    let beside = target.with_file_name(name);
-    let written = options.open(&beside).and_then(|mut file| {
-        fill(&mut file)?;
-        file.sync_all()?;
-        fs::rename(&beside, &target)
-    });
+    // What is there under such a name is another program's, or was left by one of the same number.
+    let (beside, opened) = loop {
+        let mut name = OsString::from(".");
+        name.push(last);
+        let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".{}-{number}{PART}", std::process::id()));
+        let beside = target.with_file_name(name);
+        match options.open(&beside) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && number < TRIES => {}
+            opened => break (beside, opened?),
+        }
+    };
+    let mut file = opened;
+    let written = fill(&mut file).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&beside, &target));
     if written.is_err() {
         // The first error is the one to tell.
         let _ = fs::remove_file(&beside);
@@ -72,6 +79,15 @@ fn write_as(path: &Path, options: &OpenOptions, fill: impl FnOnce(&mut File) -> 
     // The new name is on the disk once the folder is. Not every file system can flush one.
     let _ = File::open(folder(&target)).and_then(|folder| folder.sync_all());
     Ok(())
+}
+
+/// What a link that leads nowhere yet names; else the path itself.
+fn named_by(path: &Path) -> PathBuf {
+    match fs::read_link(path) {
+        Ok(to) if to.is_absolute() => to,
+        Ok(to) => folder(path).join(to),
+        Err(_) => path.to_path_buf(),
+    }
 }
 
 /// The folder a file lies in.
@@ -116,6 +132,12 @@ mod tests {
         write(&link, b"2").unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&file).unwrap(), b"2");
+        // A link may come before what it names.
+        let (early, late) = (dir.path().join("early"), dir.path().join("late"));
+        std::os::unix::fs::symlink("late", &early).unwrap();
+        write(&early, b"3").unwrap();
+        assert!(fs::symlink_metadata(&early).unwrap().is_symlink());
+        assert_eq!(fs::read(&late).unwrap(), b"3");
         write_private(&key, b"secret").unwrap();
         assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     }

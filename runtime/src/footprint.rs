@@ -46,17 +46,17 @@ pub const fn pooled(features: Shape) -> Shape {
 }
 
 impl Footprint {
-    /// Of a stem and its head, a bank of `capacity` pictures and training steps of `batch` pictures.
+    /// Of a stem and its heads (its own and a tripwire's witness, which take turns; none: a linear one), a bank of `capacity` pictures and training steps of `batch` pictures.
     ///
     /// # Errors
     /// As [`HeadModel::new`].
-    pub fn of(stem: &Stem<'_>, own: Option<&HeadSpec>, classes: usize, capacity: usize, batch: usize) -> Result<Self> {
+    pub fn of(stem: &Stem<'_>, heads: &[HeadSpec], classes: usize, capacity: usize, batch: usize) -> Result<Self> {
         let features = stem.output();
         let linear = Linear::new(features, classes)?;
-        let scratch = match own {
-            Some(spec) => head::inference_len(spec, 1)?,
-            None => linear.inference_len(1),
-        };
+        let mut scratch = if heads.is_empty() { linear.inference_len(1) } else { 0 };
+        for spec in heads {
+            scratch = scratch.max(head::inference_len(spec, 1)?);
+        }
         let pooled = pooled(features);
         let training = 4 * replace::memory_len(&Linear::new(pooled, classes)?, pooled, classes, batch);
         let (arena, head) = (stem.arena_bytes(), 4 * (features.len() + scratch));
@@ -97,7 +97,7 @@ mod tests {
         let artifact = Artifact::new_checked(&bytes).unwrap();
         let stem = artifact.stem();
         let features = stem.output();
-        let f = Footprint::of(&stem, None, 3, 100, 8).unwrap();
+        let f = Footprint::of(&stem, &[], 3, 100, 8).unwrap();
         assert_eq!(f.picture, 4 * stem.input().len());
         assert_eq!(f.arena, stem.arena_bytes());
         assert_eq!(f.bank, 100 * (2 * features.c as usize + 4));
@@ -108,7 +108,11 @@ mod tests {
         let params = crate::artifact::head_params(HeadKind::Residual, features, 3);
         let span = Span { at: 0, len: params as u32 };
         let spec = HeadSpec { kind: HeadKind::Residual, features, classes: 3, span };
-        assert!(Footprint::of(&stem, Some(&spec), 3, 100, 8).unwrap().head > f.head);
-        assert!(Footprint::of(&stem, None, 0, 100, 8).is_err());
+        let small = HeadSpec { kind: HeadKind::Linear, ..spec };
+        let of = |heads: &[HeadSpec]| Footprint::of(&stem, heads, 3, 100, 8).unwrap().head;
+        assert!(of(&[spec]) > f.head && of(&[small]) == f.head);
+        // A witness takes its turn.
+        assert!(of(&[small, spec]) == of(&[spec]) && of(&[spec, small]) == of(&[spec]));
+        assert!(Footprint::of(&stem, &[], 0, 100, 8).is_err());
     }
 }

@@ -17,12 +17,15 @@ use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::slices::{rows, rows_mut};
 
+/// The most parameters of a head: their bytes are no more than a slice can have.
+const MOST_PARAMS: usize = isize::MAX as usize / 4;
+
 /// A trainable head: its sizes, one training step, inference.
 pub trait HeadModel {
     /// The head for features of shape `features` and `classes` classes.
     ///
     /// # Errors
-    /// [`Error::BadSetting`] where a shape or the number of classes is out of range.
+    /// [`Error::BadSetting`] where a shape, the number of classes or that of parameters is out of range.
     fn new(features: Shape, classes: usize) -> Result<Self>
     where
         Self: Sized;
@@ -128,7 +131,7 @@ pub fn cross_entropy(classes: usize, logits: &mut [f32], targets: &[f32]) -> f32
 /// Logits of a stored head.
 ///
 /// # Errors
-/// [`Error::WrongLength`] where a buffer is too short ([`inference_len`]).
+/// [`Error::WrongLength`] where a buffer is too short ([`inference_len`]), and those of [`HeadModel::new`].
 pub fn infer<K: Kernels + ?Sized>(
     k: &K,
     spec: &HeadSpec,

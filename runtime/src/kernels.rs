@@ -93,6 +93,12 @@ impl ConvShape {
         Ok(Self { x, y, window: Window { kernel: [k, k], stride: [s, s], pad: [p; 4] } })
     }
 
+    /// Whether the output is what the window makes of the input, and both can be: what kernels rely on.
+    pub fn fits(&self) -> bool {
+        let of = self.window.output(self.x.h, self.x.w);
+        self.x.is_valid() && self.y.is_valid() && of == Some([self.y.h, self.y.w])
+    }
+
     /// Elements of the weights.
     pub const fn weights(&self) -> usize {
         self.window.kernel[0] as usize * self.window.kernel[1] as usize * self.x.c as usize * self.y.c as usize
@@ -130,8 +136,9 @@ pub struct OutputGradient<'a> {
     pub norm: Option<(&'a [f32], &'a [f32])>,
 }
 
-/// The training kernels, over a batch of `n` pictures. Buffers written are overwritten. Slices shorter than their
-/// documented length panic: callers own the shapes.
+/// The training kernels, over a batch of `n` pictures. Buffers written are overwritten. Callers own the shapes: slices shorter than
+/// their documented length panic or are computed with as far as they go, and the fast kernels refuse shapes that do not fit
+/// ([`ConvShape::fits`]) by a panic.
 pub trait Kernels {
     /// `y = conv(prologue(x)) + bias + add`; `sums` takes the sums of `y` and `y * y` by channel (`[2 * cout]`).
     #[allow(clippy::too_many_arguments)]

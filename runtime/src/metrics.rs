@@ -29,11 +29,11 @@ impl Rate {
     }
 }
 
-/// The index of the largest value, the first of equals; NaN never wins; 0 for an empty slice.
+/// The index of the largest value, the first of equals; NaN never wins; 0 for an empty slice, and where all are NaN.
 pub fn argmax(values: &[f32]) -> usize {
     let mut best = (0, f32::NAN);
     for (i, &v) in values.iter().enumerate() {
-        if v > best.1 || best.1.is_nan() {
+        if v > best.1 || (best.1.is_nan() && !v.is_nan()) {
             best = (i, v);
         }
     }

@@ -37,7 +37,7 @@ pub struct Settings {
     pub smoothing: f32,
     /// Whether to mix pairs of pictures (CutMix, arXiv 1905.04899, beta 1).
     pub cutmix: bool,
-    /// Dropout behind the residual unit, 0..1.
+    /// Dropout behind the residual unit, of a linear head on its standardised features, 0..1.
     pub dropout: f32,
     /// Seed of everything random.
     pub seed: u64,
@@ -395,5 +395,49 @@ mod tests {
             }
         }
         assert_eq!(params, [0.0; 5]);
+    }
+
+    /// The share of a picture that a box takes on the mean (arXiv 1905.04899, beta 1): its sides are `r` times the picture's, where
+    /// `1 - r^2` is uniform; centred anywhere and cut off at the border, each is `r - r^2 / 4` long on the mean.
+    fn mean_share() -> f64 {
+        let steps = 10_000;
+        let one = |i: u32| {
+            let r = (f64::from(i) + 0.5) / f64::from(steps);
+            2.0 * r * (r - r * r / 4.0).powi(2) / f64::from(steps)
+        };
+        (0..steps).map(one).sum()
+    }
+
+    #[test]
+    fn a_box_takes_the_share_it_says_and_as_much_as_published() {
+        let (h, w, mut rng) = (96, 80, Rng::new(3, 0));
+        let (mut taken, mut corners) = (0.0, [[usize::MAX, 0]; 4]);
+        for _ in 0..20_000 {
+            let ([top, left, bottom, right], keep) = cutmix_box(h, w, &mut rng);
+            assert!(top <= bottom && bottom <= h && left <= right && right <= w);
+            let share = ((bottom - top) * (right - left)) as f64 / (h * w) as f64;
+            assert!((share + f64::from(keep) - 1.0).abs() < 1e-6);
+            taken += share / 20_000.0;
+            for (seen, at) in corners.iter_mut().zip([top, left, bottom, right]) {
+                *seen = [seen[0].min(at), seen[1].max(at)];
+            }
+        }
+        // Sides are cut to whole, even numbers: about a row and a column less.
+        assert!((taken - mean_share()).abs() < 0.012, "{taken}, {} published", mean_share());
+        assert_eq!(corners.map(|c| c[0]), [0, 0, 0, 0]);
+        assert!(corners[0][1] == h - 1 && corners[1][1] == w - 1 && corners[2][1] == h && corners[3][1] == w);
+    }
+
+    #[test]
+    fn a_box_is_pasted_and_nothing_around_it() {
+        let s = Shape::new(4, 5, 2);
+        let (from, mut to) = ([1.0f32; 40], [0.0f32; 40]);
+        paste(s, [1, 2, 3, 5], &from, &mut to);
+        for (at, v) in to.iter().enumerate() {
+            let (y, x) = (at / 10, at / 2 % 5);
+            assert_eq!(*v == 1.0, (1..3).contains(&y) && (2..5).contains(&x), "{y} {x}");
+        }
+        paste(s, [2, 2, 2, 2], &[2.0; 40], &mut to);
+        assert!(!to.contains(&2.0));
     }
 }

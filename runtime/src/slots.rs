@@ -296,7 +296,7 @@ impl<F: NorFlash> HeadStore<F> {
         Ok(head)
     }
 
-    /// The threshold kept beside a head; none where it was confirmed without.
+    /// The threshold kept beside a head; none where none was ever written for it.
     pub fn threshold(&mut self, head: &StoredHead) -> Option<f32> {
         self.flash.threshold(head)
     }

@@ -93,7 +93,7 @@ impl<'a> Stem<'a> {
     /// Bytes of the arena that one run needs, beside picture and features.
     pub const fn arena_bytes(&self) -> usize {
         match self {
-            Self::F32(net) => 4 * net.arena_len(),
+            Self::F32(net) => net.arena_len().saturating_mul(4),
             Self::Int8(net) => net.arena_len(),
         }
     }

@@ -28,6 +28,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use clean_label::{EPSILON, LARGEST_SHARE, Perturb, SIG_AMPLITUDE, SIG_CYCLES};
+pub(crate) use poison::choose;
 pub use poison::{SuspectSet, Truth, poison, triggered};
 pub use warp::{CONTROL_POINTS, STRENGTH};
 

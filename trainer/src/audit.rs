@@ -29,6 +29,7 @@ use crate::error::Failure;
 use crate::history::History;
 use crate::prepare::Prepared;
 use crate::run::RunDir;
+use crate::trap::fingerprint;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use stemguard_runtime::data::Pictures;
@@ -158,6 +159,15 @@ fn measure(name: &str, values: &[f32], positive: &[bool]) -> Measure {
         name: name.into(),
         auc: share(share(area, positives), negatives),
         recall_at_1_percent: share(recall as f64, positives),
+    }
+}
+
+impl Summary {
+    /// Who is accused, as a hash: purification records of whom it was.
+    pub fn mark(&self) -> String {
+        let mut places = self.accused_pictures.clone();
+        places.sort_unstable();
+        fingerprint(&places)
     }
 }
 

@@ -3,7 +3,9 @@
 use crate::audit::{self, Audit, Prior, witness};
 use crate::config::RunConfig;
 use crate::course::guarded;
-use crate::defend::{Defended, EXAMINED, Evidence, Frozen, Replacement, Sharpening, packed_stem, replace, write};
+use crate::defend::{
+    Defended, EXAMINED, Evidence, Frozen, Replacement, Sharpening, forget_audit, packed_stem, replace, write,
+};
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
@@ -136,6 +138,7 @@ pub fn examine(
         new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     }
     let write = |new: &Defended| write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, new, how);
+    forget_audit(dir)?;
     write(&new)?;
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
     let told = &mut |done, of| tell(Told::Audited(done, of));
@@ -224,6 +227,7 @@ pub fn begin(
         tell(Told::Replacing("control", p));
         true
     })?;
+    forget_audit(&baseline.dir)?;
     write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control, how)?;
     let trapped =
         train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;

@@ -96,6 +96,16 @@ impl Course<'_> {
         Ok(epochs)
     }
 
+    /// Seconds that training took for the first `done` epochs, evaluation apart.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where their record is damaged.
+    pub fn seconds(&self, done: u32) -> Result<f64, Failure> {
+        let pictures = (self.pictures.len() / self.config.batch * self.config.batch) as f64;
+        let lines = self.dir.metrics()?;
+        Ok(lines.iter().filter(|l| l.epoch <= done).map(|l| pictures / l.pictures_per_second).sum())
+    }
+
     /// Trains from `done` epochs on to the last; the figures after it, measured by the same engine where none was left to train.
     ///
     /// # Errors
@@ -178,7 +188,9 @@ impl Course<'_> {
             !diverged
         })?;
         if diverged {
-            return Err(Failure::Other(format!("training diverged in epoch {}: lower --lr", epoch + 1)));
+            let why =
+                format!("training diverged in epoch {}: a run with a lower --lr than {} may not", epoch + 1, c.rate);
+            return Err(Failure::Other(why));
         }
         let seconds = clock.elapsed().as_secs_f64();
         let mean = |i: usize| (sum[i] / f64::from(steps)) as f32;

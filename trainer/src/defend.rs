@@ -32,7 +32,6 @@ use stemguard_runtime::net::OwnedNet;
 use stemguard_runtime::onnx::{self, Model};
 use stemguard_runtime::replace::{Progress, Settings};
 use stemguard_runtime::session::{self, Augment, NewHead, Session, Space, replace_head, set_tripwire};
-use stemguard_runtime::shape::Shape;
 
 /// How the head of a run is replaced.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -117,20 +116,17 @@ pub fn packed_onnx(path: &Path) -> Result<OwnedNet, Failure> {
     onnx::lower(&model, None).map_err(|e| Failure::file(path, e))
 }
 
-/// Reads and lowers a run's stem, which `net` was written as.
+/// The stem of a run's network, lowered as every stem is: through ONNX, as which the run's `stem.onnx` then holds it. What that file
+/// held of another epoch is replaced.
 ///
 /// # Errors
-/// As [`packed_onnx`], and where the file's pictures or features are of another shape than the network's.
+/// [`Failure::Input`] naming the file.
 pub fn packed_stem(dir: &RunDir, net: &TrapNet) -> Result<OwnedNet, Failure> {
-    let path = dir.file("stem.onnx");
-    let stem = packed_onnx(&path)?;
-    let (found, here) = ([stem.as_net().input(), stem.as_net().output()], [net.input, net.stem.output()]);
-    if found != here {
-        let one = |s: Shape| format!("{}x{}x{}", s.h, s.w, s.c);
-        let of = |[input, output]: [Shape; 2]| format!("from {} to {}", one(input), one(output));
-        return Err(Failure::file(&path, format!("leads {}, the run's network {}", of(found), of(here))));
+    let (path, bytes) = (dir.file("stem.onnx"), export::stem(net)?);
+    if std::fs::read(&path).ok().as_ref() != Some(&bytes) {
+        write_whole(&path, &bytes)?;
     }
-    Ok(stem)
+    packed_onnx(&path)
 }
 
 /// All pictures as `[n][h][w][3]`, 0..=1.
@@ -187,11 +183,22 @@ fn train_head(
         Device::Cpu => {
             let session = Session::of_net(stem.as_net(), kernels.clone());
             let (kind, space, augment, settings) = (how.kind, how.space, how.augment, &how.settings);
-            replace_head(&session, kind, classes, &x, labels, space, augment, settings, progress)
-                .map_err(|e| Failure::input("holdout", e))
+            replace_head(&session, kind, classes, &x, labels, space, augment, settings, progress).map_err(|e| match e {
+                // Pictures are bytes, and the stem's features of them were evaluated.
+                Error::NotFinite => diverged(),
+                e => Failure::input("holdout", e),
+            })
         }
         Device::Cuda { gpu, precision } => device::replace_head(gpu, precision, net, &x, labels, how, progress),
     }
+}
+
+/// What is told where the training of a head ends in no number.
+fn diverged() -> Failure {
+    Failure::input(
+        "the new head",
+        "its training diverged, or the stem's features are not finite: a lower --replace-lr may do",
+    )
 }
 
 impl Defended {
@@ -298,8 +305,24 @@ pub fn write_models(
 /// The file of what an examination of a run finds of its tripwires, the last that [`crate::chain::examine`] writes.
 pub const EXAMINED: &str = "tripwire.json";
 
-/// Writes `defended.sgm`, `defended.onnx`, and `replacement.json`, how the head was replaced; records the stage (`defended`, or
-/// `control` without a trap).
+/// How a head was replaced, as [`write`] records it.
+pub const REPLACED: &str = "replacement.json";
+
+/// Removes what an audit with an earlier head said, and found of its tripwire.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file.
+pub fn forget_audit(dir: &RunDir) -> Result<(), Failure> {
+    for path in [EXAMINED, "audit.json", "audit.csv", "audit.png"].map(|name| dir.file(name)) {
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(|e| Failure::file(&path, format!("cannot be removed: {e}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes `defended.sgm`, `defended.onnx`, and [`REPLACED`], how the head was replaced; records the stage (`defended`, or `control`
+/// without a trap), last: while there is a record, the files are those that it is of.
 ///
 /// # Errors
 /// [`Failure`] naming the file.
@@ -311,15 +334,12 @@ pub fn write(
     defended: &Defended,
     how: &Replacement,
 ) -> Result<(), Failure> {
-    // What was found of the tripwire before is not this one's.
-    let examined = dir.file(EXAMINED);
-    if examined.exists() {
-        std::fs::remove_file(&examined).map_err(|e| Failure::file(&examined, format!("cannot be removed: {e}")))?;
-    }
+    let stage = if trap { "defended" } else { "control" };
+    dir.withdraw_stage(stage)?;
     write_models(dir, "defended", name, classes, &defended.stem, &defended.head, defended.tripwire.as_ref())?;
-    dir.write_json("replacement.json", how)?;
+    dir.write_json(REPLACED, how)?;
     dir.record_stage(StageResult {
-        name: if trap { "defended" } else { "control" }.into(),
+        name: stage.into(),
         evaluation: defended.evaluation.clone(),
         tripwire: defended.tripwire.as_ref().map(|t| t.alarms),
         seconds: defended.seconds,
@@ -334,6 +354,7 @@ mod tests {
     use crate::model::Architecture;
     use crate::nn::loss::Reconstruction;
     use stemguard_runtime::rng::Rng;
+    use stemguard_runtime::shape::Shape;
 
     fn trapped(split: u32, seed: u64) -> CpuEngine {
         let dev = dfdx::prelude::Cpu::default();
@@ -385,14 +406,20 @@ mod tests {
     }
 
     #[test]
-    fn a_stem_of_another_shape_is_refused_by_name() {
+    fn the_stem_is_the_networks_whatever_its_file_holds() {
         let home = tempfile::tempdir().expect("a directory");
         let dir = RunDir { path: home.path().to_owned() };
-        let (five, four) = (trapped(5, 7), trapped(4, 7));
-        write_whole(&dir.file("stem.onnx"), &export::stem(&five.net).expect("a stem")).expect("written");
-        assert!(packed_stem(&dir, &five.net).is_ok());
-        let e = packed_stem(&dir, &four.net).expect_err("refused").to_string();
-        assert!(e.contains("stem.onnx: leads from 16x16x3 to 4x4x64"), "{e}");
+        let (now, before) = (trapped(5, 7), trapped(5, 8));
+        let file = || std::fs::read(dir.file("stem.onnx")).expect("a file");
+        let weights = |net: &OwnedNet| net.as_net().weights().to_vec();
+        let stem = packed_stem(&dir, &now.net).expect("a stem");
+        let written = file();
+        for left in [export::stem(&before.net).expect("a stem"), b"cut sh".to_vec()] {
+            std::fs::write(dir.file("stem.onnx"), left).expect("written");
+            assert!(weights(&packed_stem(&dir, &now.net).expect("a stem")) == weights(&stem));
+            assert!(file() == written);
+        }
+        assert!(weights(&packed_stem(&dir, &before.net).expect("a stem")) != weights(&stem));
     }
 
     #[test]

@@ -41,6 +41,14 @@ pub struct Evaluation {
     pub per_class: Vec<f64>,
 }
 
+impl Evaluation {
+    /// ACC of each class, none where it has no test picture.
+    pub fn known_per_class(&self) -> Vec<Option<f64>> {
+        let tested = |class: usize| self.confusion.get(class).is_none_or(|row| row.iter().any(|&n| n > 0));
+        self.per_class.iter().enumerate().map(|(class, &acc)| tested(class).then_some(acc)).collect()
+    }
+}
+
 /// What a tripwire says of the test pictures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Alarms {

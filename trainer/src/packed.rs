@@ -44,9 +44,30 @@ pub fn measure(path: &Path, test: &TestSet, kernels: &Simd) -> Result<Measured, 
         }
         Some(_) => {}
     }
+    let renumbered = numbered_as(test, parts.labels()).map_err(|e| refuse(&e))?;
+    let test = renumbered.as_ref().unwrap_or(test);
     let session = Session::of_artifact(&parts, kernels.clone()).map_err(|e| refuse(&e))?;
     let tripwire = parts.tripwire.map(|set| alarms(&session, &set, test)).transpose()?;
     Ok(Measured { precision: parts.stem.precision(), evaluation: figures(&session, test)?, tripwire })
+}
+
+/// The test set with its classes numbered as a model's labels are, where both have names and in another order.
+fn numbered_as<'n>(test: &TestSet, names: impl Iterator<Item = &'n str>) -> Result<Option<TestSet>, String> {
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() || test.clean.classes.iter().map(String::as_str).eq(names.iter().copied()) {
+        return Ok(None);
+    }
+    // The target goes along as a picture's label would.
+    let mut target =
+        Pictures { labels: vec![test.target], pixels: Vec::new(), files: Vec::new(), ..test.clean.clone() };
+    let mut turned = test.clone();
+    for part in [&mut turned.clean, &mut turned.triggered, &mut target] {
+        if !part.number_as(&names, "the model")? {
+            return Ok(None);
+        }
+    }
+    turned.target = target.labels[0];
+    Ok(Some(turned))
 }
 
 /// The artifact in a file's bytes, without the trailer of a signature, which is not verified.
@@ -101,4 +122,25 @@ pub(crate) fn alarms(session: &Session<'_>, set: &TripwireParts<'_>, test: &Test
         false_positives: above(&clean, threshold),
         at_rate: exact.map(|exact| above(&triggered, exact)),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(labels: &[u32]) -> Pictures {
+        let classes = ["up", "10", "2"].map(String::from).to_vec();
+        Pictures { h: 1, w: 1, pixels: vec![0; 3 * labels.len()], labels: labels.to_vec(), classes, files: Vec::new() }
+    }
+
+    #[test]
+    fn classes_are_the_models_by_name() {
+        let test = TestSet { clean: set(&[0, 1, 2]), triggered: set(&[1, 2]), target: 0 };
+        let as_of = |names: &[&str]| numbered_as(&test, names.iter().copied());
+        // Nothing to do: the same order, or no names.
+        assert!(as_of(&["up", "10", "2"]).expect("the same").is_none() && as_of(&[]).expect("none").is_none());
+        let turned = as_of(&["10", "2", "up"]).expect("the same classes").expect("another order");
+        assert_eq!((turned.clean.labels, turned.triggered.labels, turned.target), (vec![2, 0, 1], vec![0, 1], 2));
+        assert!(as_of(&["10", "2", "down"]).expect_err("another class").contains("`up`"));
+    }
 }

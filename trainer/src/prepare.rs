@@ -16,7 +16,7 @@ use crate::course;
 use crate::error::Failure;
 use crate::evaluate::TestSet;
 use crate::perturb::Descent;
-use crate::run::Counts;
+use crate::run::{Counts, Record};
 use crate::split::{CleanHoldout, Split, SplitError};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashSet;
@@ -40,6 +40,8 @@ pub struct Prepared {
     pub attack: Box<dyn Attack>,
     /// Hash of all pictures and labels, before anything was planted.
     pub digest: String,
+    /// Hash of the suspects and the triggered test pictures, after it was.
+    pub planted: String,
 }
 
 impl Prepared {
@@ -47,6 +49,14 @@ impl Prepared {
     /// elsewhere has proportions of its own.
     pub fn proportions(&self) -> &[u32] {
         if self.split.holdout.is_empty() { &[] } else { &self.holdout.pictures().labels }
+    }
+
+    /// Whether these are the data of a run.
+    ///
+    /// # Errors
+    /// A sentence on what has changed.
+    pub fn check(&self, record: &Record) -> Result<(), String> {
+        record.check_data(&self.counts(), Some(&self.digest), Some(&self.planted))
     }
 
     /// Pictures by use.
@@ -67,8 +77,9 @@ impl Prepared {
 /// # Errors
 /// [`Failure::Input`] naming the file or setting.
 pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prepared, Failure> {
-    let Parts { rest, holdout, test, split } = parts(c)?;
-    let digest = digest([&rest, holdout.pictures(), &test]);
+    let parts = parts(c)?;
+    let digest = parts.digest();
+    let Parts { rest, holdout, test, split } = parts;
     let attack = build(&c.attack, rest.h, rest.w)?;
     let descent = Descent::new(c, kernels, dir);
     let perturb: Option<&dyn Perturb> = if c.attack.kind.needs_perturb() {
@@ -84,7 +95,8 @@ pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prep
     }
     let stamped = triggered(&test, &*attack, c.attack.target)?;
     let test = TestSet { clean: test, triggered: stamped, target: c.attack.target };
-    Ok(Prepared { suspect, truth, holdout, test, split, attack, digest })
+    let planted = self::digest([suspect.pictures(), &test.triggered]);
+    Ok(Prepared { suspect, truth, holdout, test, split, attack, digest, planted })
 }
 
 /// The most classes of a run: which were taken for which is counted in a square of them.
@@ -96,6 +108,13 @@ pub(crate) struct Parts {
     pub(crate) holdout: CleanHoldout,
     test: Pictures,
     split: Split,
+}
+
+impl Parts {
+    /// [`Prepared::digest`].
+    pub(crate) fn digest(&self) -> String {
+        digest([&self.rest, self.holdout.pictures(), &self.test])
+    }
 }
 
 /// Loads and takes apart what a run names.
@@ -203,7 +222,7 @@ fn key(pictures: &Pictures, i: usize, label: bool) -> (&[u8], Option<u32>) {
 }
 
 /// SHA-256 of pictures and labels, the first 16 hexadecimal digits.
-fn digest(parts: [&Pictures; 3]) -> String {
+fn digest<const N: usize>(parts: [&Pictures; N]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
@@ -296,6 +315,31 @@ mod tests {
             own.digest != whole.digest
                 && whole.digest == run(home.path(), "both.npz", Some("clean.npz")).expect("again").digest
         );
+    }
+
+    #[test]
+    fn another_trigger_in_the_same_file_is_noticed() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut c = RunConfig { holdout: 0.2, ..RunConfig::published("signs:200".into()) };
+        (c.attack.kind, c.attack.trigger) = (AttackKind::Blend, Some(home.path().join("t.png")));
+        let with = |shade: u8| {
+            let picture = image::RgbImage::from_pixel(32, 32, image::Rgb([shade; 3]));
+            picture.save(home.path().join("t.png")).expect("written");
+            prepare(&c, &Simd::new(1), None).expect("prepared")
+        };
+        let (one, other) = (with(0), with(255));
+        let record = Record {
+            config: c.clone(),
+            counts: one.counts(),
+            version: "1".into(),
+            data: Some(one.digest.clone()),
+            planted: Some(one.planted.clone()),
+            kernels: "avx2".into(),
+        };
+        assert_eq!((one.check(&record), with(0).check(&record)), (Ok(()), Ok(())));
+        assert!(other.digest == one.digest && other.check(&record).expect_err("noticed").contains("planted"));
+        // Runs of older versions did not record it.
+        assert_eq!(other.check(&Record { planted: None, ..record }), Ok(()));
     }
 
     #[test]

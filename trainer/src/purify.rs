@@ -53,6 +53,9 @@ impl Mode {
     }
 }
 
+/// Rounds are no more.
+const MOST_ROUNDS: u32 = 3;
+
 /// How a run is purified.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Purification {
@@ -80,7 +83,7 @@ impl Purification {
     pub fn check(&self) -> Result<(), String> {
         match self {
             p if !(1..=1000).contains(&p.epochs) => Err("--purify-epochs is not within 1..1000".into()),
-            p if !(1..=3).contains(&p.rounds) => Err("--rounds is not within 1..3".into()),
+            p if !(1..=MOST_ROUNDS).contains(&p.rounds) => Err("--rounds is not within 1..3".into()),
             p if p.rounds < p.mode.least_rounds() => {
                 Err("--rounds 1 is too few for mode relabel: the first cleans the model that gives the labels".into())
             }
@@ -187,6 +190,9 @@ fn reconsider(accused: &mut [bool], score: &mut [f32], labels: &[u32], new_label
     (anew, readmitted)
 }
 
+/// How a run was purified, and of whom: what [`purify`] records.
+pub const PURIFIED: &str = "purify.json";
+
 /// Stream of the seed for a round's head and order.
 const ROUND: u64 = 0x7075_7269;
 
@@ -221,7 +227,9 @@ pub fn purify(
     let mut new_label = found.signals.new_label.clone();
     let mut from = trapped.clone();
     let mut rounds: Vec<Round> = Vec::new();
-    let mut last = None;
+    let (mut last, mut before) = (None, 0.0);
+    // Of all rounds so far.
+    let mut mark = String::new();
     for number in 1..=p.rounds {
         let clock = Instant::now();
         let config =
@@ -232,10 +240,12 @@ pub fn purify(
         let path = work.join(format!("round-{number}"));
         // Whether more rounds follow does not change this one.
         let lesson = Purification { rounds: 1, ..*p };
-        let mark = fingerprint(&(&config, lesson, &m.pictures.labels, &m.forget, DOUBT));
-        // Another verdict, as another device may come to, is another lesson: this round and those behind it begin anew.
+        let doubted: Vec<bool> = score.iter().map(|&s| s > DOUBT).collect();
+        mark = fingerprint(&(&config, lesson, (&accused, &doubted), (&m.pictures.labels, &m.forget), &mark));
+        // Another verdict, as another device may come to, is another lesson: this round and those behind it begin anew, the last first.
         if checkpoint::is_of_another(&path.join(CHECKPOINT), &mark) {
-            for later in (number..=p.rounds).map(|n| work.join(format!("round-{n}"))).filter(|later| later.exists()) {
+            let later = (number..=MOST_ROUNDS).rev().map(|n| work.join(format!("round-{n}")));
+            for later in later.filter(|later| later.exists()) {
                 std::fs::remove_dir_all(&later)
                     .map_err(|e| Failure::file(&later, format!("cannot be replaced: {e}")))?;
             }
@@ -246,6 +256,7 @@ pub fn purify(
         let course = Course { config: &config, pictures, forget, clean: &[], dir: &round, fingerprint: &mark };
         let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
         let done = course.resume(&mut engine)?;
+        let earlier = course.seconds(done)?;
         let mut site = Site::open(device, &config, &engine)?;
         let told = &mut |e: Event<'_>| tell(Told::Training(number, e));
         let evaluation = site.run(&course, &mut engine, done, &data.test, told)?;
@@ -270,7 +281,8 @@ pub fn purify(
                 reconsider(&mut accused, &mut score, &suspects.labels, &new_label);
             from = engine.state()?;
         }
-        result.seconds = clock.elapsed().as_secs_f64();
+        result.seconds = earlier + clock.elapsed().as_secs_f64();
+        before += earlier;
         let settled = result.newly_accused + result.readmitted == 0 && number >= p.mode.least_rounds();
         last = Some((engine, result.evaluation.clone()));
         rounds.push(result);
@@ -279,6 +291,8 @@ pub fn purify(
         }
     }
     let Some((engine, evaluation)) = last else { return Err(Failure::input("--rounds", "is 0")) };
+    // What is replaced has figures no longer.
+    dir.withdraw_stage("purified")?;
     // The stem goes the way every stem goes; a head of another build than the runtime's stays in ONNX.
     let stem = dir.file("purified-stem.onnx");
     write_whole(&stem, &export::stem(&engine.net)?)?;
@@ -301,13 +315,16 @@ pub fn purify(
         }
         None => write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?,
     }
-    dir.write_json("purify.json", &serde_json::json!({ "purification": p, "rounds": rounds, "tripwire": tripwire }))?;
+    dir.write_json(
+        PURIFIED,
+        &serde_json::json!({ "purification": p, "rounds": rounds, "tripwire": tripwire, "audit": found.summary(None).mark() }),
+    )?;
     // Last: a run with this stage is whole.
     dir.record_stage(StageResult {
         name: "purified".into(),
         evaluation: evaluation.clone(),
         tripwire: tripwire.alarms,
-        seconds: started.elapsed().as_secs_f64(),
+        seconds: before + started.elapsed().as_secs_f64(),
     })?;
     Ok(Purified { engine, evaluation, rounds, tripwire })
 }

@@ -34,6 +34,9 @@ pub struct Record {
     /// [`crate::prepare::Prepared::digest`] of its data; records of older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
+    /// [`crate::prepare::Prepared::planted`] of its data, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planted: Option<String>,
     /// Instruction set, or [`CUDA`], or several with ` + ` between them: what, with the seed, decides the bits.
     pub kernels: String,
 }
@@ -43,7 +46,7 @@ impl Record {
     ///
     /// # Errors
     /// A sentence with the counts then and now.
-    pub fn check_data(&self, counts: &Counts, digest: Option<&str>) -> Result<(), String> {
+    pub fn check_data(&self, counts: &Counts, data: Option<&str>, planted: Option<&str>) -> Result<(), String> {
         let told = |c: &Counts| {
             format!(
                 "{} suspects, {} poisoned, {} in the holdout, {} to measure on",
@@ -53,10 +56,16 @@ impl Record {
         if self.counts != *counts {
             return Err(format!("its data have changed: {}, now {}", told(&self.counts), told(counts)));
         }
-        match (&self.data, digest) {
-            (Some(old), Some(new)) if old != new => Err("its data have changed: other pictures or labels".into()),
-            _ => Ok(()),
+        let other = |old: &Option<String>, new: Option<&str>| old.as_deref().zip(new).is_some_and(|(a, b)| a != b);
+        if other(&self.data, data) {
+            return Err("its data have changed: other pictures or labels".into());
         }
+        if other(&self.planted, planted) {
+            return Err(
+                "what is planted has changed: the trigger's file or the mask beside it, or what `cl` perturbed".into(),
+            );
+        }
+        Ok(())
     }
 }
 
@@ -101,7 +110,7 @@ pub struct EpochLine {
     pub asr: Option<f64>,
 }
 
-/// `results.json`: figures by stage, in the order they were measured.
+/// `results.json`: figures by stage, in the order of the chain.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// Stages.
@@ -141,7 +150,8 @@ impl RunDir {
         let dir = Self { path: path.to_owned() };
         std::fs::create_dir_all(path).map_err(|e| Failure::file(path, format!("cannot be made: {e}")))?;
         if let Some(old) = Self::admits(path, &record.config, resume)? {
-            old.check_data(&record.counts, record.data.as_deref()).map_err(|e| Failure::file(path, e))?;
+            let (data, planted) = (record.data.as_deref(), record.planted.as_deref());
+            old.check_data(&record.counts, data, planted).map_err(|e| Failure::file(path, e))?;
             if old.kernels.split(" + ").all(|k| k != record.kernels) {
                 // A change of device is asked for, and recorded; one of the instruction set comes unasked.
                 if record.kernels.starts_with(CUDA) || old.kernels.contains(CUDA) {
@@ -277,6 +287,17 @@ impl RunDir {
         if self.file("results.json").exists() { self.read_json("results.json") } else { Ok(Results::default()) }
     }
 
+    /// Takes the figures of a stage back, before what they are of is replaced.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the file.
+    pub fn withdraw_stage(&self, name: &str) -> Result<(), Failure> {
+        let mut results = self.results()?;
+        let before = results.stages.len();
+        results.stages.retain(|s| s.name != name);
+        if results.stages.len() < before { self.write_json("results.json", &results) } else { Ok(()) }
+    }
+
     /// Records a stage's figures, replacing those of an earlier stage of the same name.
     ///
     /// # Errors
@@ -287,6 +308,8 @@ impl RunDir {
             Some(old) => *old = stage,
             None => results.stages.push(stage),
         }
+        let order = ["trained", "ceiling", "control", "trapped", "defended", "purified"];
+        results.stages.sort_by_key(|s| order.iter().position(|name| *name == s.name));
         self.write_json("results.json", &results)
     }
 }
@@ -313,6 +336,7 @@ mod tests {
             counts: Counts { holdout, ..Counts::default() },
             version: "1".into(),
             data: data.map(str::to_owned),
+            planted: data.map(|d| format!("{d} planted")),
             kernels: "avx2".into(),
         };
         let resume = |holdout, data| RunDir::create(home.path(), &record(holdout, data), true);
@@ -341,6 +365,7 @@ mod tests {
             counts: Counts::default(),
             version: "1".into(),
             data: None,
+            planted: None,
             kernels: kernels.into(),
         };
         let resume = |kernels| RunDir::create(home.path(), &record(kernels), true);

@@ -8,8 +8,9 @@ use crate::error::Failure;
 use crate::evaluate::Evaluation;
 use crate::imprint::Imprint;
 use crate::prepare::{Prepared, prepare};
+use crate::purify::PURIFIED;
 use crate::report::{Attack, Counts, Curve, Picture, PictureRow, ReportData, Series, Stage};
-use crate::run::{EpochLine, Record, RunDir};
+use crate::run::{EpochLine, Record, RunDir, StageResult};
 use crate::trap;
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
@@ -46,7 +47,8 @@ fn stage(name: &str, e: &Evaluation, seconds: f64, baseline: Option<&Evaluation>
         chance: Some(e.chance),
         seconds: Some(seconds),
         confusion: Some(e.confusion.clone()),
-        per_class: e.per_class.clone(),
+        // The page leaves out what is no number.
+        per_class: e.known_per_class().into_iter().map(|acc| acc.unwrap_or(f64::NAN)).collect(),
     }
 }
 
@@ -160,6 +162,9 @@ pub fn collect(
     let mut truth = None;
     if let Some(dir) = baseline {
         let (_, other) = RunDir::open(&dir.path)?;
+        if other.config.trap {
+            return Err(Failure::file(&dir.path, "is a trapped run; --baseline takes one that `train` wrote"));
+        }
         let of = |c: &RunConfig| (c.attack.clone(), c.data.clone(), c.size, c.seed, c.holdout_data.clone());
         let same_share = c.holdout_data.is_some() || other.config.holdout == c.holdout;
         if of(&other.config) != of(c) || !same_share {
@@ -170,7 +175,12 @@ pub fn collect(
         if (measured.holdout, measured.test) != (own.holdout, own.test) {
             return Err(Failure::file(&dir.path, "is measured on other pictures than the run reported"));
         }
-        all.extend(dir.results()?.stages);
+        let planted = record.planted.as_deref().filter(|_| !other.config.oracle);
+        let same = other.check_data(&other.counts, record.data.as_deref(), planted);
+        same.map_err(|why| Failure::file(&dir.path, format!("is not of the data of the run reported: {why}")))?;
+        // A purified baseline is another defence, which is not compared with.
+        let undefended = |s: &StageResult| ["trained", "ceiling", "control"].contains(&s.name.as_str());
+        all.extend(dir.results()?.stages.into_iter().filter(undefended));
         truth = all.iter().find(|s| s.name == "trained").map(|s| s.evaluation.clone());
         shown.extend(curves("baseline", &dir.metrics()?));
     }
@@ -222,6 +232,13 @@ pub fn collect(
             format!("The audit names {}: {} of {} pictures.", named.join(", "), found.accused, found.pictures)
         });
         rows.extend(accused(&data, &found));
+        let purified = all.iter().any(|s| s.name == "purified");
+        let of: Option<PurifiedOf> = if purified { Some(run.read_json(PURIFIED)?) } else { None };
+        if of.and_then(|of| of.audit).is_some_and(|mark| mark != found.mark()) {
+            notes.push(
+                "The run was audited again since it was purified: the purified model is of another verdict.".into(),
+            );
+        }
         if let Some(m) = &found.measures {
             notes.push(format!(
                 "Against the truth, it accused {:.1} % of the poisoned and {:.2} % of the clean pictures.",
@@ -264,6 +281,12 @@ pub fn collect(
         pictures: rows,
         notes,
     })
+}
+
+/// Of `purify.json`: the audit that it went by; records of older versions have none.
+#[derive(serde::Deserialize)]
+struct PurifiedOf {
+    audit: Option<String>,
 }
 
 /// A setting as a person reads it.

@@ -15,11 +15,13 @@ pub use plan::{Cell, Changes, Plan};
 use crate::attack::AttackKind;
 use crate::audit;
 use crate::config::RunConfig;
-use crate::defend::EXAMINED;
+use crate::defend::{EXAMINED, REPLACED};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
+use crate::purify::PURIFIED;
 use crate::run::RunDir;
 use serde::Serialize;
+use serde_json::Value;
 use std::path::Path;
 use stemguard_runtime::metrics::der;
 
@@ -108,6 +110,25 @@ struct Stages {
 /// The file of a cell's directory with what comes after training.
 const AFTER: &str = "cell.json";
 
+/// Whether `found` says everything that `asked` does; it may say more. A number that is no whole one was an `f32` on one side or both.
+fn says(found: &Value, asked: &Value) -> bool {
+    match (found, asked) {
+        (Value::Object(found), Value::Object(asked)) => {
+            asked.iter().all(|(key, asked)| found.get(key).is_some_and(|found| says(found, asked)))
+        }
+        (Value::Number(a), Value::Number(b)) if a.is_f64() && b.is_f64() => {
+            a.as_f64().map(|v| v as f32) == b.as_f64().map(|v| v as f32)
+        }
+        _ => found == asked,
+    }
+}
+
+/// Whether a JSON file of a run is there and says everything that `how` does.
+fn is_of<T: Serialize>(dir: &RunDir, name: &str, how: &T) -> Result<bool, Failure> {
+    let asked = serde_json::to_value(how).map_err(|e| Failure::Other(e.to_string()))?;
+    Ok(dir.file(name).exists() && says(&dir.read_json(name)?, &asked))
+}
+
 /// The stages of a cell, if its chain is done.
 fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     let mut both = Vec::new();
@@ -118,6 +139,13 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
         let stages = dir.results()?.stages;
         only_trained &= stages.iter().all(|s| s.name == run.stage);
         both.extend(stages);
+    }
+    // What came of other settings, or of a run laid in, is made again.
+    let trap = RunDir { path: out.join(&cell.name).join("trap") };
+    let baseline = RunDir { path: out.join(&cell.name).join("baseline") };
+    let mut made_so = is_of(&baseline, REPLACED, &cell.replacement)? && is_of(&trap, REPLACED, &cell.replacement)?;
+    if let Some(p) = &cell.purification {
+        made_so &= is_of(&trap, PURIFIED, &serde_json::json!({ "purification": p }))?;
     }
     let kept = out.join(&cell.name).join(AFTER);
     // Until a head is replaced, another plan may still change how.
@@ -136,9 +164,9 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     let ended = match cell.purification {
         Some(_) => last.is_some(),
         // Older sweeps have purified every cell.
-        None => find("purified").is_some() || out.join(&cell.name).join("trap").join(EXAMINED).exists(),
+        None => find("purified").is_some() || trap.file(EXAMINED).exists(),
     };
-    if !ended {
+    if !ended || !made_so || !trap.file("audit.json").exists() {
         return Ok(None);
     }
     let tripwires = [find("defended"), last].map(|stage| stage.and_then(|s| s.tripwire));
@@ -303,7 +331,14 @@ mod tests {
         };
         let config = cells[0].config.undefended();
         let counts = crate::run::Counts::default();
-        let record = crate::run::Record { config, counts, version: "1".into(), data: None, kernels: "avx2".into() };
+        let record = crate::run::Record {
+            config,
+            counts,
+            version: "1".into(),
+            data: None,
+            planted: None,
+            kernels: "avx2".into(),
+        };
         dir.write_json("run.json", &record).expect("written");
         dir.record_stage(stage("trained")).expect("written");
         assert!(stages(&cells[0], home.path()).expect("nothing is replaced").is_none());
@@ -311,6 +346,35 @@ mod tests {
         assert!(stages(&cells[0], home.path()).is_err());
         std::fs::write(own.join(AFTER), cells[0].after().expect("JSON")).expect("written");
         assert!(stages(&cells[0], home.path()).expect("its own").is_none());
+    }
+
+    #[test]
+    fn what_was_made_otherwise_is_told_from_the_files() {
+        let home = tempfile::tempdir().expect("a directory");
+        let file = home.path().join("plan.toml");
+        std::fs::write(&file, "data = 'signs:400'\nattacks = ['blend']\n").expect("written");
+        let cell = Plan::read(&file).and_then(|p| p.cells()).expect("cells").remove(0);
+        let dir = RunDir { path: home.path().to_owned() };
+        let is_its = || is_of(&dir, REPLACED, &cell.replacement).expect("readable");
+        assert!(!is_its(), "nothing is there");
+        dir.write_json(REPLACED, &cell.replacement).expect("written");
+        assert!(is_its());
+        let mut other = cell.replacement;
+        other.alarm_fpr = 0.02;
+        dir.write_json(REPLACED, &other).expect("written");
+        assert!(!is_its());
+        // More than is asked for does no harm.
+        let p = cell.purification.expect("by default");
+        let of = |p: &crate::purify::Purification| {
+            is_of(&dir, PURIFIED, &serde_json::json!({ "purification": p })).expect("readable")
+        };
+        dir.write_json(PURIFIED, &serde_json::json!({ "purification": p, "rounds": [] })).expect("written");
+        assert!(of(&p));
+        // Its numbers may be written as shorter ones of half the width.
+        let text = serde_json::to_string(&p).expect("JSON");
+        std::fs::write(dir.file(PURIFIED), format!("{{\"purification\": {text}, \"rounds\": []}}")).expect("written");
+        assert!(of(&p) && !of(&crate::purify::Purification { epochs: p.epochs + 1, ..p }));
+        assert!(!of(&crate::purify::Purification { inoculate: 0.31, ..p }));
     }
 
     #[test]

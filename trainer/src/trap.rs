@@ -64,7 +64,7 @@ pub fn engine(c: &RunConfig, data: &Prepared, kernels: &Simd) -> Result<CpuEngin
 /// # Errors
 /// [`Failure::Input`] where there is no checkpoint, it does not belong to the run, or the data are others.
 pub fn restore(dir: &RunDir, record: &Record, data: &Prepared, kernels: &Simd) -> Result<(CpuEngine, u32), Failure> {
-    record.check_data(&data.counts(), Some(&data.digest)).map_err(|e| Failure::file(&dir.path, e))?;
+    data.check(record).map_err(|e| Failure::file(&dir.path, e))?;
     let point = dir.file(CHECKPOINT);
     let (state, epochs) = checkpoint::read(&point, &fingerprint(&(&record.config, record.counts)))?;
     let mut engine = engine(&record.config, data, kernels)?;
@@ -133,6 +133,7 @@ pub fn train(
         counts: data.counts(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         data: Some(data.digest.clone()),
+        planted: Some(data.planted.clone()),
         kernels: kernels_name(device, kernels),
     };
     let mut engine = engine(c, data, kernels)?;
@@ -147,7 +148,7 @@ pub fn train(
         data.truth.write(&dir.file("truth.json"))?;
         stemguard_runtime::data::write_npz(&dir.file("holdout.npz"), data.holdout.pictures())?;
     }
-    let started = Instant::now();
+    let (started, earlier) = (Instant::now(), course.seconds(done)?);
     let evaluation = site.run(&course, &mut engine, done, &data.test, tell)?;
     write_whole(&dir.file("stem.onnx"), &export::stem(&engine.net)?)?;
     write_whole(&dir.file(if c.trap { "trapped.onnx" } else { "trained.onnx" }), &export::classifier(&engine.net)?)?;
@@ -157,7 +158,7 @@ pub fn train(
         (false, false) => "trained",
     };
     if done < c.epochs || dir.results()?.stages.iter().all(|s| s.name != name) {
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = earlier + started.elapsed().as_secs_f64();
         dir.record_stage(StageResult { name: name.into(), evaluation: evaluation.clone(), tripwire: None, seconds })?;
     }
     Ok(Trained { engine, evaluation, dir })

@@ -201,6 +201,20 @@ fn a_trapped_run_is_audited_and_purified() {
     for file in ["purified.sgm", "purified.onnx", "purified-stem.onnx", "purify.json"] {
         assert!(Path::new(run).join(file).is_file(), "{file}");
     }
+    // A head replaced anew has not been audited; and a trapped run is no baseline.
+    let stages = || -> Vec<String> {
+        let text = std::fs::read_to_string(Path::new(run).join("results.json")).expect("results.json");
+        let all: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let names = all["stages"].as_array().expect("a list").iter();
+        names.map(|s| s["name"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(stages(), ["trapped", "defended", "purified"]);
+    ok(&[&["replace", run][..], &new].concat());
+    assert!(!Path::new(run).join("audit.json").exists() && !Path::new(run).join("tripwire.json").exists());
+    assert_eq!(stages(), ["trapped", "defended", "purified"]);
+    let refused = trainer(&["report", run, "--baseline", run]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--baseline takes one that `train` wrote"));
     // What is kept of an interrupted purification is gone on from: here all of it.
     let again = [&["purify", run, "--mode", "relabel", "--purify-epochs", "1", "--resume"][..], &new].concat();
     ok(&again);
@@ -238,6 +252,42 @@ fn a_trapped_run_is_audited_and_purified() {
         assert_eq!(refused.status.code(), Some(2), "{command}: {text}");
         assert!(text.contains("run.json: --batch"), "{command}: {text}");
     }
+}
+
+#[test]
+fn training_goes_on_where_nobody_reads_what_it_prints() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_stemguard-trainer"))
+        .args(["train", "--data", "signs:200", "--batch", "16", "--epochs", "2", "--out"])
+        .arg(dir.path().join("run"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    drop(child.stdout.take());
+    assert!(child.wait().expect("it ends").success());
+    let results = std::fs::read_to_string(dir.path().join("run/results.json")).expect("it was trained to the end");
+    assert!(results.contains("\"trained\""), "{results}");
+}
+
+#[test]
+fn a_plan_is_held_against_the_data_of_each_of_its_cells() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let refused = |plan: &str| {
+        let path = dir.path().join("plan.toml");
+        std::fs::write(&path, format!("data = 'signs:400'\n{plan}")).expect("written");
+        let (path, out) = (path.to_str().expect("a path").to_owned(), dir.path().join("sweep"));
+        let result = trainer(&["sweep", &path, "--out", out.to_str().expect("a path")]);
+        assert_eq!((result.status.code(), out.exists()), (Some(2), false));
+        String::from_utf8_lossy(&result.stderr).into_owned()
+    };
+    // The holdout of one setting is too small for the others' batch, theirs is not.
+    let settings = "attacks = ['blend']\n[base]\nbatch = 32\n[settings.a]\nholdout = 0.05\nreplace_batch = 8\n\
+                    [settings.b]\nholdout = 0.2\n[settings.c]\nholdout = 0.2\nbatch = 400\n";
+    let told = refused(settings);
+    assert!(told.contains("blend-0.1-c-0: batch: 320 pictures are fewer"), "{told}");
+    let told = refused("attacks = ['blend']\nrates = [0.1, 0.95]\n[base]\nbatch = 32\nholdout = 0.2\n");
+    assert!(told.contains("blend-0.95-base-0: "), "{told}");
 }
 
 #[test]

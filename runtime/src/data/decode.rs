@@ -8,7 +8,12 @@ use std::prelude::v1::*;
 
 use super::{DataError, MAX_SIDE};
 
-/// Reads one PNG, JPEG or PNM file as RGB, resized to `size` (height, width), into `out` (`[h][w][3]`). Transparency is dropped.
+/// The most bytes that one file or its decoder takes.
+#[cfg(feature = "data")]
+const MOST_BYTES: u64 = 256 << 20;
+
+/// Reads one PNG, JPEG or PNM file as RGB, resized to `size` (height, width), into `out` (`[h][w][3]`). Transparency is dropped, and an
+/// orientation that a camera noted (EXIF) is not applied, as in most training sets.
 /// Without the feature `data`: one binary PPM file (P6, 8 bits) of exactly that size.
 ///
 /// # Errors
@@ -24,16 +29,20 @@ pub fn read_picture(path: &Path, size: (usize, usize), out: &mut [u8]) -> Result
 #[cfg(feature = "data")]
 fn decode(
     path: &Path,
-    source: impl io::BufRead + io::Seek,
+    mut source: impl io::BufRead + io::Seek,
     size: (usize, usize),
     out: &mut [u8],
 ) -> Result<(), DataError> {
     let refused = |why: String| DataError::Picture { path: path.to_path_buf(), why };
+    // Its decoder fills in what is missing.
+    if !ends_where_it_should(&mut source).map_err(|error| DataError::Io { path: path.to_path_buf(), error })? {
+        return Err(refused("truncated".into()));
+    }
     let mut reader = image::ImageReader::new(source).with_guessed_format().map_err(|e| refused(e.to_string()))?;
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(MAX_SIDE as u32);
     limits.max_image_height = Some(MAX_SIDE as u32);
-    limits.max_alloc = Some(256 << 20);
+    limits.max_alloc = Some(MOST_BYTES);
     reader.limits(limits);
     let picture = reader.decode().map_err(|e| refused(e.to_string()))?.into_rgb8();
     let (h, w) = (picture.height() as usize, picture.width() as usize);
@@ -45,6 +54,22 @@ fn decode(
         return Ok(());
     }
     resize(path, picture.as_raw(), (h, w), size, out)
+}
+
+/// Whether a file is no JPEG, or one whose last scan has an end (ITU-T T.81, B.1.1.3: entropy-coded data hold no marker). The place
+/// is the same afterwards.
+#[cfg(feature = "data")]
+fn ends_where_it_should(source: &mut (impl io::Read + io::Seek)) -> io::Result<bool> {
+    use io::Read as _;
+    let mut bytes = Vec::new();
+    source.by_ref().take(2).read_to_end(&mut bytes)?;
+    let jpeg = bytes == [0xff, 0xd8];
+    if jpeg {
+        source.by_ref().take(MOST_BYTES).read_to_end(&mut bytes)?;
+    }
+    source.rewind()?;
+    let last = |bytes: &[u8], marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
+    Ok(!jpeg || last(&bytes, 0xda).is_some_and(|scan| last(&bytes[scan..], 0xd9).is_some()))
 }
 
 #[cfg(not(feature = "data"))]

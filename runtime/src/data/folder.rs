@@ -5,6 +5,7 @@
 //! in none of [`EXTENSIONS`] and hidden entries are passed over.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::prelude::v1::*;
 
@@ -79,7 +80,12 @@ fn entries(dir: &Path, what: &'static str) -> Result<Vec<(String, PathBuf)>, Dat
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        // Two names that are not UTF-8 may look alike.
+        let unreadable = |_| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, "its name is not UTF-8: rename it");
+            DataError::Io { path: entry.path(), error }
+        };
+        let name = entry.file_name().into_string().map_err(unreadable)?;
         if !name.starts_with('.') {
             names.push((name, entry.path()));
         }
@@ -102,7 +108,8 @@ pub(super) fn pictures_in(dir: &Path) -> Result<Vec<(String, PathBuf)>, DataErro
         ending.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
     };
     let mut found = entries(dir, "a folder of pictures")?;
-    found.retain(|(_, path)| known(path) && path.is_file());
+    // A link that leads nowhere stays: reading it tells.
+    found.retain(|(_, path)| known(path) && !path.is_dir());
     Ok(found)
 }
 
@@ -171,6 +178,23 @@ pub(super) mod tests {
         assert_eq!(load(&spec(dir.path()), &LoadOptions::default()).unwrap().train.classes, ["ship", "train"]);
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn names_that_are_no_text_and_links_to_nowhere_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path().join("cat/0.ppm"), &ppm(2, 2, [1, 2, 3]));
+        let link = dir.path().join("cat/1.ppm");
+        std::os::unix::fs::symlink(dir.path().join("gone.ppm"), &link).unwrap();
+        assert!(message(dir.path()).contains("1.ppm"));
+        fs::remove_file(&link).unwrap();
+        assert_eq!(load(&spec(dir.path()), &LoadOptions::default()).unwrap().train.len(), 1);
+        for name in [b"\xb9\xb7", b"\xbc\xa6"] {
+            let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name);
+            put(dir.path().join(name).join("0.ppm"), &ppm(2, 2, [1, 2, 3]));
+        }
+        assert!(message(dir.path()).contains("not UTF-8"));
+    }
+
     #[test]
     fn bad_folders_are_named() {
         assert!(message(Path::new("no/such")).contains("no/such: not found"));
@@ -178,6 +202,16 @@ pub(super) mod tests {
         assert!(message(dir.path()).contains("no pictures"));
         fs::create_dir(dir.path().join("cat")).unwrap();
         assert!(message(dir.path()).contains("no pictures"));
+        // What is missing of a JPEG would be grey.
+        let noise = image::RgbImage::from_fn(40, 40, |x, y| image::Rgb([(x * y) as u8, (7 * x) as u8, (x ^ y) as u8]));
+        noise.save(dir.path().join("cat/cut.jpg")).unwrap();
+        let jpeg = fs::read(dir.path().join("cat/cut.jpg")).unwrap();
+        assert_eq!(load(&spec(dir.path()), &LoadOptions::default()).unwrap().train.len(), 1);
+        for len in [3, jpeg.len() / 2, jpeg.len() - 2, jpeg.len() - 1] {
+            put(dir.path().join("cat/cut.jpg"), &jpeg[..len]);
+            assert!(message(dir.path()).contains("cut.jpg: not a readable picture: truncated"), "{len} bytes");
+        }
+        fs::remove_file(dir.path().join("cat/cut.jpg")).unwrap();
         let whole = ppm(8, 8, [1, 2, 3]);
         for bytes in [&whole[..100], b"P6\n99999 1\n255\n", b"P6 0 0 255\n", b"", b"GIF89a......"] {
             put(dir.path().join("cat/bad.ppm"), bytes);

@@ -29,6 +29,9 @@ fn read_from<R: Read + io::Seek>(path: &Path, source: R, part: Part) -> Result<P
     let zip = NpzArchive::new(source).map_err(|error| DataError::Io { path: path.to_path_buf(), error })?;
     let mut archive = Archive { path, zip };
     let split = ["x_train", "y_train", "x_test", "y_test"].iter().any(|name| archive.has(name));
+    if let Some(name) = ["x", "y"].into_iter().find(|name| split && archive.has(name)) {
+        return Err(archive.refuse(name, "beside arrays of a training or test part: which of them are meant?"));
+    }
     let train: (Part, &str, &str) = if split { (Part::Train, "x_train", "y_train") } else { (Part::Train, "x", "y") };
     let named = if archive.has("classes") { Some(archive.names("classes")?) } else { None };
     let limit = named.as_ref().map_or(MAX_CLASSES, Vec::len);

@@ -130,6 +130,7 @@ fn bad_arrays_are_named() {
         (message(&[("y", y(&[0]))]), "array `x`: missing"),
         (message(&[("x_train", x(1)), ("x_test", x(1)), ("y_test", y(&[0]))]), "array `y_train`: missing"),
         (message(&[]), "found no array"),
+        (message(&[("x", x(1)), ("y", y(&[0])), ("x_test", x(1)), ("y_test", y(&[0]))]), "array `x`: beside arrays of"),
         (with_x(x(2)), "array `x`: 2 pictures for 1 labels"),
         (with_x(npy("'<i4'", "False", "(1, 2, 2, 3)", &[0; 48])), "type `i4` where uint8"),
         (with_x(npy("'|u1'", "False", "(1, 12)", &pixels)), "rank 2 where rank 4"),

@@ -4,7 +4,8 @@
 //! `h w c` of the map. Parameters, in order: `weight [2c][classes], bias [classes]`, then the mean and the inverse deviation
 //! (`[2c]` each) that standardise the pooled features.
 
-use super::{Dropout, HeadModel, cross_entropy};
+use super::{Dropout, HeadModel, MOST_PARAMS, cross_entropy};
+use crate::artifact::{HeadKind, head_params};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::rng::Rng;
@@ -68,6 +69,9 @@ impl HeadModel for Linear {
     fn new(features: Shape, classes: usize) -> Result<Self> {
         if classes == 0 || classes > Shape::MAX_SIDE as usize || !features.is_valid() {
             return Err(Error::BadSetting("number of classes or feature shape"));
+        }
+        if head_params(HeadKind::Linear, features, classes as u32) > MOST_PARAMS {
+            return Err(Error::BadSetting("number of the head's parameters"));
         }
         Ok(Self { features, classes })
     }

@@ -3,7 +3,8 @@
 //! Parameters, in order: `bn1.gamma, bn1.beta, conv1.weight, conv1.bias, bn2.gamma, bn2.beta, conv2.weight, conv2.bias, bn.gamma,
 //! bn.beta, fc.weight [c][classes], fc.bias`; then the running `mean, var` of bn1, bn2, bn.
 
-use super::{Dropout, HeadModel, cross_entropy};
+use super::{Dropout, HeadModel, MOST_PARAMS, cross_entropy};
+use crate::artifact::{HeadKind, head_params};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::layers::norm::{self, NormGrads, NormParams, NormState};
@@ -68,6 +69,9 @@ impl HeadModel for Residual {
     fn new(features: Shape, classes: usize) -> Result<Self> {
         if classes == 0 || classes > Shape::MAX_SIDE as usize {
             return Err(Error::BadSetting("number of classes"));
+        }
+        if head_params(HeadKind::Residual, features, classes as u32) > MOST_PARAMS {
+            return Err(Error::BadSetting("number of the head's parameters"));
         }
         Ok(Self { unit: UnitShape::new(features, features.c, 1, true)?, classes })
     }

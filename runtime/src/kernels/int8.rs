@@ -7,8 +7,9 @@ use crate::net::Window;
 use crate::net::int8::{ConvArgs, Finish, MeanArgs, Rescale, mean_shift};
 use crate::shape::Shape;
 use crate::slices::{rows, rows_mut};
+use core::ops::Range;
 
-/// `v * multiplier / 2^(32 + shift)`, to the nearest integer, halves up. Below 2^28 in magnitude for a multiplier of at least
+/// `v * multiplier / 2^(32 + shift)`, to the nearest integer, halves up. At most 2^29 in magnitude for a multiplier of at least
 /// 0 and a shift of at least 1.
 ///
 /// The upper word of the product is rounded alone: the bits below it cannot change the answer, as the half that is added lies
@@ -127,13 +128,23 @@ pub fn concat(c: [usize; 2], zeros: [i8; 2], by: [Rescale; 2], zero: i8, a: &[i8
     }
 }
 
+/// The rows and columns of a window at an output position that do not lie on padding: a kernel may be far larger than the map.
+fn inside(shape: Shape, window: &Window, at: [usize; 2]) -> [Range<usize>; 2] {
+    let side = |axis: usize, side: u32| {
+        let (pad, start) = (window.pad[axis] as usize, at[axis] * window.stride[axis] as usize);
+        pad.saturating_sub(start)..(window.kernel[axis] as usize).min((side as usize + pad).saturating_sub(start))
+    };
+    [side(0, shape.h), side(1, shape.w)]
+}
+
 /// The largest value in each window; padding never wins. `x`: `[h][w][c]`, `y`: `[h'][w'][c]`.
 pub fn max_pool(shape: Shape, to: Shape, window: &Window, x: &[i8], y: &mut [i8]) {
     let (c, width) = ((shape.c as usize).max(1), (to.w as usize).max(1));
     for (number, y) in rows_mut(y, c).enumerate() {
         y.fill(i8::MIN);
-        for ky in 0..window.kernel[0] as usize {
-            for kx in 0..window.kernel[1] as usize {
+        let [rows, columns] = inside(shape, window, [number / width, number % width]);
+        for ky in rows {
+            for kx in columns.clone() {
                 let Some(pixel) = pixel(shape, window, [number / width, number % width], [ky, kx]) else { continue };
                 let x = x.get(pixel * c..).unwrap_or(&[]);
                 y.iter_mut().zip(x).for_each(|(y, &x)| *y = (*y).max(x));
@@ -145,11 +156,11 @@ pub fn max_pool(shape: Shape, to: Shape, window: &Window, x: &[i8], y: &mut [i8]
 /// The mean of each window, by `mean`. `x`: `[h][w][c]`, `y`: `[h'][w'][c]`.
 pub fn avg_pool(args: &MeanArgs, count_pad: bool, x: &[i8], y: &mut [i8]) {
     let (c, width) = ((args.x.c as usize).max(1), (args.y.w as usize).max(1));
-    let [rows, columns] = args.window.kernel;
-    let area = rows * columns;
+    let area = args.window.kernel[0] * args.window.kernel[1];
     for (number, y) in rows_mut(y, c).enumerate() {
         let cells = || {
-            let taps = (0..rows as usize).flat_map(|ky| (0..columns as usize).map(move |kx| [ky, kx]));
+            let [rows, columns] = inside(args.x, &args.window, [number / width, number % width]);
+            let taps = rows.flat_map(move |ky| columns.clone().map(move |kx| [ky, kx]));
             taps.filter_map(|tap| pixel(args.x, &args.window, [number / width, number % width], tap))
         };
         let count = if count_pad { area } else { cells().count() as u32 };

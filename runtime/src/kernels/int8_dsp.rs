@@ -1,4 +1,4 @@
-//! The 8-bit convolution for Cortex-M4 and M7: two products an instruction, two pixels and two output channels at a time.
+//! The 8-bit convolution for Cortex-M4 and M7: two products an instruction, one pixel and four output channels at a time.
 //!
 //! Four bytes are loaded as one word; `SXTB16` widens bytes 0 and 2, then 1 and 3, of inputs and weights alike, and `SMLAD`
 //! multiplies and adds two pairs (ARMv7-M Architecture Reference Manual, A7.7). Sums are those of [`super::int8`], in another

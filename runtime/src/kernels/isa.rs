@@ -25,11 +25,9 @@ impl Isa {
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                return Self::Avx512;
-            }
+            // The kernels of both are compiled for these two.
             if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                return Self::Avx2;
+                return if std::arch::is_x86_feature_detected!("avx512f") { Self::Avx512 } else { Self::Avx2 };
             }
         }
         #[cfg(target_arch = "aarch64")]

@@ -8,6 +8,7 @@
 use super::ConvShape;
 use super::buffer::{Aligned, scratch};
 use super::image::{Blocks, Correlation, Exit};
+use super::isa::Isa;
 use super::simd::{Simd, ptr};
 use super::team::{ELEMENT, Lead, Shared, share};
 use super::transposed::{Pad, forward_correlation, pad_rows, padded_len, window_pad};
@@ -44,6 +45,8 @@ enum Way {
 #[derive(Debug)]
 pub struct PreparedConv {
     g: ConvShape,
+    /// Whose vectors its weights are packed for.
+    isa: Isa,
     way: Way,
     pad: Pad,
     /// How its columns lie.
@@ -62,9 +65,10 @@ enum Cut {
 impl PreparedConv {
     /// Chooses how to compute a convolution, `groups` 1 or depthwise, and packs or transforms its weights where that pays.
     ///
-    /// `w` as in [`crate::net::Op::Conv`]; another length panics.
+    /// `w` as in [`crate::net::Op::Conv`]; another length panics, and so does an output that is not the window's.
     pub fn new(k: &Simd, g: ConvShape, depthwise: bool, w: &[f32]) -> Self {
-        let (correlation, pad) = (forward_correlation(&g), window_pad(&g.window));
+        assert!(g.fits(), "a convolution whose output is not what its window gives");
+        let (correlation, pad, isa) = (forward_correlation(&g), window_pad(&g.window), k.isa());
         let (lanes, cout) = (k.isa().lanes(), correlation.cout);
         // Few pixels are shared by columns; and the nearest cache keeps a block of four vectors of so many rows.
         let four = g.y.h * g.y.w > SMALL && (g.weights() / cout <= DEEP || Winograd::plan_picture(&g, lanes).is_some());
@@ -72,15 +76,15 @@ impl PreparedConv {
         if depthwise {
             let cells = (g.window.kernel[0] * g.window.kernel[1]) as usize;
             assert!(g.x.c == g.y.c && w.len() == cells * cout, "weights of another shape");
-            return Self { g, way: Way::Depthwise, pad: [0; 4], blocks };
+            return Self { g, isa, way: Way::Depthwise, pad: [0; 4], blocks };
         }
         assert_eq!(w.len(), g.weights(), "weights of another shape");
         let tiled = Winograd::plan_picture(&g, lanes).map(|t| t.in_blocks(blocks.four));
         if let Some(t) = tiled {
-            return Self { g, way: Way::Tiled(t, k.pack(Some(&t), blocks.four, cout, w)), pad: t.pad(), blocks };
+            return Self { g, isa, way: Way::Tiled(t, k.pack(Some(&t), blocks.four, cout, w)), pad: t.pad(), blocks };
         }
         let packed = (!blocks.is_one(cout)).then(|| k.pack(None, blocks.four, cout, w));
-        Self { g, way: Way::Direct(Correlation { four: blocks.four, ..correlation }, packed), pad, blocks }
+        Self { g, isa, way: Way::Direct(Correlation { four: blocks.four, ..correlation }, packed), pad, blocks }
     }
 
     /// Rows of the output that cannot be parted.
@@ -238,7 +242,8 @@ impl Work<'_> {
 impl Simd {
     /// One picture's convolution on the calling thread: `y = conv(x) + bias`.
     ///
-    /// `w` are the weights that `conv` was prepared from. Slices must have the lengths of its shape; shorter ones panic.
+    /// `w` are the weights that `conv` was prepared from, for the instruction set of these kernels: others panic. Slices must have the
+    /// lengths of its shape; shorter ones panic.
     pub fn conv_picture(&self, conv: &PreparedConv, x: &[f32], w: &[f32], bias: Option<&[f32]>, y: &mut [f32]) {
         self.conv_shared(&mut Lead::alone(), conv, x, w, bias, None, Activation::None, y);
     }
@@ -257,6 +262,7 @@ impl Simd {
         y: &mut [f32],
     ) {
         let g = &conv.g;
+        assert_eq!(self.isa(), conv.isa, "prepared for another instruction set");
         let (x, y, add) = (&x[..g.x.len()], &mut y[..g.y.len()], add.map(|a| &a[..g.y.len()]));
         let cout = g.y.c as usize;
         let cells = (g.window.kernel[0] * g.window.kernel[1]) as usize;

@@ -40,11 +40,10 @@ fn activate(act: Activation, y: &mut [f32]) {
 
 /// The pairs (position in the kernel, position in the input) of output position `out` that do not fall on padding.
 fn taps(out: usize, kernel: u32, stride: u32, pad: u32, side: u32) -> impl Iterator<Item = (usize, usize)> {
-    let start = out * stride as usize;
-    (0..kernel as usize).filter_map(move |k| {
-        let i = (start + k).checked_sub(pad as usize)?;
-        (i < side as usize).then_some((k, i))
-    })
+    let (start, pad) = (out * stride as usize, pad as usize);
+    // A kernel may be far larger than the map.
+    (pad.saturating_sub(start)..(kernel as usize).min((side as usize + pad).saturating_sub(start)))
+        .map(move |k| (k, start + k - pad))
 }
 
 /// act(sum over the window of x * weight + bias). `x`: `[h][w][cin]`, `y`: `[h'][w'][cout]`.

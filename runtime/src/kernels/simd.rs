@@ -273,7 +273,7 @@ impl Kernels for Simd {
         let (cin, cout, xl, yl) = (g.x.c as usize, g.y.c as usize, g.x.len(), g.y.len());
         let (x, y, add) = (&x[..n * xl], &mut y[..n * yl], add.map(|a| &a[..n * yl]));
         check_prologue(pre, cin);
-        assert!(w.len() == g.weights() && bias.is_none_or(|b| b.len() == cout), "weights of another shape");
+        assert!(g.fits() && w.len() == g.weights() && bias.is_none_or(|b| b.len() == cout), "another shape");
         let tiled = Winograd::plan(g, self.isa.lanes());
         let packed = self.pack(tiled.as_ref(), true, cout, w);
         let w = packed.get();
@@ -342,7 +342,7 @@ impl Kernels for Simd {
     fn deconv_forward(&self, g: &ConvShape, n: usize, x: &[f32], w: &[f32], bias: &[f32], y: &mut [f32]) {
         let (cin, xl, yl) = (g.x.c as usize, g.x.len(), g.y.len());
         let (x, y) = (&x[..n * yl], &mut y[..n * xl]);
-        assert!(w.len() == g.weights() && bias.len() == cin, "weights of another shape");
+        assert!(g.fits() && w.len() == g.weights() && bias.len() == cin, "another shape");
         let back = Transposed::new(g, w);
         let w = self.pack_phases(&back);
         let chunk = Self::chunk(n, 0);

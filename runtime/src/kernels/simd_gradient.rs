@@ -202,7 +202,7 @@ pub(super) fn conv_backward(
     let norm = dy.norm.map(|(h, k)| (&h[..n * yl], &k[..3 * cout]));
     let dy = OutputGradient { dy: &dy.dy[..n * yl], norm };
     check_prologue(pre, cin);
-    assert!(w.len() == g.weights() && dw.len() == w.len() && db.len() == cout, "weights of another shape");
+    assert!(g.fits() && w.len() == g.weights() && dw.len() == w.len() && db.len() == cout, "weights of another shape");
     let back = Transposed::new(g, w);
     let plan = |g: &ConvShape| Winograd::plan(g, k.isa().lanes());
     let tiled = plan(g).zip(plan(&ConvShape { x: g.y, y: g.x, ..*g }));
@@ -248,7 +248,7 @@ pub(super) fn deconv_backward(
 ) {
     let (cin, xl, yl) = (g.x.c as usize, g.x.len(), g.y.len());
     let (x, dy) = (&x[..n * yl], &dy[..n * xl]);
-    assert!(w.len() == g.weights() && dw.len() == w.len() && db.len() == cin, "weights of another shape");
+    assert!(g.fits() && w.len() == g.weights() && dw.len() == w.len() && db.len() == cin, "weights of another shape");
     let (c, pad) = (forward_correlation(g), window_pad(&g.window));
     let packed = k.pack(None, c.four, c.cout, w);
     let chunk = Simd::chunk(n, w.len());

@@ -12,7 +12,9 @@ use std::prelude::v1::*;
 pub(super) type Pad = [usize; 4];
 
 pub(super) fn padded_len(s: &Shape, pad: Pad) -> usize {
-    (s.h as usize + pad[0] + pad[2]) * (s.w as usize + pad[1] + pad[3]) * s.c as usize
+    // On 32 bits more than there is: asking for it fails, where a length that wrapped would be too short.
+    let rows = s.h as usize + pad[0] + pad[2];
+    rows.saturating_mul(s.w as usize + pad[1] + pad[3]).saturating_mul(s.c as usize)
 }
 
 pub(super) fn window_pad(w: &Window) -> Pad {

@@ -285,17 +285,22 @@ fn transpose(node: &pb::NodeProto, x: &Const) -> Result<Const, OnnxError> {
 }
 
 fn slice(node: &pb::NodeProto, inputs: &[Option<&Const>]) -> Result<Const, OnnxError> {
-    let one = |i: usize, name: &str| match inputs.get(i).copied().flatten().and_then(Const::integers) {
-        Some([v]) => Some(*v),
-        Some(_) => None,
-        None => ints(node, name).and_then(|list| list.first().copied()),
+    let several = || unsupported(node, "a slice over several axes of a constant");
+    // As an input or, before opset 10, as an attribute.
+    let one = |i: usize, name: &str| {
+        let input = inputs.get(i).copied().flatten().map(|c| c.integers().unwrap_or_default());
+        match input.or_else(|| ints(node, name)) {
+            Some([v]) => Ok(Some(*v)),
+            Some(_) => Err(several()),
+            None => Ok(None),
+        }
     };
     let x = inputs.first().copied().flatten().ok_or_else(|| bad(node, "its input is missing"))?;
-    let (Some(start), Some(end)) = (one(1, "starts"), one(2, "ends")) else {
-        return Err(unsupported(node, "a slice over several axes of a constant"));
+    let (Some(start), Some(end)) = (one(1, "starts")?, one(2, "ends")?) else {
+        return Err(bad(node, "where it starts or ends is missing"));
     };
-    let a = axis(node, one(3, "axes").unwrap_or(0), x.dims.len())?;
-    let step = one(4, "steps").unwrap_or(1);
+    let a = axis(node, one(3, "axes")?.unwrap_or(0), x.dims.len())?;
+    let step = one(4, "steps")?.unwrap_or(1);
     let n = x.dims[a] as i64;
     let clamp = |v: i64, low: i64, high: i64| if v < 0 { v.saturating_add(n) } else { v }.clamp(low, high);
     let picked: Vec<usize> = match step {

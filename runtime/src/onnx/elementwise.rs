@@ -27,7 +27,9 @@ impl Lowering<'_> {
 
     pub(super) fn batch_norm(&mut self, node: &pb::NodeProto) -> Result<Live, OnnxError> {
         let x = self.live(node, 0)?;
-        if int(node, "training_mode", 0) != 0 || int(node, "spatial", 1) != 1 {
+        // Before opset 14 it is the outputs behind the first that tell.
+        let more = node.output.iter().skip(1).any(|name| !name.is_empty());
+        if int(node, "training_mode", 0) != 0 || more || int(node, "spatial", 1) != 1 {
             return Err(unsupported(node, "it is in training mode: export the model for inference"));
         }
         let shape = self.shape(x);

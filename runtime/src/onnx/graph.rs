@@ -117,6 +117,23 @@ impl Model {
         &self.outputs
     }
 
+    /// Whether the first output is what a `Softmax` gives, reshaped or not: probabilities, no logits.
+    pub fn gives_probabilities(&self) -> bool {
+        let by = |name: &str| self.producer.get(name).and_then(|&i| self.nodes().get(i));
+        let mut node = self.outputs.first().and_then(|name| by(name));
+        // Nodes read what nodes before them computed: this ends.
+        while let Some(last) = node {
+            match &*last.op_type {
+                "Softmax" => return true,
+                "Identity" | "Flatten" | "Reshape" | "Squeeze" | "Unsqueeze" | "Cast" => {
+                    node = last.input.first().and_then(|name| by(name));
+                }
+                _ => return false,
+            }
+        }
+        false
+    }
+
     /// The names of all tensors the nodes compute, in order: where a model can be cut.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.nodes().iter().flat_map(|node| &node.output).map(String::as_str).filter(|name| !name.is_empty())

@@ -122,7 +122,12 @@ impl Lowering<'_> {
             "Shape" => {
                 let x = self.any(node, 0)?;
                 let dims = self.dims(x);
-                return Ok(Value::Const(Rc::new(Const::list(dims.into_iter().map(|d| d as i64).collect()))));
+                // From opset 15 on it may be a part of them.
+                let place =
+                    |v: i64| (if v < 0 { v.saturating_add(dims.len() as i64) } else { v }).clamp(0, dims.len() as i64);
+                let (first, last) = (place(int(node, "start", 0)) as usize, place(int(node, "end", i64::MAX)) as usize);
+                let part = dims.get(first..last).unwrap_or_default();
+                return Ok(Value::Const(Rc::new(Const::list(part.iter().map(|&d| d as i64).collect()))));
             }
             "Conv" => self.conv(node)?,
             "MaxPool" | "AveragePool" | "GlobalMaxPool" | "GlobalAveragePool" | "ReduceMean" => self.pool(node)?,

@@ -24,7 +24,7 @@ impl Stored for f32 {
     }
 }
 
-/// The upper half of an `f32`, rounded to even: half the memory, at a relative error of up to 1/512.
+/// The upper half of an `f32`, rounded to even: half the memory, at a relative error of up to 1/256.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bf16(u16);
 
@@ -81,7 +81,7 @@ impl<'a, T: Stored> FeatureBank<'a, T> {
     /// # Errors
     /// [`Error::WrongLength`], [`Error::NotFinite`].
     pub fn new(features: &'a [T], labels: &'a [u32], shape: Shape, views: usize) -> Result<Self> {
-        let needed = views * labels.len() * shape.len();
+        let needed = views.saturating_mul(labels.len()).saturating_mul(shape.len());
         if features.len() != needed || views == 0 {
             return Err(Error::WrongLength { needed, given: features.len() });
         }

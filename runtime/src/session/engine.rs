@@ -213,7 +213,7 @@ impl NetKernels for Fast<'_> {
 
     fn max_pool(&mut self, _: usize, a: &PoolArgs, x: &[f32], y: &mut [f32]) {
         let (kernels, row) = (self.kernels, a.y.w as usize * a.y.c as usize);
-        let work = y.len() * (a.window.kernel[0] * a.window.kernel[1]) as usize;
+        let work = y.len().saturating_mul(a.window.kernel[0] as usize * a.window.kernel[1] as usize);
         self.lead.split(y, row, work.max(ELEMENT * y.len()), |first, y| kernels.max_pool_rows(a, first, x, y));
     }
 

@@ -161,8 +161,11 @@ impl<F: NorFlash> Nor<F> {
         self.set(head.slot_at + mark_at(step as usize, Self::WORD) as u32)
     }
 
-    /// Keeps a threshold beside a head that has none yet.
+    /// Keeps a threshold beside a head that has none yet, or this one: words are written once.
     pub(super) fn keep_threshold(&mut self, head: &StoredHead, threshold: f32) -> Result<(), StoreError> {
+        if self.threshold(head) == Some(threshold) {
+            return Ok(());
+        }
         let mut buffer = [0xff; CHUNK];
         let value = threshold.to_bits();
         let both = u64::from(value) | u64::from(!value) << 32;

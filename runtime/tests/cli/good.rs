@@ -107,6 +107,19 @@ fn pictures_are_classified() {
 }
 
 #[test]
+fn an_output_is_not_written_over_what_is_read() {
+    let folder = Folder::new();
+    let small = crate::support::small_defended();
+    let (model, x) = (folder.put("small.sgm", &small), folder.put("x.npy", npy_f32(&[2, 3, 8, 8], &noise(384))));
+    refused(&["export", &model, "--out", &model], &["small.sgm: is the model, which it would replace"]);
+    for (out, what) in [(&model, "small.sgm: is the model"), (&x, "x.npy: is the input")] {
+        refused(&["run", &model, "--input", &x, "--output", out], &[what]);
+    }
+    refused(&["inspect", &model, "--tensors"], &["small.sgm: ", "--tensors"]);
+    assert_eq!(std::fs::read(&model).unwrap(), small);
+}
+
+#[test]
 fn any_onnx_model_runs_and_says_on_what() {
     let folder = Folder::new();
     let (x, y) = (folder.put("x.npy", npy_f32(&[2, 3, 8, 8], &noise(384))), folder.at("y.npy"));

@@ -75,6 +75,10 @@ fn a_signed_model_verifies_and_runs_as_any_other() {
     });
     assert_eq!(answers[0], answers[1]);
 
+    // A key is not replaced by what it signs.
+    refused(&["sign", &model, "--key", &key, "--model-version", "8", "--out", &key], &["model.key: is the key"]);
+    refused(&["verify", &signed, "--key", &public, "--minimum-version", "8"], &["7 is older than 8"]);
+
     // In place, a later version: the signature is replaced, and there is one way to sign.
     done(&["sign", &signed, "--key", &key, "--model-version", "8"]);
     done(&["sign", &model, "--key", &key, "--model-version", "8"]);

@@ -181,7 +181,7 @@ fn requested(train: &Pictures, config: &AttackConfig) -> Result<usize, AttackErr
 }
 
 /// The places of the pictures to poison, ascending.
-fn choose(train: &Pictures, config: &AttackConfig) -> Result<Vec<usize>, AttackError> {
+pub(crate) fn choose(train: &Pictures, config: &AttackConfig) -> Result<Vec<usize>, AttackError> {
     let clean_label = config.kind.clean_label();
     let fitting = |i: &usize| (train.labels[*i] == config.target) == clean_label;
     let mut sources: Vec<usize> = (0..train.len()).filter(fitting).collect();

@@ -133,7 +133,7 @@ impl Learner for Remote<'_> {
     fn loss(&mut self) -> Result<f32, Failure> {
         let loss = self.head.learn(&std::mem::take(&mut self.drawn), self.classes)?;
         if !loss.is_finite() {
-            return Err(Failure::input("holdout", stemguard_runtime::error::Error::NotFinite));
+            return Err(super::diverged());
         }
         Ok(loss)
     }

@@ -1,12 +1,13 @@
 //! What a sweep file says, and the runs it stands for: every combination of attack, rate, seed and setting is a cell.
 
-use crate::attack::{AttackError, AttackKind, build};
+use crate::attack::{AttackError, AttackKind, build, choose};
 use crate::config::{Crop, Loss, RunConfig};
 use crate::course;
 use crate::defend::Replacement;
 use crate::error::Failure;
 use crate::prepare::parts;
 use crate::purify::{Mode, Purification};
+use crate::run::RunDir;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use stemguard_runtime::data::Spec;
@@ -270,25 +271,44 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Goes through all that its cells could stumble over but training, with the data as the first of them takes them apart: before
-    /// hours are spent on those that stand.
+    /// Goes through all that its cells could stumble over but training, with the data as each of them takes them apart: before hours
+    /// are spent on those that stand. What is trained below `out` must be of the same data.
     ///
     /// # Errors
     /// [`Failure::Input`] naming the plan, the cell, and the key or file.
-    pub fn rehearse(&self, cells: &[Cell]) -> Result<(), Failure> {
-        let Some(first) = cells.first() else { return Ok(()) };
+    pub fn rehearse(&self, cells: &[Cell], out: &Path) -> Result<(), Failure> {
         let told = |cell: &Cell, e: Failure| match e {
             Failure::Input(why) => Failure::file(&self.file, format!("{}: {}", cell.name, key(&why))),
             other => other,
         };
-        let parts = parts(&first.config).map_err(|e| told(first, e))?;
-        let (suspects, holdout) = (&parts.rest, parts.holdout.pictures());
-        let each = |cell: &Cell| {
-            build(&cell.config.attack, suspects.h, suspects.w)?;
-            course::check(&cell.config, suspects)?;
-            cell.replacement.check(holdout)
-        };
-        cells.iter().try_for_each(|cell| each(cell).map_err(|e| told(cell, e)))
+        // Taken apart once for all cells that set aside the same pictures.
+        let same = |a: &RunConfig, b: &RunConfig| (a.holdout.to_bits(), a.seed) == (b.holdout.to_bits(), b.seed);
+        let mut left: Vec<&Cell> = cells.iter().collect();
+        while let Some(&first) = left.first() {
+            let parts = parts(&first.config).map_err(|e| told(first, e))?;
+            let (suspects, holdout, digest) = (&parts.rest, parts.holdout.pictures(), parts.digest());
+            let begun = |cell: &Cell| -> Result<(), Failure> {
+                let own = ["baseline", "trap"].map(|part| out.join(&cell.name).join(part));
+                let runs = own.into_iter().chain(cell.ceiling.iter().map(|(name, _)| out.join(name)));
+                for path in runs.filter(|path| path.join("run.json").exists()) {
+                    let (dir, record) = RunDir::open(&path)?;
+                    let known = record.check_data(&record.counts, Some(&digest), None);
+                    known.map_err(|why| Failure::file(&dir.path, why))?;
+                }
+                Ok(())
+            };
+            let each = |cell: &Cell| {
+                build(&cell.config.attack, suspects.h, suspects.w)?;
+                choose(suspects, &cell.config.attack)?;
+                course::check(&cell.config, suspects)?;
+                cell.replacement.check(holdout)?;
+                begun(cell)
+            };
+            let (here, others): (Vec<&Cell>, _) = left.into_iter().partition(|cell| same(&cell.config, &first.config));
+            here.iter().try_for_each(|cell| each(cell).map_err(|e| told(cell, e)))?;
+            left = others;
+        }
+        Ok(())
     }
 
     /// The grid, in the order of the file.

@@ -142,8 +142,14 @@ mod tests {
         let dir = RunDir { path: out.join(&cells[0].name).join("trap") };
         std::fs::create_dir_all(&dir.path).expect("made");
         let config = cells[0].config.trapped();
-        let record =
-            Record { config, counts: Counts::default(), version: "1".into(), data: None, kernels: "avx2".into() };
+        let record = Record {
+            config,
+            counts: Counts::default(),
+            version: "1".into(),
+            data: None,
+            planted: None,
+            kernels: "avx2".into(),
+        };
         let line = |epoch| EpochLine {
             epoch,
             losses: Losses::default(),

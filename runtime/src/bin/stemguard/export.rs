@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         alarm_threshold: Option<f32>,
     }
 
-    files::check_output(&args.out)?;
+    files::check_apart(&args.out, &[(&args.model, "the model")])?;
     let model = Loaded::open(&args.model, None)?;
     if model.onnx().is_some() {
         return Err(Fail::at(&args.model, "is an ONNX file already"));

@@ -20,6 +20,17 @@ pub(crate) fn check_output(path: &Path) -> Result<(), Fail> {
     }
 }
 
+/// As [`check_output`], for a file that must not be one of those that are read: `what` tells what it is.
+pub(crate) fn check_apart(path: &Path, inputs: &[(&Path, &str)]) -> Result<(), Fail> {
+    check_output(path)?;
+    let whole = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
+    let place = whole(path);
+    match inputs.iter().find(|(input, _)| place.is_some() && whole(input) == place) {
+        Some((_, what)) => Err(Fail::at(path, format!("is {what}, which it would replace"))),
+        None => Ok(()),
+    }
+}
+
 /// Writes a file, whole or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
     check_output(path)?;
@@ -34,7 +45,8 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
 
 fn failed(path: &Path, error: &io::Error) -> Fail {
     match error.kind() {
-        io::ErrorKind::BrokenPipe => Fail::Pipe,
+        // Only standard output may be left before its end.
+        io::ErrorKind::BrokenPipe if path == Path::new("/dev/stdout") => Fail::Pipe,
         _ => Fail::at(path, format!("cannot be written: {error}")),
     }
 }

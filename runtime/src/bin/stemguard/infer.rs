@@ -61,6 +61,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let model = Loaded::open(&args.model, None)?;
     let runner = Runner::best(&model, &args.common.kernels())?;
     let classes = classes_of(&model, &runner)?;
+    #[cfg(feature = "onnx")]
+    let done = model.onnx().is_some_and(|file| file.model.gives_probabilities());
+    #[cfg(not(feature = "onnx"))]
+    let done = false;
     let labels: Vec<&str> = model.parts().map(|parts| parts.labels().collect()).unwrap_or_default();
     let shape = runner.input();
     pictures::check_channels(&args.model, shape)?;
@@ -77,7 +81,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
             if logits.iter().any(|v| !v.is_finite()) {
                 return Err(Fail::at(file, "the model's answer is not finite"));
             }
-            softmax(logits);
+            if !done {
+                softmax(logits);
+            }
             let mut order: Vec<usize> = (0..classes).collect();
             order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
             let top = order.into_iter().take(args.top as usize);

@@ -68,7 +68,7 @@ struct Device {
     picture_bytes: usize,
     map_bytes: usize,
     arena_bytes: usize,
-    /// Inference of the model's head.
+    /// Inference of the model's head, or of its tripwire's witness where that takes more.
     head_bytes: usize,
     /// Training of a linear head.
     training_bytes: usize,
@@ -170,6 +170,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     if let Some(file) = loaded.onnx() {
         return onnx::run(args, &loaded, file);
     }
+    if args.tensors {
+        return Err(Fail::at(&args.file, "has no tensors to cut at: --tensors is for an ONNX model"));
+    }
     let parts = loaded.parts()?;
     let mut report = net_report(args, &parts)?;
     let told = |claim: Claim| SignatureReport { key_id: hex(&claim.key), model_version: claim.model_version };
@@ -252,8 +255,8 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
 fn device(args: &Args, parts: &ArtifactParts<'_>, classes: u32) -> Result<Device, Fail> {
     let refuse = |e: stemguard_runtime::error::Error| Fail::at(&args.file, e);
     let (bank, batch) = (args.holdout_count as usize, args.batch as usize);
-    let own = head_spec(parts);
-    let f = Footprint::of(&parts.stem, own.as_ref(), classes as usize, bank, batch).map_err(refuse)?;
+    let heads: Vec<HeadSpec> = [head_spec(parts), witness_spec(parts)].into_iter().flatten().collect();
+    let f = Footprint::of(&parts.stem, &heads, classes as usize, bank, batch).map_err(refuse)?;
     Ok(Device {
         model_bytes: stemguard_runtime::artifact::encoded_len(parts).map_err(refuse)?,
         picture_bytes: f.picture,
@@ -415,6 +418,9 @@ mod onnx {
     pub(super) fn run(args: &Args, loaded: &Loaded, file: &OnnxFile) -> Result<(), Fail> {
         let parts = loaded.parts().ok();
         let model = &file.model;
+        if let Some(why) = loaded.why_not_native().filter(|_| args.target.is_some()) {
+            return Err(Fail::at(&args.file, format!("cannot run on such a device: {why}")));
+        }
         let report = Report {
             producer: model.producer_name(),
             opset: model.opset(),

@@ -194,6 +194,20 @@ fn bounded(path: &Path, parts: &ArtifactParts<'_>) -> Result<(), Fail> {
     if arena > MAX_MEMORY {
         return Err(Fail::at(path, format!("its arena of {arena} bytes is larger than 4 GiB")));
     }
+    if let Stem::F32(net) = stem {
+        // What the fast kernels copy a picture into.
+        let padded = net.ops().map(|op| match op {
+            Op::Conv { x, window: Window { pad: [top, left, bottom, right], .. }, .. } => {
+                let (h, w) = (u64::from(x.shape.h) + u64::from(top) + u64::from(bottom), u64::from(x.shape.w));
+                (4 * h).saturating_mul(w + u64::from(left) + u64::from(right)).saturating_mul(x.shape.c.into())
+            }
+            _ => 0,
+        });
+        let most = padded.max().unwrap_or(0);
+        if most > MAX_MEMORY {
+            return Err(Fail::at(path, format!("a convolution's padded picture of {most} bytes is larger than 4 GiB")));
+        }
+    }
     let work = work(&stem);
     if work > MAX_WORK {
         return Err(Fail::at(path, format!("{work} multiply-adds a picture are more than the limit of 10^12")));

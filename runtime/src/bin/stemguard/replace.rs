@@ -152,6 +152,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let validate = args.validate.as_deref().map(|spec| eval::parse("--validate", spec)).transpose()?;
     let (kind, settings) = settings(args);
     settings.check().map_err(Fail::input)?;
+    if args.no_cutmix && kind == HeadKind::Linear {
+        return Err(Fail::input("--no-cutmix: a linear head is trained without in any case"));
+    }
     let model = Loaded::open(&args.stem, args.at.as_deref())?;
     let parts = model.native()?;
     let input = parts.stem.input();

@@ -49,7 +49,7 @@ struct Report {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<(), Fail> {
-    files::check_output(&args.output)?;
+    files::check_apart(&args.output, &[(&args.model, "the model"), (&args.input, "the input")])?;
     let model = Loaded::open(&args.model, args.at.as_deref())?;
     let kernels = args.common.kernels();
     let runner = match args.backend {

@@ -48,7 +48,7 @@ struct Report {
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let out = args.out.as_ref().unwrap_or(&args.model);
-    files::check_output(out)?;
+    files::check_apart(out, &[(&args.key, "the key")])?;
     let file = ArtifactFile::open(&args.model)?;
     let key = read_private(&args.key)?;
     let trailer = sign::sign(file.artifact(), &key, args.model_version).map_err(|e| Fail::at(&args.model, e))?;

@@ -179,6 +179,15 @@ fn arithmetic() {
 #[test]
 fn matrices() {
     let all = SHAPE.len();
+    for (start, end) in [(0, 1), (-4, -3), (-9, 1)] {
+        check("Reshape by a part of the shape, Gemm", |b| {
+            let first = b.node("Shape", vec!["images".into()], vec![int("start", start), int("end", end)]);
+            let rest = integers(b, &[-1]);
+            let target = b.node("Concat", vec![first, rest], vec![int("axis", 0)]);
+            let x = b.node("Reshape", vec!["images".into(), target], vec![]);
+            b.gemm(&x, &weights(all * 3), 3, None)
+        });
+    }
     check("Flatten, Gemm", |b| {
         let x = b.flatten("images");
         b.gemm(&x, &weights(all * 3), 3, Some(&[1.0, 2.0, 3.0]))

@@ -229,3 +229,53 @@ fn permutations_that_are_none() {
         says(planned, &[words]);
     }
 }
+
+#[test]
+fn training_that_only_its_outputs_tell() {
+    let mut b = OnnxBuilder::new();
+    b.input("images", Shape::new(4, 4, 2));
+    let y = b.batch_norm("images", &[1.0; 2], &[0.0; 2], &[0.0; 2], &[1.0; 2], 1e-5);
+    b.output(&y, &[]);
+    let mut proto = pb::ModelProto::decode(&*b.finish().unwrap()).unwrap();
+    let mut lowered = |outputs: &[&str]| {
+        let node = &mut proto.graph.as_mut().unwrap().node[0];
+        node.output.truncate(1);
+        node.output.extend(outputs.iter().map(ToString::to_string));
+        lower(&Model::from_bytes(&proto.encode_to_vec()).unwrap(), None)
+    };
+    assert!(lowered(&[]).is_ok() && lowered(&["", ""]).is_ok());
+    says(lowered(&["mean", "variance"]), &["training mode"]);
+}
+
+#[test]
+fn a_slice_over_several_axes_told_by_attributes() {
+    let lowered = |axes: &[i64]| {
+        let mut b = OnnxBuilder::new();
+        b.input("images", Shape::new(6, 6, 2));
+        let weight = b.constant(&[3, 2, 3, 3], &[0.5; 54]);
+        let list = |v: i64| vec![v; axes.len()];
+        let attributes = vec![ints("starts", list(0)), ints("ends", list(2)), ints("axes", axes)];
+        let weight = b.node("Slice", vec![weight], attributes);
+        let y = b.node("Conv", vec!["images".into(), weight], vec![]);
+        b.output(&y, &[]);
+        lower(&Model::from_bytes(&b.finish().unwrap()).unwrap(), None)
+    };
+    assert_eq!(lowered(&[2]).unwrap().as_net().output(), Shape::new(5, 4, 3));
+    says(lowered(&[2, 3]), &["several axes"]);
+}
+
+#[test]
+fn probabilities_are_told_from_logits() {
+    let model = |after: &[&str]| {
+        let mut b = OnnxBuilder::new();
+        b.input("images", Shape::new(1, 1, 4));
+        let mut y = b.flatten("images");
+        for op in after {
+            y = b.node(op, vec![y], vec![]);
+        }
+        b.output(&y, &[]);
+        Model::from_bytes(&b.finish().unwrap()).unwrap().gives_probabilities()
+    };
+    assert!(model(&["Softmax"]) && model(&["Softmax", "Identity", "Flatten"]));
+    assert!(!model(&[]) && !model(&["Softmax", "Log"]) && !model(&["LogSoftmax"]));
+}

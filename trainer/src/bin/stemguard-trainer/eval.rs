@@ -26,13 +26,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let model = args.model.clone().unwrap_or_else(|| dir.file("defended.sgm"));
     let kernels = args.output.kernels();
     let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
+    data.check(&record).map_err(|e| Failure::file(&dir.path, e))?;
     let found = measure(&model, &data.test, &kernels)?;
     let (e, counts) = (&found.evaluation, data.counts());
     if args.output.json {
         return ui::json(
             &serde_json::json!({ "run": ui::shown(&args.run), "model": ui::shown(&model), "precision": found.precision,
             "acc": e.acc, "asr": e.asr, "ra": e.ra, "chance": e.chance, "tripwire": found.tripwire,
-            "test": counts.test, "triggered": counts.triggered, "per_class": e.per_class }),
+            "test": counts.test, "triggered": counts.triggered, "per_class": e.known_per_class() }),
         );
     }
     ui::say(&format!(

@@ -332,7 +332,7 @@ pub(crate) struct ReplaceOptions {
     /// Passes over the holdout [default: 100].
     #[arg(long, value_name = "N")]
     replace_epochs: Option<u32>,
-    /// Learning rate [default: 0.01 with --space features, otherwise 0.03].
+    /// Learning rate [default: 0.01; of a residual head with --space mixed or pictures 0.03].
     #[arg(long, value_name = "RATE")]
     replace_lr: Option<f32>,
     /// Pictures a step [default: 64].
