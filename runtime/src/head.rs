@@ -125,7 +125,8 @@ pub fn cross_entropy(classes: usize, logits: &mut [f32], targets: &[f32]) -> f32
             *v = (libm::expf(*v - log_sum) - t) / n as f32;
         }
     }
-    (loss / n as f64) as f32
+    // Not in `f64`: a microcontroller would carry a division of its own for it.
+    loss as f32 / n as f32
 }
 
 /// Logits of a stored head.

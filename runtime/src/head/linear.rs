@@ -5,7 +5,6 @@
 //! (`[2c]` each) that standardise the pooled features.
 
 use super::{Dropout, HeadModel, MOST_PARAMS, cross_entropy};
-use crate::artifact::{HeadKind, head_params};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::rng::Rng;
@@ -66,11 +65,15 @@ impl Linear {
 }
 
 impl HeadModel for Linear {
+    // Where a program's sizes are constants, so is all that follows from them.
+    #[inline(always)]
     fn new(features: Shape, classes: usize) -> Result<Self> {
         if classes == 0 || classes > Shape::MAX_SIDE as usize || !features.is_valid() {
             return Err(Error::BadSetting("number of classes or feature shape"));
         }
-        if head_params(HeadKind::Linear, features, classes as u32) > MOST_PARAMS {
+        // At least as many as there are (`artifact::head_params`).
+        let c = features.c as usize;
+        if (4 * c + 1).checked_mul(classes + 2).is_none_or(|most| most > MOST_PARAMS) {
             return Err(Error::BadSetting("number of the head's parameters"));
         }
         Ok(Self { features, classes })

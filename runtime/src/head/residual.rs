@@ -4,7 +4,6 @@
 //! bn.beta, fc.weight [c][classes], fc.bias`; then the running `mean, var` of bn1, bn2, bn.
 
 use super::{Dropout, HeadModel, MOST_PARAMS, cross_entropy};
-use crate::artifact::{HeadKind, head_params};
 use crate::error::{Error, Result};
 use crate::kernels::Kernels;
 use crate::layers::norm::{self, NormGrads, NormParams, NormState};
@@ -70,7 +69,9 @@ impl HeadModel for Residual {
         if classes == 0 || classes > Shape::MAX_SIDE as usize {
             return Err(Error::BadSetting("number of classes"));
         }
-        if head_params(HeadKind::Residual, features, classes as u32) > MOST_PARAMS {
+        // At least as many as there are (`artifact::head_params`).
+        let c = features.c as usize;
+        if (18 * c + 14 + classes).checked_mul(c + 1).is_none_or(|most| most > MOST_PARAMS) {
             return Err(Error::BadSetting("number of the head's parameters"));
         }
         Ok(Self { unit: UnitShape::new(features, features.c, 1, true)?, classes })

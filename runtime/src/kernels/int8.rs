@@ -156,11 +156,11 @@ pub fn max_pool(shape: Shape, to: Shape, window: &Window, x: &[i8], y: &mut [i8]
 /// The mean of each window, by `mean`. `x`: `[h][w][c]`, `y`: `[h'][w'][c]`.
 pub fn avg_pool(args: &MeanArgs, count_pad: bool, x: &[i8], y: &mut [i8]) {
     let (c, width) = ((args.x.c as usize).max(1), (args.y.w as usize).max(1));
-    let area = args.window.kernel[0] * args.window.kernel[1];
+    let [rows, columns] = args.window.kernel;
+    let area = rows * columns;
     for (number, y) in rows_mut(y, c).enumerate() {
         let cells = || {
-            let [rows, columns] = inside(args.x, &args.window, [number / width, number % width]);
-            let taps = rows.flat_map(move |ky| columns.clone().map(move |kx| [ky, kx]));
+            let taps = (0..rows as usize).flat_map(|ky| (0..columns as usize).map(move |kx| [ky, kx]));
             taps.filter_map(|tap| pixel(args.x, &args.window, [number / width, number % width], tap))
         };
         let count = if count_pad { area } else { cells().count() as u32 };
