@@ -305,7 +305,7 @@ pub fn write_models(
 /// The file of what an examination of a run finds of its tripwires, the last that [`crate::chain::examine`] writes.
 pub const EXAMINED: &str = "tripwire.json";
 
-/// How a head was replaced, as [`write`] records it.
+/// How a head was replaced, as [`write()`] records it.
 pub const REPLACED: &str = "replacement.json";
 
 /// Removes what an audit with an earlier head said, and found of its tripwire.

@@ -26,9 +26,9 @@ use serde::{Deserialize, Serialize};
 
 /// How far below the others a target class's agreement lies at least, in Fisher's transform.
 pub const LEAST_DISCORD: f64 = 0.5;
-/// Largest probability, over all classes together, of naming one by chance, where clean classes lie no farther apart than
-/// [`LEAST_SPREAD`]. A robust deviation of few others is itself uncertain, so that it is more where they lie farther apart: of
-/// classes spread normally with 1.67 times that, one in 40 draws of ten names somebody, one in 100 of four.
+/// Largest probability, over all classes together, of naming one by chance, where clean classes lie no farther apart than the least
+/// spread that they are taken to have. A robust deviation of few others is itself uncertain, so that it is more where they lie farther
+/// apart: of classes spread normally with 1.67 times that, one in 40 draws of ten names somebody, one in 100 of four.
 pub const SIGNIFICANCE: f64 = 1e-3;
 /// How much more of a target class's variance lies between two groups at least, as a share.
 pub const LEAST_SPLIT: f64 = 0.05;
