@@ -98,6 +98,7 @@ pub struct TripwireSpec {
 /// Number of parameters of a head over `features` with `classes` classes, in `f32` elements. With `c` the feature channels:
 /// linear, `2 * 2c` (mean and inverse deviation of `2c` pooled features) `+ 2c * classes + classes`; residual, `3 * 4c`
 /// (batch norms) `+ 2 * (9 * c * c + c)` (convolutions) `+ c * classes + classes`.
+// Once: its 64-bit products are long on a microcontroller.
 #[inline(never)]
 pub const fn head_params(kind: HeadKind, features: Shape, classes: u32) -> usize {
     let (c, classes) = (features.c as u64, classes as u64);

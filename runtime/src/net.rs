@@ -23,6 +23,7 @@ pub use run::{AffineArgs, ConvArgs, LinearArgs, MulArgs, NetKernels, PoolArgs, S
 
 use crate::shape::Shape;
 use core::marker::PhantomData;
+use core::ops::Range;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -191,6 +192,13 @@ pub enum Op {
         /// Activation of the result.
         act: Activation,
     },
+}
+
+/// The cells of a kernel, along one axis, that lie on the map and not on its padding, where its output is at `at`: a kernel may be far
+/// larger than the map. Cell `k` is at `at * stride + k - pad`.
+pub(crate) fn cells_on_map(at: usize, kernel: u32, stride: u32, pad: u32, side: u32) -> Range<usize> {
+    let (start, pad) = (at * stride as usize, pad as usize);
+    pad.saturating_sub(start)..(kernel as usize).min((side as usize + pad).saturating_sub(start))
 }
 
 impl Window {

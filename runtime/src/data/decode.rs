@@ -27,17 +27,16 @@ pub fn read_picture(path: &Path, size: (usize, usize), out: &mut [u8]) -> Result
 }
 
 #[cfg(feature = "data")]
-fn decode(
-    path: &Path,
-    mut source: impl io::BufRead + io::Seek,
-    size: (usize, usize),
-    out: &mut [u8],
-) -> Result<(), DataError> {
+fn decode(path: &Path, source: impl io::Read, size: (usize, usize), out: &mut [u8]) -> Result<(), DataError> {
+    use io::Read as _;
     let refused = |why: String| DataError::Picture { path: path.to_path_buf(), why };
-    // Its decoder fills in what is missing.
-    if !ends_where_it_should(&mut source).map_err(|error| DataError::Io { path: path.to_path_buf(), error })? {
+    let mut bytes = Vec::new();
+    let failed = |error| DataError::Io { path: path.to_path_buf(), error };
+    source.take(MOST_BYTES).read_to_end(&mut bytes).map_err(failed)?;
+    if is_cut_short(&bytes) {
         return Err(refused("truncated".into()));
     }
+    let source = io::Cursor::new(&bytes);
     let mut reader = image::ImageReader::new(source).with_guessed_format().map_err(|e| refused(e.to_string()))?;
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(MAX_SIDE as u32);
@@ -56,20 +55,12 @@ fn decode(
     resize(path, picture.as_raw(), (h, w), size, out)
 }
 
-/// Whether a file is no JPEG, or one whose last scan has an end (ITU-T T.81, B.1.1.3: entropy-coded data hold no marker). The place
-/// is the same afterwards.
+/// Whether a file is a JPEG whose last scan has no end, which its decoder would make up (ITU-T T.81, B.1.1.3: entropy-coded data hold no
+/// marker).
 #[cfg(feature = "data")]
-fn ends_where_it_should(source: &mut (impl io::Read + io::Seek)) -> io::Result<bool> {
-    use io::Read as _;
-    let mut bytes = Vec::new();
-    source.by_ref().take(2).read_to_end(&mut bytes)?;
-    let jpeg = bytes == [0xff, 0xd8];
-    if jpeg {
-        source.by_ref().take(MOST_BYTES).read_to_end(&mut bytes)?;
-    }
-    source.rewind()?;
+fn is_cut_short(bytes: &[u8]) -> bool {
     let last = |bytes: &[u8], marker: u8| bytes.windows(2).rposition(|pair| pair == [0xff, marker]);
-    Ok(!jpeg || last(&bytes, 0xda).is_some_and(|scan| last(&bytes[scan..], 0xd9).is_some()))
+    bytes.starts_with(&[0xff, 0xd8]) && last(bytes, 0xda).is_none_or(|scan| last(&bytes[scan..], 0xd9).is_none())
 }
 
 #[cfg(not(feature = "data"))]

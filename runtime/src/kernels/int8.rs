@@ -3,11 +3,10 @@
 //!
 //! Nothing here can panic: slices that are shorter than their arguments tell cut the work short.
 
-use crate::net::Window;
 use crate::net::int8::{ConvArgs, Finish, MeanArgs, Rescale, mean_shift};
+use crate::net::{Window, cells_on_map};
 use crate::shape::Shape;
 use crate::slices::{rows, rows_mut};
-use core::ops::Range;
 
 /// `v * multiplier / 2^(32 + shift)`, to the nearest integer, halves up. At most 2^29 in magnitude for a multiplier of at least
 /// 0 and a shift of at least 1.
@@ -128,21 +127,15 @@ pub fn concat(c: [usize; 2], zeros: [i8; 2], by: [Rescale; 2], zero: i8, a: &[i8
     }
 }
 
-/// The rows and columns of a window at an output position that do not lie on padding: a kernel may be far larger than the map.
-fn inside(shape: Shape, window: &Window, at: [usize; 2]) -> [Range<usize>; 2] {
-    let side = |axis: usize, side: u32| {
-        let (pad, start) = (window.pad[axis] as usize, at[axis] * window.stride[axis] as usize);
-        pad.saturating_sub(start)..(window.kernel[axis] as usize).min((side as usize + pad).saturating_sub(start))
-    };
-    [side(0, shape.h), side(1, shape.w)]
-}
-
 /// The largest value in each window; padding never wins. `x`: `[h][w][c]`, `y`: `[h'][w'][c]`.
 pub fn max_pool(shape: Shape, to: Shape, window: &Window, x: &[i8], y: &mut [i8]) {
     let (c, width) = ((shape.c as usize).max(1), (to.w as usize).max(1));
     for (number, y) in rows_mut(y, c).enumerate() {
         y.fill(i8::MIN);
-        let [rows, columns] = inside(shape, window, [number / width, number % width]);
+        let cells = |axis: usize, at: usize, side: u32| {
+            cells_on_map(at, window.kernel[axis], window.stride[axis], window.pad[axis], side)
+        };
+        let (rows, columns) = (cells(0, number / width, shape.h), cells(1, number % width, shape.w));
         for ky in rows {
             for kx in columns.clone() {
                 let Some(pixel) = pixel(shape, window, [number / width, number % width], [ky, kx]) else { continue };

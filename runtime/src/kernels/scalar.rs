@@ -4,7 +4,7 @@
 //! Sums run in a fixed order in `f32`, so that a result is the same on every machine. Slices must have the lengths the
 //! arguments tell; a shorter one panics.
 
-use crate::net::{Activation, AffineArgs, ConvArgs, LinearArgs, MulArgs, PoolArgs};
+use crate::net::{Activation, AffineArgs, ConvArgs, LinearArgs, MulArgs, PoolArgs, cells_on_map};
 
 impl Activation {
     /// The activation of one element.
@@ -40,10 +40,7 @@ fn activate(act: Activation, y: &mut [f32]) {
 
 /// The pairs (position in the kernel, position in the input) of output position `out` that do not fall on padding.
 fn taps(out: usize, kernel: u32, stride: u32, pad: u32, side: u32) -> impl Iterator<Item = (usize, usize)> {
-    let (start, pad) = (out * stride as usize, pad as usize);
-    // A kernel may be far larger than the map.
-    (pad.saturating_sub(start)..(kernel as usize).min((side as usize + pad).saturating_sub(start)))
-        .map(move |k| (k, start + k - pad))
+    cells_on_map(out, kernel, stride, pad, side).map(move |k| (k, out * stride as usize + k - pad as usize))
 }
 
 /// act(sum over the window of x * weight + bias). `x`: `[h][w][cin]`, `y`: `[h'][w'][cout]`.
