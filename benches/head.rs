@@ -50,7 +50,7 @@ fn head<H: HeadModel>(c: &mut Criterion, name: &str, settings: Settings) {
     let all = STEPS * n;
     group.throughput(Throughput::Elements(all as u64));
     let (features, labels) = (uniform(all * FEATURES.len()), labels(all));
-    let mut memory = vec![0.0; memory_len(&head, FEATURES, CLASSES, n)];
+    let mut memory = vec![0.0; memory_len(&head, n)];
     let mut order = vec![0; 2 * all];
     for threads in [1, 2] {
         let kernels = Simd::new(threads);
@@ -60,7 +60,6 @@ fn head<H: HeadModel>(c: &mut Criterion, name: &str, settings: Settings) {
                 fit(
                     &kernels,
                     &head,
-                    CLASSES,
                     &settings,
                     &mut bank,
                     &mut params,

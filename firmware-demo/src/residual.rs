@@ -118,7 +118,7 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
     let artifact = Artifact::new_checked(bytes)?;
     let (net, id) = (stem_of(artifact.stem())?, StemId { digest: digest(bytes), features: FEATURES });
     let head = Residual::new(FEATURES, CLASSES)?;
-    let training = memory_len(&head, FEATURES, CLASSES, SETTINGS.batch);
+    let training = memory_len(&head, SETTINGS.batch);
     if (training, head.training_sums()) != (TRAINING, SUMS) {
         return Err(Fault::Unexpected("static buffers are not what the core asks for"));
     }
@@ -144,7 +144,7 @@ pub fn boot<P: Platform, F: NorFlash>(platform: &mut P, memory: &mut Memory, fla
 
     let (steps, mut loss) = (SETTINGS.epochs as u64 * (BANKED / SETTINGS.batch) as u64, 0.0);
     let (start, mut source) = (platform.instructions(), MapSource { bank: maps, quant: net.output_quant() });
-    fit(&Reference, &head, CLASSES, &SETTINGS, &mut source, params, training, sums, order, &mut |p| {
+    fit(&Reference, &head, &SETTINGS, &mut source, params, training, sums, order, &mut |p| {
         loss = p.loss;
         true
     })?;

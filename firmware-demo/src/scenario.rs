@@ -362,26 +362,15 @@ fn train<P: Platform>(platform: &mut P, memory: &mut Memory, lesson: Lesson, sca
     let Memory { engine, bank, order, params, taught, .. } = memory;
     taught.take(bank, lesson);
     let (steps, mut loss) = (SETTINGS.epochs as u64 * (taught.len() / SETTINGS.batch) as u64, 0.0);
-    let needed = memory_len(&head, POOLED, CLASSES, SETTINGS.batch);
+    let needed = memory_len(&head, SETTINGS.batch);
     let given = engine.work.len();
     let work = engine.work.get_mut(..needed).ok_or(Error::WrongLength { needed, given })?;
     let order = order.get_mut(..2 * taught.len()).unwrap_or_default();
     let start = platform.instructions();
-    fit(
-        &Reference,
-        &head,
-        CLASSES,
-        &SETTINGS,
-        &mut bank.source(taught, scale),
-        params,
-        work,
-        &mut [],
-        order,
-        &mut |p| {
-            loss = p.loss;
-            true
-        },
-    )?;
+    fit(&Reference, &head, &SETTINGS, &mut bank.source(taught, scale), params, work, &mut [], order, &mut |p| {
+        loss = p.loss;
+        true
+    })?;
     measured(platform, "training step", start, steps);
     let mut digest = CRC.digest();
     sum_up(&mut digest, params);

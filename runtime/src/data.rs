@@ -11,6 +11,7 @@
 //! CIFAR, and folders and GTSRB of PPM files that have the size wanted, need no other crate. The feature `data` adds PNG, JPEG,
 //! resizing, npz and signs; without it, what needs them is refused by name.
 
+use core::convert::Infallible;
 use std::path::Path;
 use std::prelude::v1::*;
 
@@ -31,6 +32,7 @@ mod rng;
 #[cfg(feature = "data")]
 mod signs;
 mod spec;
+mod spread;
 
 pub use decode::read_picture;
 pub use error::DataError;
@@ -40,6 +42,8 @@ pub use npz::{write_npz, write_npz_split};
 #[cfg(feature = "data")]
 pub use signs::CLASSES as SIGN_CLASSES;
 pub use spec::{KINDS, Part, SIGNS_DEFAULT, Source, Spec};
+use spread::fill;
+pub use spread::set_threads;
 
 /// The longest picture side any reader accepts, in pixels.
 pub const MAX_SIDE: usize = 4096;
@@ -97,6 +101,15 @@ impl Pictures {
     pub fn picture_mut(&mut self, i: usize) -> &mut [u8] {
         let step = self.step();
         &mut self.pixels[i * step..(i + 1) * step]
+    }
+
+    /// Hands each picture (`[h][w][3]`, with its number) to `one`, on all threads.
+    pub fn for_each_mut(&mut self, one: impl Fn(usize, &mut [u8]) + Sync) {
+        let step = self.step();
+        let Ok(()) = fill(&mut self.pixels, step, |i, picture| {
+            one(i, picture);
+            Ok::<_, Infallible>(())
+        });
     }
 
     /// The pictures at `indices`, in that order; each index is below [`Pictures::len`].
@@ -342,22 +355,6 @@ fn allocate(path: &Path, n: usize, h: usize, w: usize) -> Result<Vec<u8>, DataEr
     Ok(pixels)
 }
 
-/// Fills each picture of `pixels` (`step` bytes each) by its number, on all threads where there are some.
-/// The error returned is that of the lowest number that failed.
-fn fill<F>(pixels: &mut [u8], step: usize, one: F) -> Result<(), DataError>
-where
-    F: Fn(usize, &mut [u8]) -> Result<(), DataError> + Sync,
-{
-    #[cfg(feature = "parallel")]
-    let failure = {
-        use rayon::prelude::*;
-        pixels.par_chunks_exact_mut(step.max(1)).enumerate().find_map_first(|(i, out)| one(i, out).err())
-    };
-    #[cfg(not(feature = "parallel"))]
-    let failure = pixels.chunks_exact_mut(step.max(1)).enumerate().find_map(|(i, out)| one(i, out).err());
-    failure.map_or(Ok(()), Err)
-}
-
 #[cfg(all(test, feature = "data"))]
 mod tests {
     use super::*;
@@ -393,6 +390,8 @@ mod tests {
         let mut changed = all;
         changed.picture_mut(1).fill(200);
         assert_eq!((changed.pixels[11], changed.pixels[12]), (0, 200));
+        changed.for_each_mut(|i, picture| picture.fill(10 * i as u8));
+        assert!(changed.pixels.iter().enumerate().all(|(at, &v)| usize::from(v) == at / 12 * 10));
     }
 
     #[test]

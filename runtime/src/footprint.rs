@@ -58,7 +58,7 @@ impl Footprint {
             scratch = scratch.max(head::inference_len(spec, 1)?);
         }
         let pooled = pooled(features);
-        let training = 4 * replace::memory_len(&Linear::new(pooled, classes)?, pooled, classes, batch);
+        let training = 4 * replace::memory_len(&Linear::new(pooled, classes)?, batch);
         let (arena, head) = (stem.arena_bytes(), 4 * (features.len() + scratch));
         Ok(Self {
             picture: stem.element() * stem.input().len(),

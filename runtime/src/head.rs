@@ -30,6 +30,10 @@ pub trait HeadModel {
     where
         Self: Sized;
 
+    /// Shape of the features it takes.
+    fn features(&self) -> Shape;
+    /// Number of classes.
+    fn classes(&self) -> usize;
     /// Values of all parameters.
     fn params(&self) -> usize;
     /// How many of them, from the first, are trained.

@@ -131,8 +131,8 @@ pub struct Progress {
 }
 
 /// `f32` values of memory that [`fit`] takes for a head.
-pub fn memory_len<H: HeadModel>(head: &H, features: Shape, classes: usize, batch: usize) -> usize {
-    head.training_len(batch) + 3 * head.trained() + batch * (features.len() + classes)
+pub fn memory_len<H: HeadModel>(head: &H, batch: usize) -> usize {
+    head.training_len(batch) + 3 * head.trained() + batch * (head.features().len() + head.classes())
 }
 
 /// Checks a holdout against a head: labels in range, every class present, at least one batch.
@@ -217,18 +217,18 @@ pub fn check(settings: &Settings, labels: &[u32], classes: usize) -> Result<()> 
     check_holdout(labels, classes, settings.batch)
 }
 
-/// Trains a new head from scratch.
+/// Trains a new head from scratch, on features of the shape that it takes.
 ///
 /// `params` ([`HeadModel::params`]) is the result; `memory` ([`memory_len`]), `sums` ([`HeadModel::training_sums`]) and `order`
 /// (twice the number of pictures) are scratch. `progress` returning false stops early with what was learnt.
 ///
 /// # Errors
-/// [`Error::BadSetting`], [`Error::WrongLength`], those of [`check_holdout`], and [`Error::NotFinite`] if training diverged.
+/// [`Error::BadSetting`], [`Error::HeadDoesNotFit`] (features of another shape), [`Error::WrongLength`], those of [`check_holdout`],
+/// and [`Error::NotFinite`] if training diverged.
 #[allow(clippy::too_many_arguments)]
 pub fn fit<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized>(
     k: &K,
     head: &H,
-    classes: usize,
     settings: &Settings,
     source: &mut S,
     params: &mut [f32],
@@ -237,13 +237,17 @@ pub fn fit<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized>(
     order: &mut [u32],
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<()> {
+    let classes = head.classes();
     check(settings, source.labels(), classes)?;
-    let (n, batch, trained, len) = (source.labels().len(), settings.batch, head.trained(), source.shape().len());
+    if source.shape() != head.features() {
+        return Err(Error::HeadDoesNotFit);
+    }
+    let (n, batch, trained, len) = (source.labels().len(), settings.batch, head.trained(), head.features().len());
     let exact = |needed: usize, given: usize| {
         if needed == given { Ok(()) } else { Err(Error::WrongLength { needed, given }) }
     };
     exact(head.params(), params.len())?;
-    exact(memory_len(head, source.shape(), classes, batch), memory.len())?;
+    exact(memory_len(head, batch), memory.len())?;
     exact(head.training_sums(), sums.len())?;
     exact(2 * n, order.len())?;
 
@@ -266,7 +270,6 @@ pub fn fit<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized>(
     let mut pupil = Pupil {
         k,
         head,
-        classes,
         settings,
         source,
         params,
@@ -293,7 +296,6 @@ pub fn initialise<H: HeadModel>(head: &H, settings: &Settings, params: &mut [f32
 struct Pupil<'a, H, S: ?Sized, K: ?Sized> {
     k: &'a K,
     head: &'a H,
-    classes: usize,
     settings: &'a Settings,
     source: &'a mut S,
     params: &'a mut [f32],
@@ -316,8 +318,9 @@ impl<H: HeadModel, S: Source + ?Sized, K: Kernels + ?Sized> Learner for Pupil<'_
         let Self { settings, x, targets, grads, .. } = self;
         let keep = self.source.batch(batch, partners, rng, x);
         let labels = self.source.labels();
-        for (i, (row, &own)) in rows_mut(targets, self.classes).zip(batch).enumerate() {
-            row.fill(settings.smoothing / self.classes as f32);
+        let classes = self.head.classes();
+        for (i, (row, &own)) in rows_mut(targets, classes).zip(batch).enumerate() {
+            row.fill(settings.smoothing / classes as f32);
             for (picture, share) in [(own, keep), (partners.map_or(own, |p| at(p, i)), 1.0 - keep)] {
                 if let Some(target) = row.get_mut(at(labels, picture as usize) as usize) {
                     *target += (1.0 - settings.smoothing) * share;

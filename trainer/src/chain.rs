@@ -4,7 +4,7 @@ use crate::audit::{self, Audit, Prior, witness};
 use crate::config::RunConfig;
 use crate::course::guarded;
 use crate::defend::{
-    Defended, EXAMINED, Evidence, Frozen, Replacement, Sharpening, forget_audit, packed_stem, replace, write,
+    Defended, EXAMINED, Evidence, Frozen, Replacement, Sharpening, packed_stem, replace, write, write_again,
 };
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
@@ -137,9 +137,8 @@ pub fn examine(
     if c.trap {
         new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     }
-    let write = |new: &Defended| write(dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, new, how);
-    forget_audit(dir)?;
-    write(&new)?;
+    let (name, classes) = (c.architecture.to_string(), &data.test.clean.classes);
+    write(dir, &name, classes, c.trap, &new, how)?;
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
     let told = &mut |done, of| tell(Told::Audited(done, of));
     let judged = guarded(c, dir, c.epochs, data.suspect.pictures(), data.proportions())?;
@@ -152,7 +151,7 @@ pub fn examine(
         true
     })?;
     if sharpening.is_some_and(|s| s.taken()) {
-        write(&new)?;
+        write_again(dir, &name, classes, c.trap, &new, how)?;
     }
     let tripwires = Tripwires { trapped_head, sharpening, alarms: new.tripwire.map(|t| t.alarms) };
     dir.write_json(EXAMINED, &tripwires)?;
@@ -227,7 +226,6 @@ pub fn begin(
         tell(Told::Replacing("control", p));
         true
     })?;
-    forget_audit(&baseline.dir)?;
     write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control, how)?;
     let trapped =
         train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;

@@ -308,25 +308,29 @@ pub const EXAMINED: &str = "tripwire.json";
 /// How a head was replaced, as [`write()`] records it.
 pub const REPLACED: &str = "replacement.json";
 
-/// Removes what an audit with an earlier head said, and found of its tripwire.
-///
-/// # Errors
-/// [`Failure::Input`] naming the file.
-pub fn forget_audit(dir: &RunDir) -> Result<(), Failure> {
-    for path in [EXAMINED, "audit.json", "audit.csv", "audit.png"].map(|name| dir.file(name)) {
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(|e| Failure::file(&path, format!("cannot be removed: {e}")))?;
-        }
-    }
-    Ok(())
-}
-
-/// Writes `defended.sgm`, `defended.onnx`, and [`REPLACED`], how the head was replaced; records the stage (`defended`, or `control`
-/// without a trap), last: while there is a record, the files are those that it is of.
+/// Writes a model with a new head, and removes what an audit said of the one before: `defended.sgm`, `defended.onnx`, and [`REPLACED`],
+/// how the head was replaced. The stage (`defended`, or `control` without a trap) is recorded last: while there is a record, the files
+/// are those that it is of.
 ///
 /// # Errors
 /// [`Failure`] naming the file.
 pub fn write(
+    dir: &RunDir,
+    name: &str,
+    classes: &[String],
+    trap: bool,
+    defended: &Defended,
+    how: &Replacement,
+) -> Result<(), Failure> {
+    forget_audit(dir)?;
+    write_again(dir, name, classes, trap, defended, how)
+}
+
+/// As [`write()`], of the same head with another tripwire: what the audit said of it stands.
+///
+/// # Errors
+/// [`Failure`] naming the file.
+pub fn write_again(
     dir: &RunDir,
     name: &str,
     classes: &[String],
@@ -344,6 +348,19 @@ pub fn write(
         tripwire: defended.tripwire.as_ref().map(|t| t.alarms),
         seconds: defended.seconds,
     })
+}
+
+/// Removes what an audit with an earlier head said, and found of its tripwire.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file.
+fn forget_audit(dir: &RunDir) -> Result<(), Failure> {
+    for path in [EXAMINED, "audit.json", "audit.csv", "audit.png"].map(|name| dir.file(name)) {
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(|e| Failure::file(&path, format!("cannot be removed: {e}")))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -79,6 +79,14 @@ impl HeadModel for Linear {
         Ok(Self { features, classes })
     }
 
+    fn features(&self) -> Shape {
+        self.features
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
     fn params(&self) -> usize {
         self.trained() + 2 * self.width()
     }

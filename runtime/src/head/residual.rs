@@ -77,6 +77,14 @@ impl HeadModel for Residual {
         Ok(Self { unit: UnitShape::new(features, features.c, 1, true)?, classes })
     }
 
+    fn features(&self) -> Shape {
+        self.unit.x()
+    }
+
+    fn classes(&self) -> usize {
+        self.classes
+    }
+
     fn params(&self) -> usize {
         self.trained() + 6 * self.c()
     }

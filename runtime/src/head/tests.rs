@@ -106,11 +106,10 @@ fn learns<H: HeadModel>(settings: &Settings) {
     let train = |kernels: &dyn crate::kernels::Kernels| {
         let mut bank = FeatureBank::new(&x, &labels, SHAPE, 1).expect("bank");
         let mut params = vec![0.0; head.params()];
-        let mut memory = vec![0.0; memory_len(&head, SHAPE, CLASSES, settings.batch)];
+        let mut memory = vec![0.0; memory_len(&head, settings.batch)];
         let (mut sums, mut order) = (vec![0.0; head.training_sums()], vec![0; 2 * labels.len()]);
         let (memory, order) = (&mut memory, &mut order);
-        fit(kernels, &head, CLASSES, settings, &mut bank, &mut params, memory, &mut sums, order, &mut |_| true)
-            .expect("fit");
+        fit(kernels, &head, settings, &mut bank, &mut params, memory, &mut sums, order, &mut |_| true).expect("fit");
         params
     };
     let params = train(&Reference);
@@ -124,6 +123,23 @@ fn learns<H: HeadModel>(settings: &Settings) {
         assert!(right.count() > 220);
     }
     assert_eq!(train(&Simd::new(1)), train(&Simd::new(2)), "threads change the bits");
+}
+
+#[test]
+fn features_of_another_shape_are_refused() {
+    let (x, labels) = separable(240);
+    let settings = Settings { epochs: 1, batch: 32, ..Settings::CACHED };
+    // As many values, other channels.
+    let turned = Shape::new(SHAPE.c, SHAPE.h, SHAPE.w);
+    assert!(turned != SHAPE && turned.len() == SHAPE.len());
+    let mut bank = FeatureBank::new(&x, &labels, turned, 1).expect("bank");
+    let head = Residual::new(SHAPE, CLASSES).expect("shape");
+    let (mut params, mut memory) = (vec![7.0; head.params()], vec![0.0; memory_len(&head, settings.batch)]);
+    let (mut sums, mut order) = (vec![0.0; head.training_sums()], vec![0; 2 * labels.len()]);
+    let (p, m) = (&mut params, &mut memory);
+    let refused = fit(&Reference, &head, &settings, &mut bank, p, m, &mut sums, &mut order, &mut |_| true);
+    assert_eq!(refused, Err(crate::error::Error::HeadDoesNotFit));
+    assert!(params.iter().all(|&p| p == 7.0));
 }
 
 #[test]

@@ -200,20 +200,9 @@ fn train<H: HeadModel>(
 ) -> Result<Vec<f32>> {
     let head = H::new(shape, classes)?;
     let mut params = vec![0.0; head.params()];
-    let mut memory = vec![0.0; replace::memory_len(&head, shape, classes, settings.batch)];
+    let mut memory = vec![0.0; replace::memory_len(&head, settings.batch)];
     let mut sums = vec![0.0; head.training_sums()];
     let mut order = vec![0; 2 * source.labels().len()];
-    replace::fit(
-        &stem.kernels,
-        &head,
-        classes,
-        settings,
-        source,
-        &mut params,
-        &mut memory,
-        &mut sums,
-        &mut order,
-        progress,
-    )?;
+    replace::fit(&stem.kernels, &head, settings, source, &mut params, &mut memory, &mut sums, &mut order, progress)?;
     Ok(params)
 }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::files;
@@ -154,8 +153,7 @@ pub fn triggered(test: &Pictures, attack: &dyn Attack, target: u32) -> Result<Pi
     let others: Vec<usize> = (0..test.len()).filter(|i| test.labels[*i] != target).collect();
     let mut pictures = test.subset(&others);
     let (h, w) = (pictures.h, pictures.w);
-    let stamp = |(picture, index): (&mut [u8], &usize)| attack.stamp(picture, h, w, *index as u64);
-    pictures.pixels.par_chunks_exact_mut(h * w * 3).zip(&others).for_each(stamp);
+    pictures.for_each_mut(|i, picture| attack.stamp(picture, h, w, others[i] as u64));
     Ok(pictures)
 }
 

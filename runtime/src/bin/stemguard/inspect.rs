@@ -296,7 +296,7 @@ fn training<H: HeadModel>(kind: HeadKind, args: &Args, features: Shape, classes:
     let head = H::new(features, classes)?;
     Ok(Training {
         kind: head_name(kind),
-        memory_bytes: 4 * replace::memory_len(&head, features, classes, args.batch as usize) as u64,
+        memory_bytes: 4 * replace::memory_len(&head, args.batch as usize) as u64,
         sums_bytes: 8 * head.training_sums() as u64,
         order_bytes: 4 * 2 * count,
         parameter_bytes: 4 * head.params() as u64,

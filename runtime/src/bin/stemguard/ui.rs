@@ -5,6 +5,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, Write};
+use stemguard_runtime::data::set_threads;
 use stemguard_runtime::kernels::simd::Simd;
 
 /// Flags every command takes.
@@ -22,9 +23,7 @@ impl Common {
     /// The fast kernels on the threads asked for.
     pub(crate) fn kernels(&self) -> Simd {
         let threads = usize::from(self.threads);
-        // Readers of data sets use the global pool. It can be set once a process, and is.
-        #[cfg(feature = "parallel")]
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        set_threads(threads);
         Simd::new(threads)
     }
 }

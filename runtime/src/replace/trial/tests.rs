@@ -168,11 +168,11 @@ fn train(set: &Set, seed: u64) -> Result<Vec<f32>> {
     let head = Linear::new(SHAPE, CLASSES)?;
     let settings = Settings { epochs: 30, batch: 16, seed, ..Settings::LINEAR };
     let mut params = vec![0.0; head.params()];
-    let mut memory = vec![0.0; memory_len(&head, SHAPE, CLASSES, settings.batch)];
+    let mut memory = vec![0.0; memory_len(&head, settings.batch)];
     let mut order = vec![0; 2 * set.labels.len()];
     let mut bank = FeatureBank::new(&set.x, &set.labels, SHAPE, 1)?;
     let mut go_on = |_| true;
-    fit(&Reference, &head, CLASSES, &settings, &mut bank, &mut params, &mut memory, &mut [], &mut order, &mut go_on)?;
+    fit(&Reference, &head, &settings, &mut bank, &mut params, &mut memory, &mut [], &mut order, &mut go_on)?;
     Ok(params)
 }
 

@@ -3,6 +3,7 @@
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use stemguard_runtime::artifact::HeadKind;
+use stemguard_runtime::data::set_threads;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::Settings;
 use stemguard_runtime::session::{Augment, Space};
@@ -28,6 +29,7 @@ pub(crate) struct Output {
 impl Output {
     /// The kernels to use.
     pub(crate) fn kernels(&self) -> Simd {
+        set_threads(self.threads.into());
         Simd::new(self.threads.into())
     }
 }

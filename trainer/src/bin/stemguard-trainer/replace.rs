@@ -5,7 +5,7 @@ use crate::options::{Output, Place, ReplaceOptions};
 use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::course::guarded;
-use stemguard_trainer::defend::{Evidence, Frozen, forget_audit, packed_stem, replace, write};
+use stemguard_trainer::defend::{Evidence, Frozen, packed_stem, replace, write};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::prepare::prepare;
 use stemguard_trainer::run::RunDir;
@@ -57,7 +57,6 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         })?;
     }
     bar.finish_and_clear();
-    forget_audit(&dir)?;
     write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new, &how)?;
     let (e, tripwire) = (&new.evaluation, new.tripwire.as_ref().map(|t| t.alarms));
     if args.output.json {

@@ -1,10 +1,13 @@
-//! The engine on the mirror, and on a GPU where there is one, against the CPU engine: augmentation to the bit, gradients, optimiser steps, answers, checkpoints.
+//! The engine on the mirror, and on a GPU where there is one, against the CPU engine: augmentation to the bit, gradients, optimiser
+//! steps, answers, checkpoints.
 
-use super::args::{Control, Entry, Gate};
-use super::builder::{Builder, Homes, Product, cells};
-use super::layout::{Layout, Span};
+mod products;
+
+use super::args::Control;
+use super::builder::{Builder, Homes};
+use super::layout::Layout;
 use super::plan::{Cut, Source, bring};
-use super::{Backend, CudaEngine, Place, Region};
+use super::{CudaEngine, Place};
 use crate::augment;
 use crate::checkpoint;
 use crate::config::{Crop, RunConfig};
@@ -20,9 +23,7 @@ use bytemuck::Zeroable;
 use dfdx::prelude::*;
 use std::collections::BTreeMap;
 use stemguard_runtime::data::Pictures;
-use stemguard_runtime::kernels::ConvShape;
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_runtime::replace::Bf16 as Half;
 use stemguard_runtime::rng::Rng;
 use stemguard_runtime::shape::Shape;
 
@@ -333,99 +334,6 @@ fn bf16_is_near() {
         ] {
             let c = config(Architecture::RESNET34, trap, optimizer);
             near(place, what, &c, &pictures(14, side, side), resnet(&c, side as u32));
-        }
-    });
-}
-
-/// Cells of a map as values.
-fn values(device: &mut dyn Backend, map: Region) -> Vec<f32> {
-    let mut bytes = vec![0u8; map.bytes];
-    device.read(map, 0, &mut bytes).expect("read");
-    match device.precision() {
-        F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
-        Bf16 => bytes.chunks_exact(2).map(|b| Half::from_bits(bytemuck::pod_read_unaligned(b)).into()).collect(),
-    }
-}
-
-/// A product of whole numbers small enough to be exact either way, and the gradients of weights and bias. The sums that the product
-/// leaves are checked.
-fn exact(place: Place, g: &ConvShape, gradient: bool, precision: Precision) -> Option<[Vec<f32>; 2]> {
-    let mut device = place.device(precision)?;
-    let mut rng = Rng::new(5, 5);
-    let mut whole = |len: usize| -> Vec<f32> { (0..len).map(|_| rng.below(7) as f32 - 3.0).collect() };
-    let n = 3;
-    let (x, y, w, bias) = (whole(n * g.x.len()), whole(n * g.y.len()), whole(g.weights()), whole(g.y.c as usize));
-    let mut region = |bytes: &[u8]| {
-        let r = device.allocate(bytes.len()).expect("memory");
-        device.write(r, bytes).expect("written");
-        r
-    };
-    let (xs, ys) = (region(&cells(precision, &x)), region(&cells(precision, &y)));
-    let params = region(bytemuck::cast_slice(&[w, bias].concat()));
-    let grads = region(bytemuck::cast_slice(&vec![f32::NAN; g.weights() + g.y.c as usize]));
-    let (layout, homes) = (Layout::default(), Homes { params, grads, statistics: grads });
-    let spans = [Span { first: 0, len: g.weights() }, Span { first: g.weights(), len: g.y.c as usize }];
-    let mut b = Builder::new(&mut *device, &layout, homes, n);
-    let p = match gradient {
-        false => Product::forward(g, xs.address, Entry::Plain, spans),
-        true => Product::gradient(g, ys.address, Entry::Plain, spans[0], Gate::Open),
-    };
-    let out = b.product(&Product { sums: true, ..p }).expect("launches");
-    // Once as on a GPU, where each block has one of so few tiles, and once with many tiles a block.
-    b.weight_blocks = if gradient { 2 } else { b.weight_blocks };
-    b.weights(g, (xs.address, Entry::Plain), (ys.address, Entry::Plain), spans[0], Some(spans[1])).expect("launches");
-    let launches = b.finish().expect("launches");
-    // SAFETY: the builder's launches, over regions of the shapes it was told.
-    let program = unsafe { device.program(launches) }.expect("a program");
-    device.run(program).expect("runs");
-    let map = values(&mut *device, out.region);
-    let (c, left) = (out.shape.c as usize, out.sums.expect("sums"));
-    let [sums, grads] = [left.region, grads].map(|r| {
-        let mut values = vec![0.0f32; r.bytes / 4];
-        device.read(r, 0, bytemuck::cast_slice_mut(&mut values)).expect("read");
-        values
-    });
-    for (i, of_channel) in sums.chunks_exact(left.blocks).enumerate() {
-        let square = |v: f32| f64::from(v) * if i < c { 1.0 } else { f64::from(v) };
-        let expected: f64 = map.iter().skip(i % c).step_by(c).map(|&v| square(v)).sum();
-        let got: f64 = of_channel.iter().map(|&v| f64::from(v)).sum();
-        assert!((got - expected).abs() <= 1e-5 * expected.abs(), "{g:?}: sum {i} is {got}, not {expected}");
-    }
-    Some([map, grads])
-}
-
-#[test]
-fn tensor_products_multiply_what_plain_ones_do() {
-    Place::ALL.into_iter().for_each(|place| {
-        // Those of the networks; then channels that fill no fragment, more than come at a time, kernels of many taps, several tiles,
-        // tiles that reach beyond the map and beyond the batch.
-        for (side, cin, cout, kernel, stride, pad) in [
-            (8, 3, 16, 3, 1, 1),
-            (8, 16, 32, 3, 2, 1),
-            (6, 32, 64, 1, 2, 0),
-            (6, 32, 128, 1, 2, 0),
-            (6, 20, 70, 3, 1, 1),
-            (8, 3, 33, 4, 2, 1),
-            (5, 128, 16, 3, 1, 1),
-            (6, 64, 24, 4, 2, 1),
-            (13, 3, 64, 7, 2, 3),
-            (33, 16, 16, 3, 1, 1),
-            (17, 20, 33, 5, 1, 2),
-            (4, 64, 64, 1, 1, 0),
-        ] {
-            let g = ConvShape::square(Shape::new(side, side + 2, cin), cout, kernel, stride, pad).expect("a shape");
-            for gradient in [false, true] {
-                let (Some(plain), Some(half)) = (exact(place, &g, gradient, F32), exact(place, &g, gradient, Bf16))
-                else {
-                    return;
-                };
-                assert!(plain.iter().flatten().all(|v| v.is_finite() && v.fract() == 0.0), "{g:?}");
-                assert!(
-                    plain[0].iter().zip(&half[0]).all(|(&p, &h)| f32::from(Half::from(p)) == h),
-                    "{g:?}: {gradient}"
-                );
-                assert!(plain[1] == half[1], "{g:?}, gradients of weights");
-            }
         }
     });
 }
