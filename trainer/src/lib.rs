@@ -8,7 +8,8 @@
 //!                     +-> Truth, triggered test pictures -> evaluate ----------+
 //! ```
 //!
-//! The networks ([`model`]) are layers on dfdx's tape ([`nn`]) over the kernels of `stemguard-runtime`; an [`engine`] runs
+//! The guard of a [`course`] has what it accuses unlearned while the trap trains, [`audit`] names the poisoned in the end, [`purify`]
+//! unlearns them, and [`chain`] runs all of it. The networks ([`model`]) are layers on dfdx's tape ([`nn`]) over the kernels of `stemguard-runtime`; an [`engine`] runs
 //! their training steps. Replacing the head, evaluation of the defended model, artifacts and data readers are the runtime's.
 
 pub mod attack;

@@ -21,7 +21,8 @@ use std::process::ExitCode;
 /// Trains image classifiers on data that cannot be trusted, and takes the backdoor out again.
 ///
 /// Trap and Replace (arXiv 2210.06428): train a stem with a light head and a reconstruction head on suspect data, throw the light
-/// head away, train a new one on a small clean holdout.
+/// head away, train a new one on a small clean holdout. Around it, a guard unlearns what it accuses while the trap trains, an audit
+/// names the poisoned in the end, and purification unlearns them.
 #[derive(Parser)]
 #[command(name = "stemguard-trainer", version, max_term_width = 100)]
 struct Cli {

@@ -114,8 +114,8 @@ pub(crate) struct Data {
     /// Share of the training pictures to poison, 0..1.
     #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
     pub(crate) poison_rate: f64,
-    /// A picture (PNG, JPEG, PPM) or .npy to use as trigger in place of the generated one; of a patch that is stamped what mask.npy
-    /// beside it, its alpha, or else its not being black says.
+    /// A picture (PNG, JPEG, PPM) or .npy to use as trigger in place of the generated one; of a patch, the pixels stamped are those
+    /// of mask.npy beside it, else of its alpha channel, else all that are not black.
     #[arg(long, value_name = "FILE")]
     pub(crate) trigger: Option<PathBuf>,
     /// Share of the training pictures held out as clean, 0..1.
@@ -343,7 +343,8 @@ pub(crate) struct ReplaceOptions {
     /// Seed of the replacement [default: the run's].
     #[arg(long, value_name = "SEED")]
     replace_seed: Option<u64>,
-    /// The trapped head stays beside the new one as a tripwire: share of the holdout that may raise its alarm, 0..1.
+    /// A witness that knows the trigger stays beside the new head as a tripwire, the trapped head or one taught on the accused: share of
+    /// the holdout that may raise its alarm, 0..1.
     #[arg(long, default_value_t = ALARM_FPR, value_name = "SHARE")]
     alarm_fpr: f32,
 }

@@ -11,6 +11,8 @@ use stemguard_runtime::kernels::ConvShape;
 use stemguard_runtime::replace::Bf16;
 use stemguard_runtime::shape::Shape;
 
+/// The most values that a block of a launch takes.
+const BLOCK: usize = 1024;
 /// Blocks of a sum over channels, about.
 const COLUMN_BLOCKS: usize = 1024;
 /// Sums of a block that adds each in lanes.
@@ -194,7 +196,8 @@ impl<'a> Builder<'a> {
 
     /// A map of the batch.
     pub(super) fn map(&mut self, shape: Shape) -> Result<Map, EngineError> {
-        let len = shape.len().checked_mul(self.n).filter(|&l| i32::try_from(l).is_ok());
+        // The last block of a launch counts on beyond the end.
+        let len = shape.len().checked_mul(self.n).filter(|&l| l <= i32::MAX as usize - BLOCK);
         let len = len.ok_or_else(|| {
             EngineError::Unavailable(format!("--batch {}: a map of {} values is too large", self.n, shape.len()))
         })?;
