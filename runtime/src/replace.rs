@@ -177,6 +177,8 @@ pub trait Learner {
 ///
 /// # Errors
 /// Those of the learner.
+// Where a head's sizes are constants, so is all that follows from them.
+#[inline(always)]
 pub fn teach<L: Learner + ?Sized>(
     settings: &Settings,
     passes: u32,
