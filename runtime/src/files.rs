@@ -90,6 +90,12 @@ fn named_by(path: &Path) -> PathBuf {
     }
 }
 
+/// Whether both paths lead to one file that is there: what is written to one takes the other's place.
+pub fn same(a: &Path, b: &Path) -> bool {
+    let whole = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
+    whole(a).is_some_and(|a| whole(b) == Some(a))
+}
+
 /// The folder a file lies in.
 pub fn folder(path: &Path) -> PathBuf {
     match path.parent() {

@@ -212,6 +212,20 @@ impl RunDir {
         self.path.join(name)
     }
 
+    /// Checks that an output is none of the run's files but the one `own` that is made anew.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] naming the output.
+    pub fn check_output(&self, path: &Path, own: &str) -> Result<(), Failure> {
+        let files = std::fs::read_dir(&self.path).map_err(|e| Failure::file(&self.path, e))?;
+        for file in files.flatten().filter(|file| file.file_name() != own) {
+            if files::same(path, &file.path()) {
+                return Err(Failure::file(path, "is a file of the run, which it would replace"));
+            }
+        }
+        Ok(())
+    }
+
     /// Where the pictures that `cl` made are kept: here, or beside, where two runs of one chain share them.
     pub fn kept(&self, c: &RunConfig) -> PathBuf {
         let name = perturb::kept_as(c);

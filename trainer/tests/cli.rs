@@ -240,6 +240,24 @@ fn a_trapped_run_is_audited_and_purified() {
         std::fs::rename(&odd, run).expect("renamed");
     }
 
+    // No output takes the place of what the run is made of.
+    let files: Vec<String> =
+        ["checkpoint.safetensors", "run.json", "x"].map(|name| Path::new(run).join(name).display().to_string()).into();
+    let [checkpoint, settings, new] = [0, 1, 2].map(|i| files[i].as_str());
+    let kept = [checkpoint, settings].map(|file| std::fs::read(file).expect("a file"));
+    for (args, word) in [
+        (&["report", run, "--out", settings][..], "run.json: is a file of the run"),
+        (&["export", run, "--stem", checkpoint], "checkpoint.safetensors: is a file of the run"),
+        (&["export", run, "--classifier", checkpoint], "checkpoint.safetensors: is a file of the run"),
+        (&["export", run, "--stem", new, "--classifier", new], "name the same file"),
+    ] {
+        let refused = trainer(args);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains(word), "{args:?}: {text}");
+    }
+    assert_eq!([checkpoint, settings].map(|file| std::fs::read(file).expect("a file")), kept);
+
     // What is out of range in run.json is named before anything is made of it.
     let record = Path::new(run).join("run.json");
     let text = std::fs::read_to_string(&record).expect("run.json");

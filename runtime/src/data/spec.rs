@@ -1,7 +1,7 @@
 //! How a data set is named on a command line or in a configuration: `KIND[:WHERE][@PART]`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::prelude::v1::*;
 use std::str::FromStr;
 
@@ -49,6 +49,18 @@ pub enum Source {
     Npz(PathBuf),
     /// `signs[:N]`, procedural traffic signs: `N` training pictures (10..=1,000,000) and `N / 5` test pictures.
     Signs(usize),
+}
+
+impl Source {
+    /// The folder or file it reads.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Cifar10(path) | Self::Cifar100(path) | Self::Gtsrb(path) | Self::Folder(path) | Self::Npz(path) => {
+                Some(path)
+            }
+            Self::Signs(_) => None,
+        }
+    }
 }
 
 /// A data set by name: a source and, after an `@`, the one part wanted.

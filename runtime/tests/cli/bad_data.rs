@@ -55,6 +55,15 @@ fn data_sets_that_lie() {
     let bytes = std::fs::read(folder.path().join("whole.npz")).unwrap();
     folder.put("cut.npz", &bytes[..bytes.len() / 2]);
     replace(&format!("npz:{}", folder.at("cut.npz")), &["cut.npz"]);
+    // What is read is not replaced.
+    let file = folder.at("whole.npz");
+    let kept = "is the pictures, which it would replace";
+    refused(&["replace", &stem, "--holdout", &whole, "--out", &file], &["whole.npz", kept]);
+    refused(&["replace", &stem, "--holdout", "signs:80", "--validate", &whole, "--out", &file], &["whole.npz", kept]);
+    let model = folder.put("full.onnx", std::fs::read(testdata("full.onnx")).unwrap());
+    refused(&["pack", &model, "--out", &model], &["full.onnx", "is the model, which it would replace"]);
+    refused(&["pack", &model, "--int8", "--calibrate", &whole, "--out", &file], &["whole.npz", kept]);
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
     refused(
         &["replace", &stem, "--holdout", &whole, "--validate", &format!("{whole}@test"), "--out", &out],
         &["whole.npz", "no test part"],

@@ -1,6 +1,7 @@
 //! Trigger files: PNG, JPEG or PPM pictures and NumPy arrays.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
 use image::{DynamicImage, ImageReader, Limits};
@@ -57,6 +58,9 @@ pub(crate) fn patch(path: &Path, h: usize, w: usize) -> Result<(Pattern, Vec<boo
         from.values.chunks_exact(3).map(|p| p.iter().any(|v| *v > 0.0)).collect::<Vec<_>>()
     };
     let at: Vec<usize> = nearest(from.h, from.w, h, w).collect();
+    if !at.iter().any(|i| cover[*i]) {
+        return Err(format_error(path, "no pixel of it is stamped: all are black, transparent, or masked out"));
+    }
     let values = at.iter().flat_map(|i| from.values[i * 3..i * 3 + 3].iter().copied()).collect();
     Ok((Pattern { h, w, values }, at.iter().map(|i| cover[*i]).collect()))
 }
@@ -67,10 +71,14 @@ fn format_error(path: &Path, reason: impl ToString) -> AttackError {
 
 fn load(path: &Path) -> Result<Loaded, AttackError> {
     let read_error = |source| AttackError::TriggerRead { path: path.to_path_buf(), source };
-    if fs::metadata(path).map_err(read_error)?.len() > LARGEST_FILE {
+    if !fs::metadata(path).map_err(read_error)?.is_file() {
+        return Err(format_error(path, "not a file"));
+    }
+    let mut bytes = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)).map_err(read_error)?;
+    if bytes.len() as u64 > LARGEST_FILE {
         return Err(format_error(path, "larger than 256 MiB"));
     }
-    let bytes = fs::read(path).map_err(read_error)?;
     if bytes.starts_with(b"\x93NUMPY") { array(path, &bytes) } else { picture(path, &bytes) }
 }
 

@@ -3,7 +3,7 @@
 use crate::fail::Fail;
 use std::io;
 use std::path::Path;
-use stemguard_runtime::files::{self, folder};
+use stemguard_runtime::files::{self, folder, same};
 
 /// Checks, before any work is done, that a file could be written there.
 pub(crate) fn check_output(path: &Path) -> Result<(), Fail> {
@@ -23,9 +23,7 @@ pub(crate) fn check_output(path: &Path) -> Result<(), Fail> {
 /// As [`check_output`], for a file that must not be one of those that are read: `what` tells what it is.
 pub(crate) fn check_apart(path: &Path, inputs: &[(&Path, &str)]) -> Result<(), Fail> {
     check_output(path)?;
-    let whole = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
-    let place = whole(path);
-    match inputs.iter().find(|(input, _)| place.is_some() && whole(input) == place) {
+    match inputs.iter().find(|(input, _)| same(path, input)) {
         Some((_, what)) => Err(Fail::at(path, format!("is {what}, which it would replace"))),
         None => Ok(()),
     }

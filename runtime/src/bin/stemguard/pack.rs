@@ -62,8 +62,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     use crate::{files, int8};
     use stemguard_runtime::artifact::ArtifactParts;
 
-    files::check_output(&args.out)?;
     let calibration = args.calibrate.as_deref().map(int8::parse).transpose()?;
+    let mut inputs = vec![(args.model.as_path(), "the model")];
+    inputs.extend(args.labels.as_deref().map(|path| (path, "the list of class names")));
+    inputs.extend(calibration.as_ref().and_then(|spec| spec.source.path()).map(|path| (path, "the pictures")));
+    files::check_apart(&args.out, &inputs)?;
     let named = args.labels.as_deref().map(read_labels).transpose()?;
     let loaded = Loaded::open(&args.model, args.at.as_deref())?;
     let parts = loaded.native()?;

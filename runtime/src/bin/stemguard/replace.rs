@@ -147,9 +147,10 @@ struct Report {
 
 /// Runs the command.
 pub(crate) fn run(args: &Args) -> Result<(), Fail> {
-    files::check_output(&args.out)?;
     let holdout = eval::parse("--holdout", &args.holdout)?;
     let validate = args.validate.as_deref().map(|spec| eval::parse("--validate", spec)).transpose()?;
+    let inputs = [Some(&holdout), validate.as_ref()].into_iter().flatten().filter_map(|spec| spec.source.path());
+    files::check_apart(&args.out, &inputs.map(|path| (path, "the pictures")).collect::<Vec<_>>())?;
     let (kind, settings) = settings(args);
     settings.check().map_err(Fail::input)?;
     if args.no_cutmix && kind == HeadKind::Linear {

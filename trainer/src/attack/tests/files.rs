@@ -92,6 +92,13 @@ fn bad_trigger_files_are_named() {
             assert!(matches!(error, AttackError::TriggerFormat { .. }) && text.contains(name), "{text}");
         }
     }
+    // A patch that stamps nothing would only change labels.
+    let black = [b"P6\n32 32\n255\n".as_slice(), &[0; 3 * SIDE * SIDE]].concat();
+    let (text, _) = build_with(AttackKind::BadnetSq, "black.ppm", Some(&black));
+    assert!(text.contains("black.ppm") && text.contains("no pixel of it is stamped"), "{text}");
+    fs::create_dir(dir.path().join("folder.png")).unwrap();
+    let (text, _) = build_with(AttackKind::Blend, "folder.png", None);
+    assert!(text.contains("folder.png") && text.contains("not a file"), "{text}");
     let (text, error) = build_with(AttackKind::Wanet, "words.png", None);
     assert!(matches!(error, AttackError::NoTriggerFile(_)) && text.contains("wanet"));
 }

@@ -4,6 +4,7 @@ use crate::options::Output;
 use crate::ui;
 use std::path::PathBuf;
 use stemguard_runtime::data::{LoadOptions, Part, Spec, load_part};
+use stemguard_runtime::files;
 use stemguard_trainer::attack::{Attack, AttackConfig, AttackKind, attacks, build, sheet};
 use stemguard_trainer::error::Failure;
 
@@ -35,6 +36,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     let Some(path) = &args.sheet else { return Ok(()) };
     let spec: Spec = args.data.parse()?;
+    if spec.source.path().is_some_and(|data| files::same(path, data)) {
+        return Err(Failure::file(path, "holds the pictures, which it would replace"));
+    }
     let pictures = load_part(&spec, &LoadOptions { size: None, seed: args.seed }, Part::Test)?;
     let mut built = Vec::new();
     for a in attacks().iter().filter(|a| a.kind != AttackKind::None) {

@@ -27,12 +27,17 @@ pub(crate) struct Args {
 /// Writes both files from the run's last checkpoint.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (dir, record) = RunDir::open(&args.run)?;
-    let kernels = args.output.kernels();
-    let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
-    let (engine, epochs) = trap::restore(&dir, &record, &data, &kernels)?;
     let stem = args.stem.clone().unwrap_or_else(|| dir.file("stem.onnx"));
     let name = if record.config.trap { "trapped.onnx" } else { "trained.onnx" };
     let classifier = args.classifier.clone().unwrap_or_else(|| dir.file(name));
+    dir.check_output(&stem, "stem.onnx")?;
+    dir.check_output(&classifier, name)?;
+    if stem == classifier {
+        return Err(Failure::input("--stem and --classifier", "name the same file"));
+    }
+    let kernels = args.output.kernels();
+    let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
+    let (engine, epochs) = trap::restore(&dir, &record, &data, &kernels)?;
     write_whole(&stem, &export::stem(&engine.net)?)?;
     write_whole(&classifier, &export::classifier(&engine.net)?)?;
     if args.output.json {

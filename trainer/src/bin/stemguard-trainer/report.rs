@@ -25,13 +25,14 @@ pub(crate) struct Args {
 /// Collects and writes.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (dir, record) = RunDir::open(&args.run)?;
+    let out = args.out.clone().unwrap_or_else(|| dir.file("report.html"));
+    dir.check_output(&out, "report.html")?;
     let baseline = match &args.baseline {
         Some(path) => Some(RunDir::open(path)?.0),
         None => None,
     };
     let data = summary::collect(&dir, &record, baseline.as_ref(), &args.output.kernels())?;
     dir.write_json("report.json", &data)?;
-    let out = args.out.clone().unwrap_or_else(|| dir.file("report.html"));
     report::write(&out, &data).map_err(|e| Failure::file(&out, e))?;
     if args.output.json {
         return ui::json(&serde_json::json!({ "report": ui::shown(&out), "stages": data.stages.len() }));
