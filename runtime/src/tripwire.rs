@@ -1,9 +1,9 @@
 //! The tripwire: an alarm for pictures that a witness is far surer of than the new head.
 //!
 //! The *witness* is a head that has learnt the backdoor: the trapped one, that is what it was there for, or, where a guard had it
-//! unlearn the trigger, one taught on the accused. The new head, trained on clean pictures alone, has not. Kept beside the new head on
-//! the same features, a triggered picture makes the witness surer of the target class than clean pictures make it of theirs. That
-//! costs one more head, never a second pass through the stem.
+//! unlearn the trigger, one taught on the accused. The new head, trained on clean pictures alone, has not. The witness is kept beside
+//! it, on the same features: a triggered picture makes it surer of the target class than clean pictures make it of theirs. That costs
+//! one more head, never a second pass through the stem.
 //!
 //! [`score`] compares the two answers for one picture. [`threshold`] sets the alarm from the scores of clean pictures, the holdout,
 //! for a false-positive rate the user names. The rate holds for clean pictures like those. It is set for two heads: where one of
