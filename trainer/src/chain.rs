@@ -137,8 +137,8 @@ pub fn examine(
     if c.trap {
         new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     }
-    let (name, classes) = (c.architecture.to_string(), &data.test.clean.classes);
-    write(dir, &name, classes, c.trap, &new, how)?;
+    let classes = &data.test.clean.classes;
+    write(dir, c, classes, &new, how)?;
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
     let told = &mut |done, of| tell(Told::Audited(done, of));
     let judged = guarded(c, dir, c.epochs, data.suspect.pictures(), data.proportions())?;
@@ -151,7 +151,7 @@ pub fn examine(
         true
     })?;
     if sharpening.is_some_and(|s| s.taken()) {
-        write_again(dir, &name, classes, c.trap, &new, how)?;
+        write_again(dir, c, classes, &new, how)?;
     }
     let tripwires = Tripwires { trapped_head, sharpening, alarms: new.tripwire.map(|t| t.alarms) };
     dir.write_json(EXAMINED, &tripwires)?;
@@ -226,7 +226,7 @@ pub fn begin(
         tell(Told::Replacing("control", p));
         true
     })?;
-    write(&baseline.dir, &c.architecture.to_string(), &data.test.clean.classes, false, &control, how)?;
+    write(&baseline.dir, &plain, &data.test.clean.classes, &control, how)?;
     let trapped =
         train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;
     Ok(Begun { data, baseline, control, trapped })

@@ -14,6 +14,7 @@ mod sharpen;
 pub use sharpen::{Evidence, Sharpening};
 
 use crate::checkpoint::write_whole;
+use crate::config::RunConfig;
 use crate::engine::Device;
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation, Logits, TestSet, answers, evaluate};
@@ -316,14 +317,13 @@ pub const REPLACED: &str = "replacement.json";
 /// [`Failure`] naming the file.
 pub fn write(
     dir: &RunDir,
-    name: &str,
+    c: &RunConfig,
     classes: &[String],
-    trap: bool,
-    defended: &Defended,
+    new: &Defended,
     how: &Replacement,
 ) -> Result<(), Failure> {
     forget_audit(dir)?;
-    write_again(dir, name, classes, trap, defended, how)
+    write_again(dir, c, classes, new, how)
 }
 
 /// As [`write()`], of the same head with another tripwire: what the audit said of it stands.
@@ -332,21 +332,20 @@ pub fn write(
 /// [`Failure`] naming the file.
 pub fn write_again(
     dir: &RunDir,
-    name: &str,
+    c: &RunConfig,
     classes: &[String],
-    trap: bool,
-    defended: &Defended,
+    new: &Defended,
     how: &Replacement,
 ) -> Result<(), Failure> {
-    let stage = if trap { "defended" } else { "control" };
+    let (stage, name) = (if c.trap { "defended" } else { "control" }, c.architecture.to_string());
     dir.withdraw_stage(stage)?;
-    write_models(dir, "defended", name, classes, &defended.stem, &defended.head, defended.tripwire.as_ref())?;
+    write_models(dir, "defended", &name, classes, &new.stem, &new.head, new.tripwire.as_ref())?;
     dir.write_json(REPLACED, how)?;
     dir.record_stage(StageResult {
         name: stage.into(),
-        evaluation: defended.evaluation.clone(),
-        tripwire: defended.tripwire.as_ref().map(|t| t.alarms),
-        seconds: defended.seconds,
+        evaluation: new.evaluation.clone(),
+        tripwire: new.tripwire.as_ref().map(|t| t.alarms),
+        seconds: new.seconds,
     })
 }
 

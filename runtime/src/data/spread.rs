@@ -4,17 +4,22 @@
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 #[cfg(feature = "parallel")]
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-#[cfg(feature = "parallel")]
-static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// How many threads read pictures and change them; 0: one for each core, as without this. What is said first in a process holds;
+/// How many threads read pictures and change them; 0: one for each core, as without this. What is said before the first picture holds;
 /// without the feature `parallel` it is one.
 pub fn set_threads(threads: usize) {
-    #[cfg(feature = "parallel")]
-    POOL.get_or_init(|| ThreadPoolBuilder::new().num_threads(threads).build().ok());
-    #[cfg(not(feature = "parallel"))]
-    let _ = threads;
+    THREADS.store(threads, Ordering::Relaxed);
+}
+
+/// The threads, begun with the first pictures.
+#[cfg(feature = "parallel")]
+fn pool() -> Option<&'static ThreadPool> {
+    static POOL: OnceLock<Option<ThreadPool>> = OnceLock::new();
+    let begin = || ThreadPoolBuilder::new().num_threads(THREADS.load(Ordering::Relaxed)).build().ok();
+    POOL.get_or_init(begin).as_ref()
 }
 
 /// Fills each picture of `pixels` (`step` bytes each) by its number. The error returned is that of the lowest number that failed.
@@ -24,13 +29,10 @@ where
     F: Fn(usize, &mut [u8]) -> Result<(), E> + Sync,
 {
     #[cfg(feature = "parallel")]
-    {
-        set_threads(0);
-        if let Some(pool) = POOL.get().and_then(Option::as_ref) {
-            let pictures = pixels.par_chunks_exact_mut(step.max(1)).enumerate();
-            let failure = pool.install(|| pictures.find_map_first(|(i, out)| one(i, out).err()));
-            return failure.map_or(Ok(()), Err);
-        }
+    if let Some(pool) = pool() {
+        let pictures = pixels.par_chunks_exact_mut(step.max(1)).enumerate();
+        let failure = pool.install(|| pictures.find_map_first(|(i, out)| one(i, out).err()));
+        return failure.map_or(Ok(()), Err);
     }
     pixels.chunks_exact_mut(step.max(1)).enumerate().try_for_each(|(i, out)| one(i, out))
 }

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         })?;
     }
     bar.finish_and_clear();
-    write(&dir, &c.architecture.to_string(), &data.test.clean.classes, c.trap, &new, &how)?;
+    write(&dir, c, &data.test.clean.classes, &new, &how)?;
     let (e, tripwire) = (&new.evaluation, new.tripwire.as_ref().map(|t| t.alarms));
     if args.output.json {
         let pictures = u64::from(how.settings.epochs) as f64 * data.holdout.len() as f64;

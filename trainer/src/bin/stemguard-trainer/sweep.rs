@@ -40,10 +40,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let plan = Plan::read(&args.plan)?;
     let cells = plan.cells()?;
     let devices = args.place.devices()?;
-    let at_a_time = usize::from(args.jobs);
-    let threads = (args.output.kernels().threads() / at_a_time).max(1);
     let mut outcome = Ok(());
     if !args.table {
+        let at_a_time = usize::from(args.jobs);
+        let threads = (args.output.kernels().threads() / at_a_time).max(1);
         plan.rehearse(&cells, &args.out)?;
         std::fs::create_dir_all(&args.out).map_err(|e| Failure::file(&args.out, format!("cannot be made: {e}")))?;
         let workers: Vec<Worker> = devices
