@@ -134,6 +134,7 @@ fn class_names(path: &Path, classes: usize) -> Result<Vec<String>, DataError> {
 mod tests {
     use super::*;
     use crate::data::{LoadOptions, Spec, load, load_part};
+    use crate::net::tests::cases;
     use proptest::prelude::*;
 
     fn record(labels: &[u8], rgb: [u8; 3]) -> Vec<u8> {
@@ -215,7 +216,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::data::npz::tests::cases()))]
+        #![proptest_config(cases(300))]
         #[test]
         fn mutated_bytes_never_panic(
             // Two records, one, or part of one; labels are hit as often as pixels.

@@ -151,6 +151,7 @@ fn another_size(path: &Path, (h, w): (usize, usize), (needed_h, needed_w): (usiz
 mod tests {
     use super::*;
     use crate::data::folder::tests::ppm as picture;
+    use crate::net::tests::cases;
     use proptest::prelude::*;
 
     #[test]
@@ -174,7 +175,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(crate::data::npz::tests::cases()))]
+        #![proptest_config(cases(300))]
         #[test]
         fn mutated_ppm_never_panics(
             cut in 0usize..300,

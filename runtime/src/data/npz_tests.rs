@@ -2,12 +2,8 @@
 
 use super::*;
 use crate::data::{LoadOptions, Spec, load, load_part};
+use crate::net::tests::cases;
 use proptest::prelude::*;
-
-/// Cases of a property test: 300, or what `STEMGUARD_CASES` says.
-pub(crate) fn cases() -> u32 {
-    std::env::var("STEMGUARD_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(300)
-}
 
 /// A `.npy` member with any header.
 fn npy(descr: &str, fortran: &str, shape: &str, data: &[u8]) -> Vec<u8> {
@@ -182,7 +178,7 @@ fn a_damaged_pixel_fails_the_checksum() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(cases()))]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn mutated_archives_never_panic(

@@ -6,13 +6,19 @@ use super::*;
 use crate::error::{Error, OpFault};
 use crate::kernels::scalar;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use std::vec;
 use std::vec::Vec;
 
-/// Property-test cases: STEMGUARD_CASES, or `default`.
+/// Property-test cases: STEMGUARD_CASES, or `default`. They are the same on every run; PROPTEST_RNG_SEED draws others.
 pub(crate) fn cases(default: u32) -> ProptestConfig {
     let cases = std::env::var("STEMGUARD_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(default);
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    let settings = ProptestConfig::default();
+    let rng_seed = match settings.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(0),
+        asked => asked,
+    };
+    ProptestConfig { cases, rng_seed, failure_persistence: None, ..settings }
 }
 
 /// Numbers from a seed (splitmix64).

@@ -1,6 +1,7 @@
 //! Damaged and hostile files: always an answer, never a panic, a hang or a gigabyte.
 
 use super::*;
+use crate::net::tests::cases;
 use proptest::prelude::*;
 use prost::Message;
 use std::time::{Duration, Instant};
@@ -156,12 +157,8 @@ fn peak() -> u64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-fn cases() -> u32 {
-    std::env::var("STEMGUARD_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(500)
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(500))]
 
     #[test]
     fn damaged_files_are_answered(
