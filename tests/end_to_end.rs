@@ -94,7 +94,7 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
     }
 
     // Packed in 8 bits the model still is what it was, clean and triggered: within 5 points on these few pictures.
-    let data = prepare(&c, &kernels, None).expect("data");
+    let data = prepare(&c, &kernels, None, &mut |_, _| {}).expect("data");
     let parts = artifact.parts();
     let net = parts.stem.f32().expect("an f32 stem");
     let calibration = calibrate(&net, &kernels, &defend::to_f32(data.holdout.pictures())).expect("calibrated");
@@ -128,7 +128,7 @@ fn the_chain_ends_in_a_defended_model_that_every_engine_runs() {
 fn a_resumed_run_has_the_bits_of_an_unbroken_one_on_any_number_of_threads() {
     let dir = tempfile::tempdir().expect("a directory");
     let c = config(3);
-    let data = prepare(&c, &Simd::new(1), None).expect("data");
+    let data = prepare(&c, &Simd::new(1), None, &mut |_, _| {}).expect("data");
     let whole = dir.path().join("whole");
     train(&c, &data, &whole, false, Device::Cpu, &Simd::new(1), &mut silent()).expect("unbroken");
     let broken = dir.path().join("broken");
@@ -154,7 +154,7 @@ fn a_resumed_run_has_the_bits_of_an_unbroken_one_on_any_number_of_threads() {
 fn a_guarded_run_that_is_resumed_has_the_same_bits_and_leaves_clean_data_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     let guarded = RunConfig { guard: Some(2), ..config(4) };
-    let data = prepare(&guarded, &Simd::new(1), None).expect("data");
+    let data = prepare(&guarded, &Simd::new(1), None, &mut |_, _| {}).expect("data");
     let read = |run: &str, file: &str| std::fs::read(dir.path().join(run).join(file)).expect("a file");
     let verdicts = std::cell::Cell::new(0);
     let mut counting = |e: Event<'_>| verdicts.set(verdicts.get() + usize::from(matches!(e, Event::Guard(_))));
@@ -180,7 +180,7 @@ fn a_guarded_run_that_is_resumed_has_the_same_bits_and_leaves_clean_data_alone()
         c.attack.kind = AttackKind::None;
         c
     };
-    let data = prepare(&clean(None), &kernels, None).expect("data");
+    let data = prepare(&clean(None), &kernels, None, &mut |_, _| {}).expect("data");
     for (name, guard) in [("clean", Some(2)), ("plain", None)] {
         train(&clean(guard), &data, &dir.path().join(name), false, Device::Cpu, &kernels, &mut silent())
             .expect("trained");
@@ -197,7 +197,7 @@ fn the_audit_accuses_what_was_poisoned_and_purification_removes_it() {
     c.attack.kind = AttackKind::BadnetGrid;
     let mut how = Replacement::cached(c.flip, c.seed);
     (how.settings.epochs, how.settings.batch) = (60, 32);
-    let data = prepare(&c, &kernels, None).expect("data");
+    let data = prepare(&c, &kernels, None, &mut |_, _| {}).expect("data");
     let mut trapped =
         train(&c, &data, &dir.path().join("trap"), false, Device::Cpu, &kernels, &mut silent()).expect("trained");
     assert!(trapped.evaluation.asr >= 0.8, "the backdoor is planted: {}", trapped.evaluation.asr);

@@ -7,6 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::vec::Vec;
 
 /// Writes a file. A link stays a link: what it names is replaced. A device or a pipe is written as it is.
 ///
@@ -54,31 +55,86 @@ fn write_as(path: &Path, options: &OpenOptions, fill: impl FnOnce(&mut File) -> 
     if fs::metadata(&target).is_ok_and(|data| !data.is_file()) {
         return OpenOptions::new().write(true).open(&target).and_then(|mut device| fill(&mut device));
     }
-    let Some(last) = target.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
-    };
-    // What is there under such a name is another program's, or was left by one of the same number.
-    let (beside, opened) = loop {
-        let mut name = OsString::from(".");
-        name.push(last);
-        let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
-        name.push(format!(".{}-{number}{PART}", std::process::id()));
-        let beside = target.with_file_name(name);
-        match options.open(&beside) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && number < TRIES => {}
-            opened => break (beside, opened?),
-        }
-    };
-    let mut file = opened;
-    let written = fill(&mut file).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&beside, &target));
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&beside);
+    Beside::written(target, options, fill)?.place()
+}
+
+/// A file whole on the disk beside its place. Dropped, it is gone.
+struct Beside {
+    target: PathBuf,
+    part: PathBuf,
+}
+
+impl Beside {
+    fn written(
+        target: PathBuf,
+        options: &OpenOptions,
+        fill: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let Some(last) = target.file_name() else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path names no file"));
+        };
+        // What is there under such a name is another program's, or was left by one of the same number.
+        let (part, opened) = loop {
+            let mut name = OsString::from(".");
+            name.push(last);
+            let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+            name.push(format!(".{}-{number}{PART}", std::process::id()));
+            let part = target.with_file_name(name);
+            match options.open(&part) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && number < TRIES => {}
+                opened => break (part, opened?),
+            }
+        };
+        let (mut file, beside) = (opened, Self { target, part });
+        fill(&mut file).and_then(|()| file.sync_all()).map(|()| beside)
     }
-    written?;
-    // The new name is on the disk once the folder is. Not every file system can flush one.
-    let _ = File::open(folder(&target)).and_then(|folder| folder.sync_all());
-    Ok(())
+
+    fn place(self) -> io::Result<()> {
+        fs::rename(&self.part, &self.target)?;
+        // The new name is on the disk once the folder is. Not every file system can flush one.
+        let _ = File::open(folder(&self.target)).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // Under this name there is nothing once it has its place; else the first error is the one to tell.
+        let _ = fs::remove_file(&self.part);
+    }
+}
+
+/// Files that take their places only once all of them are written: where a disk fills up, what was there before stays.
+#[derive(Default)]
+pub struct Together {
+    files: Vec<Beside>,
+}
+
+impl Together {
+    /// Writes a file beside its place.
+    ///
+    /// # Errors
+    /// As [`write()`]; also where it would take the place of a device or a pipe.
+    pub fn add(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let target = fs::canonicalize(path).unwrap_or_else(|_| named_by(path));
+        if fs::metadata(&target).is_ok_and(|data| !data.is_file()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no file, and would be replaced by one"));
+        }
+        let options = OpenOptions::new().write(true).create_new(true).clone();
+        self.files.push(Beside::written(target, &options, |file| file.write_all(bytes))?);
+        Ok(())
+    }
+
+    /// Gives each its place, in the order in which they were added.
+    ///
+    /// # Errors
+    /// What the system says, with the path; those behind it are gone.
+    pub fn place(self) -> Result<(), (PathBuf, io::Error)> {
+        self.files.into_iter().try_for_each(|file| {
+            let target = file.target.clone();
+            file.place().map_err(|e| (target, e))
+        })
+    }
 }
 
 /// What a link that leads nowhere yet names; else the path itself.
@@ -125,6 +181,28 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(write(&dir.path().join("no/such/folder"), b"x").is_err());
         assert!(write(Path::new("/"), b"x").is_err() && write(Path::new(""), b"x").is_err());
+    }
+
+    #[test]
+    fn files_written_together_take_their_places_together_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+        write(&a, b"old").unwrap();
+        let mut both = Together::default();
+        both.add(&a, b"new").unwrap();
+        assert!(both.add(&dir.path().join("no/such/folder"), b"x").is_err());
+        assert!(both.add(dir.path(), b"x").is_err());
+        assert_eq!(fs::read(&a).unwrap(), b"old");
+        drop(both);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+        let mut both = Together::default();
+        both.add(&a, b"new").unwrap();
+        both.add(&b, b"1").unwrap();
+        both.add(&b, b"2").unwrap();
+        assert!(!b.exists());
+        both.place().unwrap();
+        assert_eq!([fs::read(&a).unwrap(), fs::read(&b).unwrap()], [b"new".to_vec(), b"2".to_vec()]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[cfg(unix)]

@@ -14,6 +14,7 @@ use engine::Engine;
 use std::prelude::v1::*;
 use std::vec;
 
+pub mod bounds;
 mod engine;
 mod pictures;
 mod replacement;

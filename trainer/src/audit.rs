@@ -22,16 +22,14 @@ pub use verdict::{
 };
 
 use crate::attack::Truth;
-use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::engine::{CpuEngine, Device};
 use crate::error::Failure;
 use crate::history::History;
 use crate::prepare::Prepared;
-use crate::run::RunDir;
+use crate::run::{Exchange, RunDir};
 use crate::trap::fingerprint;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::session::NewHead;
@@ -70,11 +68,13 @@ pub fn audit(
     Ok(Audit { signals, verdict })
 }
 
-/// Audits a run with its trapped model and a `new` head on the same stem; writes `audit.json`, `audit.csv` and `audit.png` (the
-/// most suspicious pictures). `tell` hears of pictures done, of so many.
+/// The files of an audit: who is accused and why, picture by picture, and the most suspicious of them to look at.
+pub const FILES: [&str; 3] = ["audit.json", "audit.csv", "audit.png"];
+
+/// Audits a run with its trapped model and a `new` head on the same stem. `tell` hears of pictures done, of so many.
 ///
 /// # Errors
-/// [`Failure`] naming the file, or what the device lacks.
+/// [`Failure`] naming the run's file, or what the device lacks.
 #[allow(clippy::too_many_arguments)]
 pub fn witness(
     dir: &RunDir,
@@ -90,11 +90,7 @@ pub fn witness(
     let suspects = data.suspect.pictures();
     let history = History::read(&dir.file("fitting.npy"), suspects.len(), c.epochs as usize)?;
     let told = &mut |done| tell(done, suspects.len());
-    let found = audit(trapped, new, &history, prior, data, c.seed, device, kernels, told)?;
-    dir.write_json("audit.json", &found.summary(Some(&data.truth)))?;
-    found.write_csv(&dir.file("audit.csv"), suspects, &data.split.train)?;
-    sheet::write(&dir.file("audit.png"), &found, suspects)?;
-    Ok(found)
+    audit(trapped, new, &history, prior, data, c.seed, device, kernels, told)
 }
 
 /// How well a signal, or the verdict, tells poison from clean: known only where the truth is.
@@ -212,12 +208,21 @@ impl Audit {
         worst
     }
 
-    /// Writes one line a picture: its place among the suspects and in the data set's training part (`training`, as long as the suspects;
-    /// else left empty), file, given label, the new head's label, signals, score, verdict.
+    /// Its [`FILES`], with what it says against the truth, where that is known.
     ///
     /// # Errors
-    /// [`Failure::Input`] naming the file.
-    pub fn write_csv(&self, path: &Path, suspects: &Pictures, training: &[u32]) -> Result<(), Failure> {
+    /// [`Failure`] naming the file.
+    pub fn put(&self, into: &mut Exchange<'_>, data: &Prepared) -> Result<(), Failure> {
+        let [json, csv, png] = FILES;
+        let suspects = data.suspect.pictures();
+        into.put_json(json, &self.summary(Some(&data.truth)))?;
+        into.put(csv, self.csv(suspects, &data.split.train).as_bytes())?;
+        into.put(png, &sheet::png(self, suspects)?)
+    }
+
+    /// One line a picture: its place among the suspects and in the data set's training part (`training`, as long as the suspects; else
+    /// left empty), file, given label, the new head's label, signals, score, verdict.
+    pub fn csv(&self, suspects: &Pictures, training: &[u32]) -> String {
         use std::fmt::Write as _;
         let mut text = String::from(
             "index,training_index,file,label,new_label,disagreement,confidence,early,late,swing,survival,score,verdict\n",
@@ -246,7 +251,7 @@ impl Audit {
                 if self.verdict.accused[i] { "accused" } else { "kept" }
             );
         }
-        write_whole(path, text.as_bytes())
+        text
     }
 }
 

@@ -3,9 +3,7 @@
 use crate::audit::{self, Audit, Prior, witness};
 use crate::config::RunConfig;
 use crate::course::guarded;
-use crate::defend::{
-    Defended, EXAMINED, Evidence, Frozen, Replacement, Sharpening, packed_stem, replace, write, write_again,
-};
+use crate::defend::{Defended, EXAMINED, Evidence, Frozen, Replacement, Sharpening, packed_stem, replace, write};
 use crate::engine::{CpuEngine, Device, Engine as _};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
@@ -73,8 +71,8 @@ pub enum Told<'a> {
     Training(&'static str, Event<'a>),
     /// A head is being replaced.
     Replacing(&'static str, Progress),
-    /// Pictures audited, of so many.
-    Audited(usize, usize),
+    /// Pictures gone through, of so many: by the audit, or by what `cl` perturbs with.
+    Pictures(&'static str, usize, usize),
 }
 
 /// What comes after the trap.
@@ -113,7 +111,7 @@ pub struct Examined {
     pub found: Audit,
 }
 
-/// Replaces the head of a model, audits with both heads, and sharpens the tripwire with what was found.
+/// Replaces the head of a model, audits with both heads, and sharpens the tripwire with what was found; then writes all of it.
 ///
 /// # Errors
 /// Those of the stages.
@@ -137,10 +135,8 @@ pub fn examine(
     if c.trap {
         new.keep_trapped(&trapped.net, holdout, &data.test, how.alarm_fpr, kernels)?;
     }
-    let classes = &data.test.clean.classes;
-    write(dir, c, classes, &new, how)?;
     let trapped_head = new.tripwire.as_ref().map(|t| t.alarms);
-    let told = &mut |done, of| tell(Told::Audited(done, of));
+    let told = &mut |done, of| tell(Told::Pictures("audit", done, of));
     let judged = guarded(c, dir, c.epochs, data.suspect.pictures(), data.proportions())?;
     let prior = judged.as_ref().map(|verdict| Prior { verdict, stands: true });
     let found = witness(dir, c, data, trapped, &new.head, prior, device, kernels, told)?;
@@ -150,11 +146,11 @@ pub fn examine(
         tell(Told::Replacing("tripwire", p));
         true
     })?;
-    if sharpening.is_some_and(|s| s.taken()) {
-        write_again(dir, c, classes, &new, how)?;
-    }
-    let tripwires = Tripwires { trapped_head, sharpening, alarms: new.tripwire.map(|t| t.alarms) };
-    dir.write_json(EXAMINED, &tripwires)?;
+    let tripwires = Tripwires { trapped_head, sharpening, alarms: new.tripwire.as_ref().map(|t| t.alarms) };
+    write(dir, c, &data.test.clean.classes, &new, how, |files| {
+        found.put(files, data)?;
+        files.put_json(EXAMINED, &tripwires)
+    })?;
     Ok(Examined { replaced: new.evaluation, tripwires, found })
 }
 
@@ -216,7 +212,7 @@ pub fn begin(
     let (plain, c) = (c.undefended(), c.trapped());
     RunDir::admits(&out.join("baseline"), &plain, resume)?;
     RunDir::admits(&out.join("trap"), &c, resume)?;
-    let data = prepare(&c, kernels, Some(out))?;
+    let data = prepare(&c, kernels, Some(out), &mut |done, of| tell(Told::Pictures("perturb", done, of)))?;
     how.check(data.holdout.pictures())?;
     let baseline = train(&plain, &data, &out.join("baseline"), resume, device, kernels, &mut |e| {
         tell(Told::Training("baseline", e))
@@ -226,7 +222,7 @@ pub fn begin(
         tell(Told::Replacing("control", p));
         true
     })?;
-    write(&baseline.dir, &plain, &data.test.clean.classes, &control, how)?;
+    write(&baseline.dir, &plain, &data.test.clean.classes, &control, how, |_| Ok(()))?;
     let trapped =
         train(&c, &data, &out.join("trap"), resume, device, kernels, &mut |e| tell(Told::Training("trap", e)))?;
     Ok(Begun { data, baseline, control, trapped })

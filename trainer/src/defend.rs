@@ -13,6 +13,7 @@ mod sharpen;
 
 pub use sharpen::{Evidence, Sharpening};
 
+use crate::audit;
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::engine::Device;
@@ -21,7 +22,7 @@ use crate::evaluate::{Alarms, Evaluation, Logits, TestSet, answers, evaluate};
 use crate::export;
 use crate::model::TrapNet;
 use crate::packed;
-use crate::run::{RunDir, StageResult};
+use crate::run::{Exchange, RunDir, StageResult};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
@@ -108,12 +109,12 @@ impl Tripwire {
     }
 }
 
-/// Reads and lowers a stem.
+/// Lowers the bytes of a stem's file.
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file.
-pub fn packed_onnx(path: &Path) -> Result<OwnedNet, Failure> {
-    let model = Model::from_file(path).map_err(|e| Failure::file(path, e))?;
+pub fn packed_onnx(path: &Path, bytes: &[u8]) -> Result<OwnedNet, Failure> {
+    let model = Model::from_bytes(bytes).map_err(|e| Failure::file(path, e))?;
     onnx::lower(&model, None).map_err(|e| Failure::file(path, e))
 }
 
@@ -127,7 +128,7 @@ pub fn packed_stem(dir: &RunDir, net: &TrapNet) -> Result<OwnedNet, Failure> {
     if std::fs::read(&path).ok().as_ref() != Some(&bytes) {
         write_whole(&path, &bytes)?;
     }
-    packed_onnx(&path)
+    packed_onnx(&path, &bytes)
 }
 
 /// All pictures as `[n][h][w][3]`, 0..=1.
@@ -280,12 +281,12 @@ fn parts<'a>(
     ArtifactParts { name, labels, provenance, stem: stem.as_net().into(), head, tripwire: None }
 }
 
-/// Writes a stem with a head, and a tripwire or none, as `FILE.sgm` and `FILE.onnx`.
+/// A stem with a head, and a tripwire or none, as `FILE.sgm` and `FILE.onnx`.
 ///
 /// # Errors
 /// [`Failure`] naming the file.
-pub fn write_models(
-    dir: &RunDir,
+pub fn put_models(
+    into: &mut Exchange<'_>,
     file: &str,
     name: &str,
     classes: &[String],
@@ -298,68 +299,42 @@ pub fn write_models(
     let tripwire = tripwire.map(Tripwire::parts);
     let parts = ArtifactParts { tripwire, ..parts(name, &labels, &provenance, stem, Some(head)) };
     let bytes = artifact::to_vec(&parts).map_err(|e| Failure::Other(format!("artifact: {e}")))?;
-    write_whole(&dir.file(&format!("{file}.sgm")), &bytes)?;
+    into.put(&format!("{file}.sgm"), &bytes)?;
     let merged = onnx::defended(&parts).map_err(|e| Failure::Other(format!("ONNX export: {e}")))?;
-    write_whole(&dir.file(&format!("{file}.onnx")), &merged)
+    into.put(&format!("{file}.onnx"), &merged)
 }
 
-/// The file of what an examination of a run finds of its tripwires, the last that [`crate::chain::examine`] writes.
+/// The file of what an examination of a run finds of its tripwires.
 pub const EXAMINED: &str = "tripwire.json";
 
 /// How a head was replaced, as [`write()`] records it.
 pub const REPLACED: &str = "replacement.json";
 
-/// Writes a model with a new head, and removes what an audit said of the one before: `defended.sgm`, `defended.onnx`, and [`REPLACED`],
-/// how the head was replaced. The stage (`defended`, or `control` without a trap) is recorded last: while there is a record, the files
-/// are those that it is of.
+/// Writes a model with a new head, `defended.sgm`, `defended.onnx`, and [`REPLACED`], how the head was replaced, and records its stage:
+/// `defended`, or `control` without a trap. What an audit said of the one before goes; `more` may bring what one says of this one.
 ///
 /// # Errors
-/// [`Failure`] naming the file.
+/// [`Failure`] naming the file; what was there before then stays.
 pub fn write(
     dir: &RunDir,
     c: &RunConfig,
     classes: &[String],
     new: &Defended,
     how: &Replacement,
+    more: impl FnOnce(&mut Exchange<'_>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    forget_audit(dir)?;
-    write_again(dir, c, classes, new, how)
-}
-
-/// As [`write()`], of the same head with another tripwire: what the audit said of it stands.
-///
-/// # Errors
-/// [`Failure`] naming the file.
-pub fn write_again(
-    dir: &RunDir,
-    c: &RunConfig,
-    classes: &[String],
-    new: &Defended,
-    how: &Replacement,
-) -> Result<(), Failure> {
-    let (stage, name) = (if c.trap { "defended" } else { "control" }, c.architecture.to_string());
-    dir.withdraw_stage(stage)?;
-    write_models(dir, "defended", &name, classes, &new.stem, &new.head, new.tripwire.as_ref())?;
-    dir.write_json(REPLACED, how)?;
-    dir.record_stage(StageResult {
-        name: stage.into(),
+    let mut files = Exchange::new(dir);
+    let name = c.architecture.to_string();
+    put_models(&mut files, "defended", &name, classes, &new.stem, &new.head, new.tripwire.as_ref())?;
+    files.put_json(REPLACED, how)?;
+    audit::FILES.iter().chain([&EXAMINED]).for_each(|name| files.remove(name));
+    more(&mut files)?;
+    files.make(StageResult {
+        name: if c.trap { "defended" } else { "control" }.into(),
         evaluation: new.evaluation.clone(),
         tripwire: new.tripwire.as_ref().map(|t| t.alarms),
         seconds: new.seconds,
     })
-}
-
-/// Removes what an audit with an earlier head said, and found of its tripwire.
-///
-/// # Errors
-/// [`Failure::Input`] naming the file.
-fn forget_audit(dir: &RunDir) -> Result<(), Failure> {
-    for path in [EXAMINED, "audit.json", "audit.csv", "audit.png"].map(|name| dir.file(name)) {
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(|e| Failure::file(&path, format!("cannot be removed: {e}")))?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

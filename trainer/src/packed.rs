@@ -8,7 +8,7 @@ use stemguard_runtime::data::Pictures;
 use stemguard_runtime::error::Error;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::metrics::Rate;
-use stemguard_runtime::session::Session;
+use stemguard_runtime::session::{Session, bounds};
 use stemguard_runtime::tripwire::{self, Alarm};
 
 /// What a packed model answers.
@@ -31,6 +31,7 @@ pub fn measure(path: &Path, test: &TestSet, kernels: &Simd) -> Result<Measured, 
     let bytes = AlignedBytes::from_file(path).map_err(|e| refuse(&e))?;
     let artifact = Artifact::new_checked(unsigned(&bytes).map_err(|e| refuse(&e))?).map_err(|e| refuse(&e))?;
     let parts = artifact.parts();
+    bounds::check(&parts).map_err(|e| refuse(&e))?;
     let (input, pictures) = (parts.stem.input(), test.clean.shape());
     if input != pictures {
         let [a, b] = [input, pictures].map(|s| format!("{} x {} x {}", s.h, s.w, s.c));

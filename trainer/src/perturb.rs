@@ -9,10 +9,12 @@ use crate::error::Failure;
 use crate::model::TrapNet;
 use crate::trap::fingerprint;
 use dfdx::prelude::Cpu;
+use std::cell::RefCell;
 use std::error::Error;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::data::{LoadOptions, Part, Pictures, Source, Spec, load_part, write_npz};
+use stemguard_runtime::files::{self, Together};
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::session::to_f32;
 
@@ -44,12 +46,25 @@ pub struct Descent<'a> {
     config: &'a RunConfig,
     kernels: &'a Simd,
     kept: Option<PathBuf>,
+    tell: Option<RefCell<Tell<'a>>>,
 }
 
+/// Hears of pictures, of so many.
+type Tell<'a> = &'a mut dyn FnMut(usize, usize);
+
 impl<'a> Descent<'a> {
-    /// For a run; with a directory, the perturbed pictures are kept there, as [`kept_as`] names the file.
-    pub fn new(config: &'a RunConfig, kernels: &'a Simd, dir: Option<&Path>) -> Self {
-        Self { config, kernels, kept: dir.map(|d| d.join(kept_as(config))) }
+    /// For a run; with a directory, the perturbed pictures are kept there, as [`kept_as`] names the file. `tell` hears how far the model
+    /// is trained; without it none is, and the file must be there.
+    pub fn new(config: &'a RunConfig, kernels: &'a Simd, dir: Option<&Path>, tell: Option<Tell<'a>>) -> Self {
+        Self { config, kernels, kept: dir.map(|d| d.join(kept_as(config))), tell: tell.map(RefCell::new) }
+    }
+
+    /// Makes sure of the place for the file before minutes are spent on what it will hold.
+    fn make_room(&self) -> Result<(), Failure> {
+        let Some(path) = &self.kept else { return Ok(()) };
+        let refused = |e: std::io::Error| Failure::file(path, format!("cannot be written: {e}"));
+        std::fs::create_dir_all(files::folder(path)).map_err(refused)?;
+        Together::default().add(path, &[]).map_err(refused)
     }
 
     /// What an earlier call left, if it fits.
@@ -70,12 +85,15 @@ impl<'a> Descent<'a> {
         let mut net = TrapNet::new(c.architecture, pictures.shape(), pictures.classes.len(), false, c.seed, &dev)?;
         net.stem.input_gradient = true;
         let mut engine = CpuEngine::new(net, c.objective(), self.kernels.clone(), dev);
+        let (mut seen, all) = (0, c.epochs as usize * (pictures.len() / c.batch * c.batch));
         for epoch in 0..c.epochs {
             let rate = c.rate * c.schedule.factor(epoch, c.epochs);
             let order = augment::order(c.seed, epoch, pictures.len());
             for chosen in order.chunks_exact(c.batch) {
                 let labels: Vec<u32> = chosen.iter().map(|&i| pictures.labels[i as usize]).collect();
                 engine.step(augment::batch(self.kernels, &c, pictures, epoch, chosen), Lesson::learn(&labels), rate)?;
+                seen += chosen.len();
+                self.tell.iter().for_each(|tell| tell.borrow_mut()(seen, all));
             }
         }
         Ok(engine)
@@ -116,13 +134,16 @@ impl Perturb for Descent<'_> {
     fn perturb(&self, pictures: &mut Pictures, indices: &[usize]) -> Result<(), Box<dyn Error + Send + Sync>> {
         let made = match self.load(pictures, indices.len())? {
             Some(kept) => kept,
+            None if self.tell.is_none() => {
+                let path = self.kept.as_deref().unwrap_or(Path::new(KEPT));
+                let why = "not found: the pictures that `cl` perturbed; `trap --resume` makes them again";
+                return Err(Failure::file(path, why).into());
+            }
             None => {
+                self.make_room()?;
                 let mut made = pictures.subset(indices);
                 ascend(&mut self.model(pictures)?, &mut made)?;
                 if let Some(path) = &self.kept {
-                    if let Some(dir) = path.parent() {
-                        std::fs::create_dir_all(dir).map_err(|e| Failure::file(dir, e))?;
-                    }
                     write_npz(path, &made)?;
                 }
                 made
@@ -219,8 +240,16 @@ mod tests {
         let kernels = Simd::new(1);
         let perturbed = |c: &RunConfig, indices: &[usize]| {
             let mut made = pictures.clone();
-            Descent::new(c, &kernels, Some(dir.path())).perturb(&mut made, indices).map(|()| made)
+            let mut heard = (0, 0);
+            let mut tell = |seen, all| heard = (seen, all);
+            Descent::new(c, &kernels, Some(dir.path()), Some(&mut tell)).perturb(&mut made, indices)?;
+            // The whole of all epochs, or nothing of a file.
+            assert!(heard.0 == heard.1, "{heard:?}");
+            Ok::<_, Box<dyn Error + Send + Sync>>(made)
         };
+        // Nothing is trained where nobody asks for it.
+        let asked = Descent::new(&c, &kernels, Some(dir.path()), None).perturb(&mut pictures.clone(), &[1, 4]);
+        assert!(asked.expect_err("not kept").to_string().contains("not found: the pictures that `cl` perturbed"));
         let made = perturbed(&c, &[1, 4]).expect("perturbed");
         for i in 0..pictures.len() {
             assert_eq!(made.picture(i) != pictures.picture(i), [1, 4].contains(&i), "{i}");
@@ -234,6 +263,15 @@ mod tests {
         // Of other pictures it is refused, of another seed it is not looked for.
         let refused = perturbed(&c, &[1]).expect_err("another count").to_string();
         assert!(refused.contains("does not belong to this run"), "{refused}");
+        Descent::new(&c, &kernels, Some(dir.path()), None).perturb(&mut pictures.clone(), &[1, 4]).expect("kept");
+        // Nor is anything trained where it could not be kept.
+        let c = RunConfig { seed: 2, ..c };
+        std::fs::create_dir(dir.path().join(kept_as(&c))).expect("made");
+        let mut steps = 0;
+        let mut tell = |_, _| steps += 1;
+        let blocked =
+            Descent::new(&c, &kernels, Some(dir.path()), Some(&mut tell)).perturb(&mut pictures.clone(), &[1]);
+        assert!(blocked.expect_err("no room").to_string().contains("cannot be written") && steps == 0);
         let other = perturbed(&RunConfig { seed: 1, ..c }, &[1]).expect("perturbed anew");
         assert!(other.picture(1) != kept.picture(0) && other.picture(1) != made.picture(1));
     }

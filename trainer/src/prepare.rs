@@ -16,7 +16,7 @@ use crate::course;
 use crate::error::Failure;
 use crate::evaluate::TestSet;
 use crate::perturb::Descent;
-use crate::run::{Counts, Record};
+use crate::run::{Counts, Record, RunDir};
 use crate::split::{CleanHoldout, Split, SplitError};
 use sha2::{Digest as _, Sha256};
 use std::collections::HashSet;
@@ -72,16 +72,35 @@ impl Prepared {
 }
 
 /// Loads a run's data, sets the holdout aside and plants the attack. `cl` trains a model for it first, and keeps the pictures it made
-/// in `dir`.
+/// in `dir`; `tell` hears of the pictures that model has seen, of so many.
 ///
 /// # Errors
 /// [`Failure::Input`] naming the file or setting.
-pub fn prepare(c: &RunConfig, kernels: &Simd, dir: Option<&Path>) -> Result<Prepared, Failure> {
+pub fn prepare(
+    c: &RunConfig,
+    kernels: &Simd,
+    dir: Option<&Path>,
+    tell: &mut dyn FnMut(usize, usize),
+) -> Result<Prepared, Failure> {
+    planted(c, Descent::new(c, kernels, dir, Some(tell)))
+}
+
+/// The data of a run that is there, as [`prepare`] made them. What `cl` perturbed must have been kept: nothing is trained.
+///
+/// # Errors
+/// [`Failure::Input`] naming the file, or the run where its data have changed.
+pub fn reopen(dir: &RunDir, record: &Record, kernels: &Simd) -> Result<Prepared, Failure> {
+    let c = &record.config;
+    let data = planted(c, Descent::new(c, kernels, Some(&dir.kept(c)), None))?;
+    data.check(record).map_err(|e| Failure::file(&dir.path, e))?;
+    Ok(data)
+}
+
+fn planted(c: &RunConfig, descent: Descent<'_>) -> Result<Prepared, Failure> {
     let parts = parts(c)?;
     let digest = parts.digest();
     let Parts { rest, holdout, test, split } = parts;
     let attack = build(&c.attack, rest.h, rest.w)?;
-    let descent = Descent::new(c, kernels, dir);
     let perturb: Option<&dyn Perturb> = if c.attack.kind.needs_perturb() {
         // Before minutes are spent on it.
         course::check(c, &rest)?;
@@ -279,7 +298,7 @@ mod tests {
         let at = |name: &str| format!("npz:{}", home.join(name).display());
         let mut c = RunConfig { holdout_data: holdout.map(at), ..RunConfig::published(at(data)) };
         c.attack.kind = AttackKind::BadnetGrid;
-        prepare(&c, &Simd::new(1), None)
+        prepare(&c, &Simd::new(1), None, &mut |_, _| {})
     }
 
     #[test]
@@ -325,7 +344,7 @@ mod tests {
         let with = |shade: u8| {
             let picture = image::RgbImage::from_pixel(32, 32, image::Rgb([shade; 3]));
             picture.save(home.path().join("t.png")).expect("written");
-            prepare(&c, &Simd::new(1), None).expect("prepared")
+            prepare(&c, &Simd::new(1), None, &mut |_, _| {}).expect("prepared")
         };
         let (one, other) = (with(0), with(255));
         let record = Record {

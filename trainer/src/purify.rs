@@ -15,16 +15,17 @@ use crate::audit::{Audit, DOUBT, Verdict};
 use crate::checkpoint::{self, CHECKPOINT, write_whole};
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
-use crate::defend::{Defended, Evidence, Frozen, Replacement, packed_onnx, packed_stem, replace, write_models};
+use crate::defend::{Defended, Evidence, Frozen, Replacement, packed_onnx, packed_stem, put_models, replace};
 use crate::engine::{CpuEngine, Device, Engine, State};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
 use crate::export;
 use crate::prepare::Prepared;
-use crate::run::{RunDir, StageResult};
+use crate::run::{Exchange, RunDir, StageResult};
 use crate::trap::{Site, engine, fingerprint};
 use material::{Opinion, material};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::time::Instant;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::Progress;
@@ -72,6 +73,14 @@ pub struct Purification {
 impl Default for Purification {
     fn default() -> Self {
         Self { mode: Mode::Unlearn, epochs: 6, rounds: 1, inoculate: 0.3 }
+    }
+}
+
+impl std::fmt::Display for Purification {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { mode, epochs, rounds, inoculate } = self;
+        let mode = format!("{mode:?}").to_lowercase();
+        write!(f, "--mode {mode} --purify-epochs {epochs} --rounds {rounds} --inoculate {inoculate}")
     }
 }
 
@@ -193,6 +202,43 @@ fn reconsider(accused: &mut [bool], score: &mut [f32], labels: &[u32], new_label
 /// How a run was purified, and of whom: what [`purify`] records.
 pub const PURIFIED: &str = "purify.json";
 
+/// The purified stem.
+const STEM: &str = "purified-stem.onnx";
+
+/// In the folder of the rounds until the last is done: the [`Purification`] that they are of.
+const BEGUN: &str = "begun.json";
+
+/// Makes the folder of a run's rounds: a new one, or with `resume` that of the same purification, interrupted or not.
+///
+/// # Errors
+/// [`Failure::Input`] where an interrupted one is there: without `resume`, or of other settings.
+fn begin(dir: &RunDir, p: &Purification, resume: bool) -> Result<PathBuf, Failure> {
+    let work = dir.file("purify");
+    let rounds = RunDir { path: work.clone() };
+    if rounds.file(BEGUN).exists() {
+        let old: Purification = rounds.read_json(BEGUN)?;
+        let anew = "to begin anew, remove that folder";
+        if !resume {
+            return Err(Failure::file(
+                &work,
+                format!("holds an interrupted purification: --resume goes on with it; {anew}"),
+            ));
+        }
+        // Another round may follow those that are done.
+        if old != (Purification { rounds: old.rounds, ..*p }) {
+            return Err(Failure::file(
+                &work,
+                format!("holds an interrupted purification, of {old}, not of {p}; {anew}"),
+            ));
+        }
+    } else if work.exists() && !resume {
+        std::fs::remove_dir_all(&work).map_err(|e| Failure::file(&work, format!("cannot be replaced: {e}")))?;
+    }
+    std::fs::create_dir_all(&work).map_err(|e| Failure::file(&work, format!("cannot be made: {e}")))?;
+    rounds.write_json(BEGUN, p)?;
+    Ok(work)
+}
+
 /// Stream of the seed for a round's head and order.
 const ROUND: u64 = 0x7075_7269;
 
@@ -217,10 +263,7 @@ pub fn purify(
 ) -> Result<Purified, Failure> {
     p.check().map_err(Failure::Input)?;
     let started = Instant::now();
-    let work = dir.file("purify");
-    if work.exists() && !resume {
-        std::fs::remove_dir_all(&work).map_err(|e| Failure::file(&work, format!("cannot be replaced: {e}")))?;
-    }
+    let work = begin(dir, p, resume)?;
     let (suspects, holdout) = (data.suspect.pictures(), data.holdout.pictures());
     let mut accused = found.verdict.accused.clone();
     let mut score = found.verdict.score.clone();
@@ -291,15 +334,14 @@ pub fn purify(
         }
     }
     let Some((engine, evaluation)) = last else { return Err(Failure::input("--rounds", "is 0")) };
-    // What is replaced has figures no longer.
-    dir.withdraw_stage("purified")?;
+    let mut files = Exchange::new(dir);
     // The stem goes the way every stem goes; a head of another build than the runtime's stays in ONNX.
-    let stem = dir.file("purified-stem.onnx");
-    write_whole(&stem, &export::stem(&engine.net)?)?;
+    let stem = export::stem(&engine.net)?;
+    files.put(STEM, &stem)?;
     let mut tripwire = Watch::default();
     match export::residual_head(&engine.net) {
         Some(head) => {
-            let (stem, evaluation, seconds) = (packed_onnx(&stem)?, evaluation.clone(), 0.0);
+            let (stem, evaluation, seconds) = (packed_onnx(&dir.file(STEM), &stem)?, evaluation.clone(), 0.0);
             let mut model = Defended { stem, head, evaluation, tripwire: None, seconds };
             let verdict = &Verdict { classes: found.verdict.classes.clone(), score, accused };
             let (net, test) = (&engine.net, &data.test);
@@ -311,21 +353,22 @@ pub fn purify(
             tripwire.alarms = model.tripwire.as_ref().map(|t| t.alarms);
             let Defended { stem, head, tripwire, .. } = &model;
             let name = c.architecture.to_string();
-            write_models(dir, "purified", &name, &holdout.classes, stem, head, tripwire.as_ref())?;
+            put_models(&mut files, "purified", &name, &holdout.classes, stem, head, tripwire.as_ref())?;
         }
-        None => write_whole(&dir.file("purified.onnx"), &export::classifier(&engine.net)?)?,
+        None => files.put("purified.onnx", &export::classifier(&engine.net)?)?,
     }
-    dir.write_json(
+    files.put_json(
         PURIFIED,
         &serde_json::json!({ "purification": p, "rounds": rounds, "tripwire": tripwire, "audit": found.summary(None).mark() }),
     )?;
-    // Last: a run with this stage is whole.
-    dir.record_stage(StageResult {
+    files.make(StageResult {
         name: "purified".into(),
         evaluation: evaluation.clone(),
         tripwire: tripwire.alarms,
         seconds: before + started.elapsed().as_secs_f64(),
     })?;
+    let begun = work.join(BEGUN);
+    std::fs::remove_file(&begun).map_err(|e| Failure::file(&begun, format!("cannot be removed: {e}")))?;
     Ok(Purified { engine, evaluation, rounds, tripwire })
 }
 
@@ -346,7 +389,7 @@ mod tests {
     #[test]
     fn a_round_keeps_stem_and_decoder_and_draws_a_head_of_its_own() {
         let (c, kernels) = (RunConfig { holdout: 0.2, ..RunConfig::published("signs:100".into()) }, Simd::new(1));
-        let data = crate::prepare::prepare(&c, &kernels, None).expect("data");
+        let data = crate::prepare::prepare(&c, &kernels, None, &mut |_, _| {}).expect("data");
         let mut trapped = engine(&c, &data, &kernels).expect("an engine").state().expect("a state");
         // As after training: nothing is where it was drawn, and there are moments and steps.
         trapped.tensors.values_mut().flatten().for_each(|v| *v += 0.5);
@@ -366,6 +409,30 @@ mod tests {
         assert!(kept.iter().all(|&n| n > 0), "{kept:?}");
         let drawn = |name: &&String| name.starts_with("head.") && one.tensors[*name] != other.tensors[*name];
         assert!(one.tensors.keys().any(|name| drawn(&name)), "the seed draws the head");
+    }
+
+    #[test]
+    fn an_interrupted_purification_is_gone_on_with_or_left_alone() {
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = RunDir { path: home.path().to_owned() };
+        let p = Purification::default();
+        let work = begin(&dir, &p, false).expect("begun");
+        let trained = work.join("round-1");
+        std::fs::write(&trained, "epochs").expect("written");
+        let refused = |p, resume| begin(&dir, p, resume).expect_err("refused").to_string();
+        assert!(refused(&p, false).contains("--resume goes on with it"));
+        let other = refused(&Purification { inoculate: 0.5, ..p }, true);
+        assert!(other.contains("of --mode unlearn --purify-epochs 6 --rounds 1 --inoculate 0.3, not of"), "{other}");
+        begin(&dir, &p, true).expect("gone on with");
+        begin(&dir, &Purification { rounds: 2, ..p }, true).expect("one more round");
+        assert!(trained.exists());
+        // One that is done is replaced, as a head is.
+        std::fs::remove_file(work.join(BEGUN)).expect("done");
+        begin(&dir, &p, true).expect("gone on with");
+        assert!(trained.exists());
+        std::fs::remove_file(work.join(BEGUN)).expect("done");
+        begin(&dir, &p, false).expect("begun");
+        assert!(!trained.exists());
     }
 
     #[test]

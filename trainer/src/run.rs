@@ -11,6 +11,10 @@
 //! audit.csv, .json, .png   after `audit`, with tripwire.json    purified.sgm, purified.onnx, purify.json   after `purify`
 //! ```
 
+mod exchange;
+
+pub use exchange::Exchange;
+
 use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::engine::Losses;
@@ -117,6 +121,18 @@ pub struct Results {
     pub stages: Vec<StageResult>,
 }
 
+impl Results {
+    /// Records a stage in its place in the chain.
+    fn record(&mut self, stage: StageResult) {
+        match self.stages.iter_mut().find(|s| s.name == stage.name) {
+            Some(old) => *old = stage,
+            None => self.stages.push(stage),
+        }
+        let order = ["trained", "ceiling", "control", "trapped", "defended", "purified"];
+        self.stages.sort_by_key(|s| order.iter().position(|name| *name == s.name));
+    }
+}
+
 /// One stage's figures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageResult {
@@ -140,6 +156,10 @@ pub struct RunDir {
     /// Where it is.
     pub path: PathBuf,
 }
+
+/// A run directory claimed by one command; it is free again when this is dropped, or the process ends.
+#[derive(Debug)]
+pub struct Claim(#[allow(dead_code)] Option<std::fs::File>);
 
 impl RunDir {
     /// A new run's directory; with `resume`, one that may hold the same run already.
@@ -207,6 +227,20 @@ impl RunDir {
         Ok((dir, record))
     }
 
+    /// Keeps other commands from writing here as long as the claim is held, where the file system can.
+    ///
+    /// # Errors
+    /// [`Failure::Input`] where another command has claimed it.
+    pub fn claim(&self) -> Result<Claim, Failure> {
+        let Ok(folder) = std::fs::File::open(&self.path) else { return Ok(Claim(None)) };
+        match folder.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                Err(Failure::file(&self.path, "another command is at work here; wait for it, or end it"))
+            }
+            locked => Ok(Claim(locked.is_ok().then_some(folder))),
+        }
+    }
+
     /// A file of the run.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -257,10 +291,14 @@ impl RunDir {
     /// # Errors
     /// [`Failure::Input`] naming the file.
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), Failure> {
-        let path = self.file(name);
-        let mut text = serde_json::to_string_pretty(value).map_err(|e| Failure::file(&path, e))?;
-        text.push('\n');
-        write_whole(&path, text.as_bytes())
+        write_whole(&self.file(name), &self.json(name, value)?)
+    }
+
+    /// What a JSON file of the run holds.
+    fn json<T: Serialize>(&self, name: &str, value: &T) -> Result<Vec<u8>, Failure> {
+        let mut text = serde_json::to_vec_pretty(value).map_err(|e| Failure::file(&self.file(name), e))?;
+        text.push(b'\n');
+        Ok(text)
     }
 
     /// The epochs recorded so far.
@@ -301,29 +339,13 @@ impl RunDir {
         if self.file("results.json").exists() { self.read_json("results.json") } else { Ok(Results::default()) }
     }
 
-    /// Takes the figures of a stage back, before what they are of is replaced.
-    ///
-    /// # Errors
-    /// [`Failure::Input`] naming the file.
-    pub fn withdraw_stage(&self, name: &str) -> Result<(), Failure> {
-        let mut results = self.results()?;
-        let before = results.stages.len();
-        results.stages.retain(|s| s.name != name);
-        if results.stages.len() < before { self.write_json("results.json", &results) } else { Ok(()) }
-    }
-
     /// Records a stage's figures, replacing those of an earlier stage of the same name.
     ///
     /// # Errors
     /// [`Failure::Input`] naming the file.
     pub fn record_stage(&self, stage: StageResult) -> Result<(), Failure> {
         let mut results = self.results()?;
-        match results.stages.iter_mut().find(|s| s.name == stage.name) {
-            Some(old) => *old = stage,
-            None => results.stages.push(stage),
-        }
-        let order = ["trained", "ceiling", "control", "trapped", "defended", "purified"];
-        results.stages.sort_by_key(|s| order.iter().position(|name| *name == s.name));
+        results.record(stage);
         self.write_json("results.json", &results)
     }
 }
@@ -340,6 +362,19 @@ mod tests {
         assert!(RunDir::admits(home.path(), &config, true).expect("admitted").is_none());
         std::fs::write(home.path().join("notes.part"), "mine").expect("written");
         assert!(RunDir::admits(home.path(), &config, true).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_run_is_written_by_one_command_at_a_time() {
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = RunDir { path: home.path().to_owned() };
+        let first = dir.claim().expect("free");
+        assert!(dir.claim().expect_err("refused").to_string().contains("another command is at work"));
+        drop(first);
+        dir.claim().expect("free again");
+        // What cannot be locked is not.
+        RunDir { path: home.path().join("none") }.claim().expect("nothing to claim");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::engine::CpuEngine;
 use crate::error::Failure;
 use crate::evaluate::Evaluation;
 use crate::imprint::Imprint;
-use crate::prepare::{Prepared, prepare};
+use crate::prepare::{Prepared, reopen};
 use crate::purify::PURIFIED;
 use crate::report::{Attack, Counts, Curve, Picture, PictureRow, ReportData, Series, Stage};
 use crate::run::{EpochLine, Record, RunDir, StageResult};
@@ -156,7 +156,7 @@ pub fn collect(
     kernels: &Simd,
 ) -> Result<ReportData, Failure> {
     let c = &record.config;
-    let data = prepare(c, kernels, Some(&run.kept(c)))?;
+    let data = reopen(run, record, kernels)?;
     let mut all = Vec::new();
     let mut shown = Vec::new();
     let mut truth = None;

@@ -13,7 +13,7 @@ use crate::evaluate::{Evaluation, TestSet};
 use crate::export;
 use crate::model::TrapNet;
 use crate::prepare::Prepared;
-use crate::run::{CUDA, Record, RunDir, StageResult};
+use crate::run::{CUDA, Claim, Record, RunDir, StageResult};
 use dfdx::prelude::Cpu;
 use std::path::Path;
 use std::time::Instant;
@@ -27,6 +27,8 @@ pub struct Trained {
     pub evaluation: Evaluation,
     /// Where it is.
     pub dir: RunDir,
+    /// Nobody else writes there meanwhile.
+    pub claim: Claim,
 }
 
 /// What a run's record calls that which decides its bits beside the seed: instruction set, or device and precision.
@@ -139,6 +141,7 @@ pub fn train(
     let mut engine = engine(c, data, kernels)?;
     let mut site = Site::open(device, c, &engine)?;
     let dir = RunDir::create(out, &record, resume)?;
+    let claim = dir.claim()?;
     let fingerprint = fingerprint(&(&record.config, record.counts));
     let clean = data.proportions();
     let course = Course { config: c, pictures, forget: &[], clean, dir: &dir, fingerprint: &fingerprint };
@@ -161,5 +164,5 @@ pub fn train(
         let seconds = earlier + started.elapsed().as_secs_f64();
         dir.record_stage(StageResult { name: name.into(), evaluation: evaluation.clone(), tripwire: None, seconds })?;
     }
-    Ok(Trained { engine, evaluation, dir })
+    Ok(Trained { engine, evaluation, dir, claim })
 }

@@ -108,8 +108,8 @@ pub(super) fn pictures_in(dir: &Path) -> Result<Vec<(String, PathBuf)>, DataErro
         ending.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
     };
     let mut found = entries(dir, "a folder of pictures")?;
-    // A link that leads nowhere stays: reading it tells.
-    found.retain(|(_, path)| known(path) && !path.is_dir());
+    // A link that leads nowhere stays: reading it tells. A pipe would never end.
+    found.retain(|(_, path)| known(path) && fs::metadata(path).map_or(true, |data| data.is_file()));
     Ok(found)
 }
 
@@ -135,6 +135,17 @@ pub(super) mod tests {
 
     fn message(dir: &Path) -> String {
         load(&spec(dir), &LoadOptions::default()).unwrap_err().to_string()
+    }
+
+    /// Opening a pipe that nobody writes to would wait for ever.
+    #[cfg(unix)]
+    #[test]
+    fn only_files_are_taken_for_pictures() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path().join("dog/a.ppm"), &ppm(32, 32, [1, 2, 3]));
+        let pipe = dir.path().join("dog/b.ppm");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert_eq!(pictures_in(&dir.path().join("dog")).unwrap().len(), 1);
     }
 
     #[test]

@@ -142,6 +142,18 @@ fn real(net: &Int8Builder, op: &Int8Op, values: &[Vec<i8>]) -> Vec<f64> {
     }
 }
 
+/// What an operation may be off beside its rounding, in steps of its output: an addition's factors are whole numbers, of at most 20
+/// bits, so that a value of far smaller steps than the other's is added by a coarse one.
+fn coarseness(net: &Int8Builder, op: &Int8Op, to: Quant) -> f64 {
+    let Int8Op::Add { a, b, factors, rescale, .. } = *op else { return 0.0 };
+    let unit = f64::from(rescale.multiplier) / (32.0 + f64::from(rescale.shift)).exp2();
+    let off = |(slot, factor): (Slot, i32)| {
+        let Place::Arena(n) = slot.place else { panic!("a value of the builder") };
+        255.0 * (f64::from(net.value(n).1.scale) / f64::from(to.scale) - f64::from(factor) * unit).abs()
+    };
+    [(a, factors[0]), (b, factors[1])].map(off).iter().sum()
+}
+
 /// The activation each 8-bit operation ends in.
 fn activations(net: &Net<'_>, outputs: &[u32], n: usize) -> Vec<Activation> {
     let mut acts = vec![Activation::None; n];
@@ -154,7 +166,8 @@ fn activations(net: &Net<'_>, outputs: &[u32], n: usize) -> Vec<Activation> {
 proptest! {
     #![proptest_config(cases(600))]
 
-    /// Dequantise, compute, quantise: the 8-bit answer is within one step, for every operation of random nets.
+    /// Dequantise, compute, quantise: the 8-bit answer is within one step, for every operation of random nets, but for what
+    /// [`coarseness`] allows where two values of an addition have steps of very different sizes.
     #[test]
     fn every_operation_is_within_one_step_of_real_arithmetic(seed: u64, ops in 1usize..14) {
         let mut dice = Dice(!seed);
@@ -168,10 +181,11 @@ proptest! {
         let values = trace(&small, &picture);
         for ((n, op), act) in small.ops().iter().enumerate().zip(acts) {
             let to = small.value(n as u32 + 1).1;
+            let most = 1.0 + coarseness(&small, op, to);
             for (i, (wanted, &got)) in real(&small, op, &values).into_iter().zip(&values[n + 1]).enumerate() {
                 let wanted = f64::from(act.apply(wanted as f32)) / f64::from(to.scale) + f64::from(to.zero);
                 let wanted = wanted.clamp(-128.0, 127.0);
-                prop_assert!((wanted - f64::from(got)).abs() <= 1.0, "{op:?} {act:?} [{i}]: {got}, not {wanted}");
+                prop_assert!((wanted - f64::from(got)).abs() <= most, "{op:?} {act:?} [{i}]: {got}, not {wanted}");
             }
         }
     }

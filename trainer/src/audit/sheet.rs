@@ -3,11 +3,9 @@
 
 use super::Audit;
 use crate::attack::sheet::paste;
-use crate::checkpoint::write_whole;
 use crate::error::Failure;
 use image::{ImageFormat, Rgb, RgbImage};
 use std::io::Cursor;
-use std::path::Path;
 use stemguard_runtime::data::Pictures;
 
 /// Pictures in a row, and rows of one class.
@@ -19,11 +17,11 @@ const LEAST_SIDE: usize = 64;
 const GAP: usize = 4;
 const PAPER: Rgb<u8> = Rgb([24, 24, 24]);
 
-/// Writes the sheet.
+/// The sheet, as PNG.
 ///
 /// # Errors
-/// [`Failure::Input`] naming the file.
-pub(super) fn write(path: &Path, found: &Audit, suspects: &Pictures) -> Result<(), Failure> {
+/// [`Failure::Other`] where it cannot be encoded.
+pub(super) fn png(found: &Audit, suspects: &Pictures) -> Result<Vec<u8>, Failure> {
     let all = found.worst_first();
     let mut rows: Vec<Vec<usize>> = Vec::new();
     for class in found.verdict.classes.iter().filter(|c| c.accused > 0) {
@@ -48,6 +46,6 @@ pub(super) fn write(path: &Path, found: &Audit, suspects: &Pictures) -> Result<(
         }
     }
     let mut bytes = Cursor::new(Vec::new());
-    sheet.write_to(&mut bytes, ImageFormat::Png).map_err(|e| Failure::file(path, e))?;
-    write_whole(path, &bytes.into_inner())
+    sheet.write_to(&mut bytes, ImageFormat::Png).map_err(|e| Failure::Other(format!("the contact sheet: {e}")))?;
+    Ok(bytes.into_inner())
 }

@@ -101,7 +101,8 @@ impl Job<'_> {
                 if ceiling(name, c, out)?.is_some() {
                     return Ok(());
                 }
-                let data = prepare(c, kernels, None)?;
+                let told = &mut |done, of| stage(chain::Told::Pictures("perturb", done, of));
+                let data = prepare(c, kernels, None, told)?;
                 let mut training = |e: Event<'_>| stage(chain::Told::Training("ceiling", e));
                 train(c, &data, &dir.path, true, *device, kernels, &mut training)?;
             }

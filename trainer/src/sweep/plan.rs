@@ -5,9 +5,11 @@ use crate::config::{Crop, Loss, RunConfig};
 use crate::course;
 use crate::defend::Replacement;
 use crate::error::Failure;
+use crate::model::{Architecture, TrapNet};
 use crate::prepare::parts;
 use crate::purify::{Mode, Purification};
 use crate::run::RunDir;
+use dfdx::prelude::Cpu;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use stemguard_runtime::data::Spec;
@@ -297,7 +299,13 @@ impl Plan {
                 }
                 Ok(())
             };
-            let each = |cell: &Cell| {
+            let mut built: Vec<Architecture> = Vec::new();
+            let mut each = |cell: &Cell| {
+                let (c, shape, classes) = (&cell.config, suspects.shape(), suspects.classes.len());
+                if !built.contains(&c.architecture) {
+                    TrapNet::new(c.architecture, shape, classes, true, c.seed, &Cpu::default())?;
+                    built.push(c.architecture);
+                }
                 build(&cell.config.attack, suspects.h, suspects.w)?;
                 choose(suspects, &cell.config.attack)?;
                 course::check(&cell.config, suspects)?;

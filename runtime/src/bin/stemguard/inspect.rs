@@ -2,7 +2,7 @@
 
 use crate::fail::Fail;
 use crate::keys::hex;
-use crate::model::{Loaded, head_name, head_spec, witness_spec};
+use crate::model::{Loaded, head_name};
 use crate::ui::{self, Common, grouped};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use stemguard_runtime::head::residual::Residual;
 use stemguard_runtime::head::{self, HeadModel};
 use stemguard_runtime::net::{Slot, Span};
 use stemguard_runtime::replace;
+use stemguard_runtime::session::bounds;
 use stemguard_runtime::shape::Shape;
 use stemguard_runtime::stem::Stem;
 
@@ -210,8 +211,8 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
             scratch_bytes: 4 * head::inference_len(&spec, 1).map_err(refuse)?,
         })
     };
-    let head = head_spec(parts).map(told).transpose()?;
-    let witness = witness_spec(parts).map(told).transpose()?;
+    let head = bounds::head_spec(parts).map(told).transpose()?;
+    let witness = bounds::witness_spec(parts).map(told).transpose()?;
     let tripwire =
         witness.zip(parts.tripwire).map(|(witness, TripwireParts { threshold, false_positive_rate, .. })| {
             TripwireReport { witness, threshold, false_positive_rate }
@@ -255,7 +256,7 @@ fn net_report<'a>(args: &Args, parts: &ArtifactParts<'a>) -> Result<NetReport<'a
 fn device(args: &Args, parts: &ArtifactParts<'_>, classes: u32) -> Result<Device, Fail> {
     let refuse = |e: stemguard_runtime::error::Error| Fail::at(&args.file, e);
     let (bank, batch) = (args.holdout_count as usize, args.batch as usize);
-    let heads: Vec<HeadSpec> = [head_spec(parts), witness_spec(parts)].into_iter().flatten().collect();
+    let heads: Vec<HeadSpec> = [bounds::head_spec(parts), bounds::witness_spec(parts)].into_iter().flatten().collect();
     let f = Footprint::of(&parts.stem, &heads, classes as usize, bank, batch).map_err(refuse)?;
     Ok(Device {
         model_bytes: stemguard_runtime::artifact::encoded_len(parts).map_err(refuse)?,

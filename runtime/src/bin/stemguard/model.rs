@@ -1,4 +1,4 @@
-//! Opening a model file, `.sgm` or `.onnx`, and bounding what running it would take.
+//! Opening a model file, `.sgm` or `.onnx`.
 
 use crate::artifact::{ArtifactFile, read_header};
 use crate::fail::Fail;
@@ -7,23 +7,13 @@ use crate::ui;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use stemguard_runtime::artifact::sign::Claim;
-use stemguard_runtime::artifact::{self, Artifact, ArtifactParts, HeadKind, HeadParts, HeadSpec};
-use stemguard_runtime::head;
-use stemguard_runtime::net::int8::Int8Op;
-use stemguard_runtime::net::{Op, Slot, Span, Window};
-use stemguard_runtime::stem::Stem;
+use stemguard_runtime::artifact::{self, Artifact, ArtifactParts, HeadKind};
+use stemguard_runtime::session::bounds;
 #[cfg(feature = "onnx")]
 use stemguard_runtime::{
-    net::OwnedNet,
+    net::{Op, OwnedNet},
     onnx::{self, OnnxError, TractModel},
 };
-
-/// The most bytes of arena, or of memory for a head, a model may ask for: 4 GiB.
-const MAX_MEMORY: u64 = 4 << 30;
-/// The most multiply-adds, pooling counted too, one picture may take.
-const MAX_WORK: u64 = 1_000_000_000_000;
-/// Pictures that go through a head together.
-const HEAD_BATCH: usize = 64;
 
 /// A model file, read and checked.
 pub(crate) struct Loaded {
@@ -114,7 +104,7 @@ impl Loaded {
     /// What the native backend runs: the artifact, or the net an ONNX file lowers to. Nothing absurdly large comes out.
     pub(crate) fn native(&self) -> Result<ArtifactParts<'_>, Fail> {
         let parts = self.parts()?;
-        bounded(&self.path, &parts)?;
+        bounds::check(&parts).map_err(|e| Fail::at(&self.path, e))?;
         Ok(parts)
     }
 
@@ -187,84 +177,10 @@ pub(crate) fn onnx_fail(path: &Path, error: &OnnxError) -> Fail {
     }
 }
 
-/// Refuses a model that would take absurd memory or time.
-fn bounded(path: &Path, parts: &ArtifactParts<'_>) -> Result<(), Fail> {
-    let stem = parts.stem;
-    let arena = stem.arena_bytes() as u64;
-    if arena > MAX_MEMORY {
-        return Err(Fail::at(path, format!("its arena of {arena} bytes is larger than 4 GiB")));
-    }
-    if let Stem::F32(net) = stem {
-        // What the fast kernels copy a picture into.
-        let padded = net.ops().map(|op| match op {
-            Op::Conv { x, window: Window { pad: [top, left, bottom, right], .. }, .. } => {
-                let (h, w) = (u64::from(x.shape.h) + u64::from(top) + u64::from(bottom), u64::from(x.shape.w));
-                (4 * h).saturating_mul(w + u64::from(left) + u64::from(right)).saturating_mul(x.shape.c.into())
-            }
-            _ => 0,
-        });
-        let most = padded.max().unwrap_or(0);
-        if most > MAX_MEMORY {
-            return Err(Fail::at(path, format!("a convolution's padded picture of {most} bytes is larger than 4 GiB")));
-        }
-    }
-    let work = work(&stem);
-    if work > MAX_WORK {
-        return Err(Fail::at(path, format!("{work} multiply-adds a picture are more than the limit of 10^12")));
-    }
-    for spec in [head_spec(parts), witness_spec(parts)].into_iter().flatten() {
-        let scratch = head::inference_len(&spec, HEAD_BATCH).map_err(|e| Fail::at(path, e))?;
-        let bytes = 4 * (scratch as u64 + (HEAD_BATCH * spec.features.len()) as u64);
-        if bytes > MAX_MEMORY {
-            return Err(Fail::at(path, format!("its head takes {bytes} bytes of memory, more than 4 GiB")));
-        }
-    }
-    Ok(())
-}
-
-/// The head's kind and sizes; its parameters are counted from 0.
-pub(crate) fn head_spec(parts: &ArtifactParts<'_>) -> Option<HeadSpec> {
-    spec(parts, parts.head?)
-}
-
-/// The same of the tripwire's witness.
-pub(crate) fn witness_spec(parts: &ArtifactParts<'_>) -> Option<HeadSpec> {
-    spec(parts, parts.tripwire?.witness)
-}
-
-fn spec(parts: &ArtifactParts<'_>, head: HeadParts<'_>) -> Option<HeadSpec> {
-    let span = Span { at: 0, len: u32::try_from(head.params.len()).ok()? };
-    Some(HeadSpec { kind: head.kind, features: parts.stem.output(), classes: head.classes, span })
-}
-
 /// The name of a kind of head, as flags and JSON spell it.
 pub(crate) const fn head_name(kind: HeadKind) -> &'static str {
     match kind {
         HeadKind::Linear => "linear",
         HeadKind::Residual => "residual",
-    }
-}
-
-/// Multiply-adds of a stem, and the elements its pooling windows read.
-fn work(stem: &Stem<'_>) -> u64 {
-    let pooled = |y: Slot, window: Window| {
-        (y.shape.len() as u64).saturating_mul(u64::from(window.kernel[0]) * u64::from(window.kernel[1]))
-    };
-    let all = stem.multiply_adds();
-    match stem {
-        Stem::F32(net) => net
-            .ops()
-            .map(|op| match op {
-                Op::MaxPool { y, window, .. } | Op::AvgPool { y, window, .. } => pooled(y, window),
-                _ => 0,
-            })
-            .fold(all, u64::saturating_add),
-        Stem::Int8(net) => net
-            .ops()
-            .map(|op| match op {
-                Int8Op::MaxPool { y, window, .. } | Int8Op::AvgPool { y, window, .. } => pooled(y, window),
-                _ => 0,
-            })
-            .fold(all, u64::saturating_add),
     }
 }

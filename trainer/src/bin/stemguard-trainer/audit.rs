@@ -9,8 +9,8 @@ use stemguard_trainer::chain::{self, Tripwires};
 use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::{CpuEngine, Device};
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::prepare::{Prepared, prepare};
-use stemguard_trainer::run::{Record, RunDir};
+use stemguard_trainer::prepare::{Prepared, reopen};
+use stemguard_trainer::run::{Claim, Record, RunDir};
 use stemguard_trainer::trap::restore;
 
 /// Options of `audit`.
@@ -36,6 +36,8 @@ pub(crate) struct Examined {
     pub(crate) found: Audit,
     pub(crate) tripwires: Tripwires,
     pub(crate) kernels: Simd,
+    /// Nobody else writes to the run meanwhile.
+    _claim: Claim,
 }
 
 /// Whether a run is trained to its end: only then is its stem written.
@@ -50,8 +52,9 @@ pub(crate) fn finished(dir: &RunDir, record: &Record, done: u32) -> Result<(), F
 /// Restores a run, replaces its head (as `replace` does), and audits with both heads.
 pub(crate) fn examine(run: &Path, how: &ReplaceOptions, device: Device, output: &Output) -> Result<Examined, Failure> {
     let (dir, record) = RunDir::open(run)?;
+    let claim = dir.claim()?;
     let kernels = output.kernels();
-    let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
+    let data = reopen(&dir, &record, &kernels)?;
     let (mut engine, done) = restore(&dir, &record, &data, &kernels)?;
     finished(&dir, &record, done)?;
     let how = how.replacement(record.config.flip, record.config.seed)?;
@@ -63,15 +66,15 @@ pub(crate) fn examine(run: &Path, how: &ReplaceOptions, device: Device, output: 
                 bar.set_position(u64::from(p.epoch));
                 bar.set_message(stage);
             }
-            chain::Told::Audited(done, of) => {
+            chain::Told::Pictures(what, done, of) => {
                 bar.set_length(of as u64);
                 bar.set_position(done as u64);
-                bar.set_message("audit");
+                bar.set_message(what);
             }
             chain::Told::Training(..) => {}
         })?;
     bar.finish_and_clear();
-    Ok(Examined { dir, record, data, engine, how, found, tripwires, kernels })
+    Ok(Examined { dir, record, data, engine, how, found, tripwires, kernels, _claim: claim })
 }
 
 /// What `--json` prints.

@@ -106,7 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             Told::Training(stage, Event::Epoch(line)) if args.output.json => {
                 let line = serde_json::json!({ "stage": stage, "epoch": line.epoch, "loss": line.losses.total,
                 "acc": line.acc, "asr": line.asr, "pictures_per_second": line.pictures_per_second });
-                trouble = ui::json(&line).err();
+                trouble = trouble.take().or(ui::json(&line).err());
             }
             Told::Training(..) => {}
             Told::Replacing(stage, p) => {
@@ -114,10 +114,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
                 bar.set_position(u64::from(p.epoch));
                 bar.set_message(format!("{stage}: loss {:.3}", p.loss));
             }
-            Told::Audited(done, of) => {
+            Told::Pictures(what, done, of) => {
                 bar.set_length(of as u64);
                 bar.set_position(done as u64);
-                bar.set_message("audit");
+                bar.set_message(what);
             }
         },
     )?;

@@ -5,7 +5,7 @@ use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::packed::measure;
-use stemguard_trainer::prepare::prepare;
+use stemguard_trainer::prepare::reopen;
 use stemguard_trainer::run::RunDir;
 
 /// Options of `eval`.
@@ -25,8 +25,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let (dir, record) = RunDir::open(&args.run)?;
     let model = args.model.clone().unwrap_or_else(|| dir.file("defended.sgm"));
     let kernels = args.output.kernels();
-    let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
-    data.check(&record).map_err(|e| Failure::file(&dir.path, e))?;
+    let data = reopen(&dir, &record, &kernels)?;
     let found = measure(&model, &data.test, &kernels)?;
     let (e, counts) = (&found.evaluation, data.counts());
     if args.output.json {

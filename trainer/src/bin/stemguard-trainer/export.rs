@@ -5,7 +5,7 @@ use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::checkpoint::write_whole;
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::prepare::prepare;
+use stemguard_trainer::prepare::reopen;
 use stemguard_trainer::run::RunDir;
 use stemguard_trainer::{export, trap};
 
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::input("--stem and --classifier", "name the same file"));
     }
     let kernels = args.output.kernels();
-    let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
+    let data = reopen(&dir, &record, &kernels)?;
     let (engine, epochs) = trap::restore(&dir, &record, &data, &kernels)?;
     write_whole(&stem, &export::stem(&engine.net)?)?;
     write_whole(&classifier, &export::classifier(&engine.net)?)?;

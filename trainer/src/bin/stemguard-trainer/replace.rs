@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use stemguard_trainer::course::guarded;
 use stemguard_trainer::defend::{Evidence, Frozen, packed_stem, replace, write};
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::prepare::prepare;
+use stemguard_trainer::prepare::reopen;
 use stemguard_trainer::run::RunDir;
 use stemguard_trainer::trap::restore;
 
@@ -29,8 +29,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let device = args.place.device()?;
     let (dir, record) = RunDir::open(&args.run)?;
+    let _claim = dir.claim()?;
     let kernels = args.output.kernels();
-    let data = prepare(&record.config, &kernels, Some(&dir.kept(&record.config)))?;
+    let data = reopen(&dir, &record, &kernels)?;
     let how = args.how.replacement(record.config.flip, record.config.seed)?;
     let (trained, done) = restore(&dir, &record, &data, &kernels)?;
     finished(&dir, &record, done)?;
@@ -57,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         })?;
     }
     bar.finish_and_clear();
-    write(&dir, c, &data.test.clean.classes, &new, &how)?;
+    write(&dir, c, &data.test.clean.classes, &new, &how, |_| Ok(()))?;
     let (e, tripwire) = (&new.evaluation, new.tripwire.as_ref().map(|t| t.alarms));
     if args.output.json {
         let pictures = u64::from(how.settings.epochs) as f64 * data.holdout.len() as f64;

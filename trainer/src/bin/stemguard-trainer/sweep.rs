@@ -65,13 +65,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         });
         bars.iter().for_each(ProgressBar::finish_and_clear);
     }
+    // A damaged cell does not hide the others.
     let mut rows = Vec::new();
     for cell in &cells {
-        if let Some(row) = row(cell, &args.out)? {
-            if args.output.json {
-                ui::json(&row)?;
-            }
-            rows.push(row);
+        match row(cell, &args.out) {
+            Ok(row) => rows.extend(row),
+            Err(e) if outcome.is_ok() => outcome = Err(e),
+            Err(e) => ui::note(&e.to_string()),
         }
     }
     let text = table(&rows);
@@ -84,8 +84,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         write_whole(&args.out.join("table.md"), text.as_bytes())?;
         write_whole(&args.out.join("rows.jsonl"), lines.as_bytes())?;
     }
-    if !args.output.json {
-        ui::say(text.trim_end())?;
+    if args.output.json {
+        rows.iter().try_for_each(ui::json)?
+    } else {
+        ui::say(text.trim_end())?
     }
     outcome
 }
@@ -98,7 +100,7 @@ fn show(bar: &ProgressBar, which: &str, epochs: u32, told: &chain::Told<'_>) {
         }
         chain::Told::Training(..) => return,
         chain::Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, (*stage).to_owned()),
-        chain::Told::Audited(done, of) => (*done, *of, "audit".to_owned()),
+        chain::Told::Pictures(what, done, of) => (*done, *of, (*what).to_owned()),
     };
     bar.set_length(of as u64);
     bar.set_position(done as u64);

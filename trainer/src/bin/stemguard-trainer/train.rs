@@ -51,7 +51,13 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     if trap && args.recipe.loss == LossName::Guarded && config.guard.is_none() {
         ui::note(&format!("{} epochs leave none after a guard: the published loss is minimised", config.epochs));
     }
-    let data = prepare(&config, &kernels, Some(&args.out))?;
+    let bar = ui::bar(0, "");
+    let data = prepare(&config, &kernels, Some(&args.out), &mut |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+        bar.set_message("perturb");
+    })?;
+    bar.finish_and_clear();
     let counts = data.counts();
     ui::note(&format!(
         "{} suspects, {} in the holdout, {} to measure on, {} classes",
@@ -135,7 +141,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
             }
             Told::Training(..) => return,
             Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, format!("{stage}: loss {:.3}", p.loss)),
-            Told::Audited(done, of) => (done, of, "audit".to_owned()),
+            Told::Pictures(what, done, of) => (done, of, what.to_owned()),
         };
         bar.set_length(of as u64);
         bar.set_position(done as u64);
