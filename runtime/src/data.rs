@@ -310,7 +310,7 @@ fn read(source: &Source, part: Part, options: &LoadOptions) -> Result<Pictures, 
         return Err(DataError::Size { h, w });
     }
     let size = options.size.unwrap_or(DEFAULT_SIZE);
-    match source {
+    let pictures = match source {
         Source::Cifar10(dir) => cifar::read(dir, &cifar::CIFAR10, part)?.resized(dir, options.size),
         Source::Cifar100(dir) => cifar::read(dir, &cifar::CIFAR100, part)?.resized(dir, options.size),
         Source::Gtsrb(dir) => gtsrb::read(dir, part, size),
@@ -323,6 +323,10 @@ fn read(source: &Source, part: Part, options: &LoadOptions) -> Result<Pictures, 
         Source::Npz(_) | Source::Signs(_) => {
             Err(DataError::Lacks { path: place(source), what: "this kind of data set" })
         }
+    }?;
+    match pictures.classes.iter().find(|name| name.contains(char::is_control)) {
+        Some(name) => Err(DataError::ClassName { path: place(source), name: name.clone() }),
+        None => Ok(pictures),
     }
 }
 

@@ -42,6 +42,23 @@ pub fn is_cut_short(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(PART))
 }
 
+/// Removes what programs that have ended since left half-written in a folder. Where the system does not tell which programs run,
+/// nothing.
+pub fn clear_cut_short(folder: &Path) {
+    let ended = |name: &OsStr| {
+        let number = name.to_str()?.strip_suffix(PART)?.rsplit('.').next()?.split('-').next()?.parse::<u32>().ok()?;
+        Some(number != std::process::id() && !Path::new(&format!("/proc/{number}")).exists())
+    };
+    if !Path::new("/proc/self").exists() {
+        return;
+    }
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for left in entries.filter(|e| is_cut_short(&e.file_name()) && ended(&e.file_name()) == Some(true)) {
+        // It does no harm where it is.
+        let _ = fs::remove_file(left.path());
+    }
+}
+
 /// What the names of files end with while they are written; they begin with a point.
 const PART: &str = ".part";
 
@@ -181,6 +198,23 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(write(&dir.path().join("no/such/folder"), b"x").is_err());
         assert!(write(Path::new("/"), b"x").is_err() && write(Path::new(""), b"x").is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_what_an_ended_program_left_half_written_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let ended = child.id();
+        child.wait().unwrap();
+        let (own, init) = (std::process::id(), 1);
+        let name = |of: u32| format!(".a.b.{of}-7.part");
+        for file in [name(ended), name(own), name(init), ".mine.part".into(), format!("a.{ended}-7.part")] {
+            fs::write(dir.path().join(file), b"x").unwrap();
+        }
+        clear_cut_short(dir.path());
+        assert!(!dir.path().join(name(ended)).exists());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
     }
 
     #[test]

@@ -416,7 +416,7 @@ impl fmt::Display for AttackError {
                 write!(f, "the configuration asks for {configured}, the attack given is {given}")
             }
             Self::TooFewSources { needed, available } => {
-                write!(f, "{needed} pictures are to be poisoned, only {available} can be")
+                write!(f, "--poison-rate: {needed} pictures are to be poisoned, only {available} can be")
             }
             Self::NoTriggerFile(attack) => write!(f, "{attack} takes no trigger file"),
             Self::TriggerRead { path, source } => write!(f, "cannot read the trigger {}: {source}", path.display()),

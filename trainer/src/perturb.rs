@@ -6,8 +6,7 @@ use crate::augment;
 use crate::config::RunConfig;
 use crate::engine::{CpuEngine, Lesson};
 use crate::error::Failure;
-use crate::model::TrapNet;
-use crate::trap::fingerprint;
+use crate::trap::{fingerprint, network};
 use dfdx::prelude::Cpu;
 use std::cell::RefCell;
 use std::error::Error;
@@ -82,7 +81,7 @@ impl<'a> Descent<'a> {
     fn model(&self, pictures: &Pictures) -> Result<CpuEngine, Failure> {
         let c = RunConfig { trap: false, epochs: EPOCHS, ..self.config.clone() };
         let dev = Cpu::default();
-        let mut net = TrapNet::new(c.architecture, pictures.shape(), pictures.classes.len(), false, c.seed, &dev)?;
+        let mut net = network(&c, pictures, false, &dev)?;
         net.stem.input_gradient = true;
         let mut engine = CpuEngine::new(net, c.objective(), self.kernels.clone(), dev);
         let (mut seen, all) = (0, c.epochs as usize * (pictures.len() / c.batch * c.batch));
@@ -159,6 +158,7 @@ impl Perturb for Descent<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::TrapNet;
     use stemguard_runtime::rng::Rng;
 
     /// A network with its first weights, asked for the gradient of its input, and pictures of noise for it.

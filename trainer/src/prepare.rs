@@ -151,9 +151,6 @@ pub(crate) fn parts(c: &RunConfig) -> Result<Parts, Failure> {
         let why = format!("class {} is not below the {classes} classes", c.attack.target);
         return Err(Failure::input("--target", why));
     }
-    if let Some(name) = train.classes.iter().find(|name| name.contains('\n')) {
-        return Err(Failure::input(&c.data, format!("a line break in the class name {name:?}")));
-    }
     let parts = match &c.holdout_data {
         Some(data) => apart(c, data, train, test)?,
         None if test.is_empty() => {
@@ -161,7 +158,16 @@ pub(crate) fn parts(c: &RunConfig) -> Result<Parts, Failure> {
             return Err(Failure::input(&c.data, why));
         }
         None => {
-            let split = Split::seeded(&train.labels, c.holdout, c.seed)?;
+            let split = Split::seeded(&train.labels, c.holdout, c.seed).map_err(|e| match e {
+                SplitError::ClassTooSmall { class } => {
+                    let name = train.classes.get(class as usize).map_or("?", String::as_str);
+                    Failure::input(
+                        &c.data,
+                        format!("one picture of `{name}`; it takes two to be among suspects and holdout"),
+                    )
+                }
+                e => Failure::input(&c.data, e),
+            })?;
             let (rest, holdout) = split.apply(&train)?;
             Parts { rest, holdout, test, split }
         }
@@ -169,9 +175,14 @@ pub(crate) fn parts(c: &RunConfig) -> Result<Parts, Failure> {
     let clean = parts.holdout.pictures();
     let mut shown = vec![false; classes];
     clean.labels.iter().for_each(|&label| shown.get_mut(label as usize).into_iter().for_each(|s| *s = true));
-    let absent: Vec<String> =
+    let mut absent: Vec<String> =
         shown.iter().zip(&clean.classes).filter(|(s, _)| !**s).map(|(_, name)| format!("`{name}`")).collect();
     if !absent.is_empty() {
+        const NAMED: usize = 5;
+        if absent.len() > NAMED + 1 {
+            let more = absent.split_off(NAMED).len();
+            absent.push(format!("{more} more classes"));
+        }
         let from = c.holdout_data.as_ref().map_or(c.data.clone(), |data| format!("--holdout-data {data}"));
         return Err(Failure::input(from, format!("no picture of {} to train a new head on", absent.join(", "))));
     }

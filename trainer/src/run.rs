@@ -237,7 +237,10 @@ impl RunDir {
             Err(std::fs::TryLockError::WouldBlock) => {
                 Err(Failure::file(&self.path, "another command is at work here; wait for it, or end it"))
             }
-            locked => Ok(Claim(locked.is_ok().then_some(folder))),
+            locked => {
+                files::clear_cut_short(&self.path);
+                Ok(Claim(locked.is_ok().then_some(folder)))
+            }
         }
     }
 
@@ -311,9 +314,16 @@ impl RunDir {
             return Ok(Vec::new());
         }
         let text = std::fs::read_to_string(&path).map_err(|e| Failure::file(&path, e))?;
+        let line = |text: &str| {
+            let line: EpochLine = serde_json::from_str(text).map_err(|e| e.to_string())?;
+            // Times are made of it.
+            let speed = line.pictures_per_second;
+            let timed = speed.is_finite() && speed > 0.0;
+            if timed { Ok(line) } else { Err(format!("pictures_per_second is {speed}")) }
+        };
         text.lines()
             .enumerate()
-            .map(|(i, l)| serde_json::from_str(l).map_err(|e| Failure::file(&path, format!("line {}: {e}", i + 1))))
+            .map(|(i, text)| line(text).map_err(|e| Failure::file(&path, format!("line {}: {e}", i + 1))))
             .collect()
     }
 
@@ -396,6 +406,27 @@ mod tests {
         assert!(refused(60, Some("4567")).contains("other pictures"));
         // What older versions did not record is not held against a run.
         resume(60, None).expect("the same");
+    }
+
+    #[test]
+    fn an_epoch_that_took_no_time_is_refused() {
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = RunDir { path: home.path().to_owned() };
+        let line = |epoch, pictures_per_second| EpochLine {
+            epoch,
+            losses: Losses::default(),
+            rate: 0.1,
+            pictures_per_second,
+            unlearned: None,
+            acc: None,
+            asr: None,
+        };
+        dir.write_metrics(&[line(1, 100.0), line(2, 50.0)]).expect("written");
+        assert_eq!(dir.metrics().expect("read").len(), 2);
+        for speed in [0.0, -1.0] {
+            dir.write_metrics(&[line(1, 100.0), line(2, speed)]).expect("written");
+            assert!(dir.metrics().expect_err("refused").to_string().contains("line 2: pictures_per_second is"));
+        }
     }
 
     #[test]

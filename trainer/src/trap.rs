@@ -17,6 +17,7 @@ use crate::run::{CUDA, Claim, Record, RunDir, StageResult};
 use dfdx::prelude::Cpu;
 use std::path::Path;
 use std::time::Instant;
+use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
 
 /// A trained model.
@@ -50,6 +51,16 @@ pub(crate) fn fingerprint(of: &impl serde::Serialize) -> String {
     )
 }
 
+/// The network of a configuration for such pictures, freshly initialised.
+///
+/// # Errors
+/// [`Failure::Input`] where the architecture does not fit the pictures.
+pub(crate) fn network(c: &RunConfig, pictures: &Pictures, decoder: bool, dev: &Cpu) -> Result<TrapNet, Failure> {
+    let (shape, classes) = (pictures.shape(), pictures.classes.len());
+    TrapNet::new(c.architecture, shape, classes, decoder, c.seed, dev)
+        .map_err(|e| Failure::input(format!("{} for pictures of {}x{}", c.architecture, shape.h, shape.w), e))
+}
+
 /// An engine with the network of a configuration, freshly initialised.
 ///
 /// # Errors
@@ -57,7 +68,7 @@ pub(crate) fn fingerprint(of: &impl serde::Serialize) -> String {
 pub fn engine(c: &RunConfig, data: &Prepared, kernels: &Simd) -> Result<CpuEngine, Failure> {
     let dev = Cpu::default();
     let pictures = data.suspect.pictures();
-    let net = TrapNet::new(c.architecture, pictures.shape(), pictures.classes.len(), c.trap, c.seed, &dev)?;
+    let net = network(c, pictures, c.trap, &dev)?;
     Ok(CpuEngine::new(net, c.objective(), kernels.clone(), dev))
 }
 
@@ -146,9 +157,14 @@ pub fn train(
     let clean = data.proportions();
     let course = Course { config: c, pictures, forget: &[], clean, dir: &dir, fingerprint: &fingerprint };
     let done = course.resume(&mut engine)?;
-    if done == 0 {
+    let lacks = |name: &str| done == 0 || !dir.file(name).exists();
+    if lacks("split.json") {
         dir.write_json("split.json", &data.split)?;
+    }
+    if lacks("truth.json") {
         data.truth.write(&dir.file("truth.json"))?;
+    }
+    if lacks("holdout.npz") {
         stemguard_runtime::data::write_npz(&dir.file("holdout.npz"), data.holdout.pictures())?;
     }
     let (started, earlier) = (Instant::now(), course.seconds(done)?);

@@ -32,6 +32,12 @@ fn bad_input_gets_one_line_and_exit_code_2() {
     };
     let (twice, astray) =
         (plan("twice.toml", "seeds = [0, 0]\n"), plan("astray.toml", "[settings.'../a']\nepochs = 1\n"));
+    let archive = format!("folder:{}", short.join("test_batch.bin").display());
+    let deep = plan(
+        "deep.toml",
+        "size = [20, 20]\n[base]\nbatch = 16\n[base.architecture]\nfamily = \"resnet\"\ndepth = 34\nsplit = 41\n",
+    );
+    let long = plan("long.toml", &format!("[settings.{}]\nepochs = 1\n", "a".repeat(240)));
     let bare = plan("bare.toml", "[triggers]\nblend = '/no/trigger.png'\n");
     let far = plan("far.toml", "target = 10\n");
     let [large, new] = ["batch = 500", "batch = 16\nreplace_batch = 40"]
@@ -90,7 +96,18 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["trap", "--data", "signs:200", "--batch", "16", "--oracle", "--out", out], "--oracle"),
         (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "3", "--out", out], "--guard"),
         (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "--out", out], "no guard"),
-        (&["trap", "--data", "signs:200", "--batch", "16", "--alarm-fpr", "1.5", "--out", out], "--alarm-fpr"),
+        (
+            &["trap", "--data", "signs:200", "--batch", "16", "--purify", "--alarm-fpr", "1.5", "--out", out],
+            "--alarm-fpr",
+        ),
+        (&["trap", "--data", "signs:200", "--rounds", "2", "--out", out], "--rounds: has an effect with --purify only"),
+        (&["train", "--data", "signs:200", "--replace-lr", "0.1", "--out", out], "--replace-lr: has an effect with"),
+        (&["train", "--data", "signs:200", "--loss", "published", "--out", out], "--loss: is for trap"),
+        (&["attacks", "--seed", "3"], "--seed: has an effect with --sheet only"),
+        (&["trap", "--data", "signs:200", "--size", "30x30", "--batch", "16", "--out", out], "pictures of 30x30"),
+        (&["trap", "--data", &archive, "--out", out], "test_batch.bin: not a folder of class folders"),
+        (&["sweep", &deep, "--out", out], "ResNet-34 split 41 for pictures of"),
+        (&["sweep", &long, "--out", out], "its directory's name has more than 200 bytes"),
         (
             &["trap", "--data", "signs:200", "--batch", "16", "--device", "cuda", "--out", out],
             "--device cuda: no NVIDIA",

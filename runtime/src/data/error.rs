@@ -124,6 +124,13 @@ pub enum DataError {
     },
     /// Two sets of pictures differ in size or classes, so they do not concatenate.
     Mismatch(&'static str),
+    /// A class name with a line break or another control character: they are kept as lines.
+    ClassName {
+        /// The source.
+        path: PathBuf,
+        /// The name.
+        name: String,
+    },
     /// The kind before the colon is not one of [`super::KINDS`].
     UnknownKind(String),
     /// A known kind with an argument that does not fit.
@@ -139,6 +146,7 @@ impl fmt::Display for DataError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Missing { path, what } if path.exists() => write!(f, "{}: not {what}", path.display()),
             Self::Missing { path, what } => write!(f, "{}: not found; expected {what}", path.display()),
             Self::Truncated { path, needed, found } => {
                 write!(f, "{}: truncated: {found} bytes where {needed} are needed", path.display())
@@ -167,6 +175,9 @@ impl fmt::Display for DataError {
             }
             Self::Size { h, w } => write!(f, "a picture size of {h}x{w} is outside 1..=4096 a side"),
             Self::Mismatch(why) => write!(f, "the pictures do not concatenate: {why}"),
+            Self::ClassName { path, name } => {
+                write!(f, "{}: a line break or another control character in the class name {name:?}", path.display())
+            }
             Self::UnknownKind(kind) => {
                 write!(f, "unknown data set kind `{kind}`; known kinds: {}", super::KINDS.join(", "))
             }

@@ -180,7 +180,7 @@ mod tests {
         assert!(message(dir.path()).contains("table of test labels"));
         let dir = layout(CSV);
         fs::create_dir(dir.path().join(TRAIN).join("stop")).unwrap();
-        assert!(message(dir.path()).contains("stop: not found; expected a folder named by its class number"));
+        assert!(message(dir.path()).contains("stop: not a folder named by its class number"));
         let dir = layout(CSV);
         put(dir.path().join(TEST).join("00001.ppm"), b"P6\n4 4\n255\nshort");
         assert!(message(dir.path()).contains("00001.ppm: not a readable picture"));

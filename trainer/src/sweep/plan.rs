@@ -5,15 +5,19 @@ use crate::config::{Crop, Loss, RunConfig};
 use crate::course;
 use crate::defend::Replacement;
 use crate::error::Failure;
-use crate::model::{Architecture, TrapNet};
+use crate::model::Architecture;
 use crate::prepare::parts;
 use crate::purify::{Mode, Purification};
 use crate::run::RunDir;
+use crate::trap::network;
 use dfdx::prelude::Cpu;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use stemguard_runtime::data::Spec;
 use stemguard_runtime::session::Space;
+
+/// Directories are named by settings; file systems take 255 bytes, and something may come in front or behind.
+const LONGEST_NAME: usize = 200;
 
 /// A sweep file (TOML).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -301,10 +305,10 @@ impl Plan {
             };
             let mut built: Vec<Architecture> = Vec::new();
             let mut each = |cell: &Cell| {
-                let (c, shape, classes) = (&cell.config, suspects.shape(), suspects.classes.len());
-                if !built.contains(&c.architecture) {
-                    TrapNet::new(c.architecture, shape, classes, true, c.seed, &Cpu::default())?;
-                    built.push(c.architecture);
+                let architecture = cell.config.architecture;
+                if !built.contains(&architecture) {
+                    network(&cell.config, suspects, true, &Cpu::default())?;
+                    built.push(architecture);
                 }
                 build(&cell.config.attack, suspects.h, suspects.w)?;
                 choose(suspects, &cell.config.attack)?;
@@ -349,6 +353,9 @@ impl Plan {
                         let purification = changes.purification().map_err(refuse)?;
                         let replacement = changes.replacement(&c).map_err(refuse)?;
                         let name = format!("{kind}-{rate}-{setting}-{seed}");
+                        if name.len() > LONGEST_NAME {
+                            return Err(refuse(format!("its directory's name has more than {LONGEST_NAME} bytes")));
+                        }
                         if !names.insert(name.clone()) {
                             return Err(Failure::file(&self.file, format!("{name}: is asked for twice")));
                         }

@@ -167,7 +167,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let classes = clean.classes.len();
     check(args, &settings, &clean)?;
     let witness = witness(args, &parts, classes)?;
-    let labels = labels(&parts, &clean, &args.holdout)?;
+    let labels = labels(&parts, &clean);
     let names: Vec<&str> = labels.lines().collect();
     let measured = validate
         .as_ref()
@@ -326,14 +326,11 @@ fn witness<'a>(args: &Args, parts: &ArtifactParts<'a>, classes: usize) -> Result
 }
 
 /// The class names as an artifact keeps them. Where the data set only numbers its classes, those of the stem stay.
-fn labels(parts: &ArtifactParts<'_>, clean: &Pictures, holdout: &str) -> Result<String, Fail> {
+fn labels(parts: &ArtifactParts<'_>, clean: &Pictures) -> String {
     if clean.numbered() && parts.labels().count() == clean.classes.len() {
-        return Ok(parts.labels.to_string());
+        return parts.labels.to_string();
     }
-    if let Some(name) = clean.classes.iter().find(|name| name.contains('\n')) {
-        return Err(Fail::input(format!("--holdout {holdout}: a line break in the class name `{name}`")));
-    }
-    Ok(clean.classes.join("\n"))
+    clean.classes.join("\n")
 }
 
 /// The holdout as `[n][h][w][3]`, 0..=1, if it and its features fit.

@@ -53,6 +53,7 @@ pub(crate) enum Runner<'a> {
 #[cfg(feature = "onnx")]
 pub(crate) struct Tract {
     model: TractModel,
+    path: std::path::PathBuf,
     output: Shape,
     kernels: Simd,
     /// States that are not at work, one a thread at most.
@@ -78,7 +79,8 @@ impl<'a> Runner<'a> {
                     )
                 })?;
                 let (kernels, states) = (kernels.clone(), std::sync::Mutex::default());
-                Ok(Self::Tract(Box::new(Tract { model: planned, output, kernels, states })))
+                let path = model.path().to_path_buf();
+                Ok(Self::Tract(Box::new(Tract { model: planned, path, output, kernels, states })))
             }
             #[cfg(not(feature = "onnx"))]
             Backend::Tract => Err(Fail::lacks("tract", "onnx")),
@@ -151,7 +153,7 @@ impl<'a> Runner<'a> {
         match self {
             Self::Native(session) => session.infer(x, out).map_err(|e| Fail::Other(e.to_string())),
             #[cfg(feature = "onnx")]
-            Self::Tract(tract) => tract.run(x, out).map_err(|e| Fail::Other(e.to_string())),
+            Self::Tract(tract) => tract.run(x, out).map_err(|e| Fail::at(&tract.path, e)),
         }
     }
 

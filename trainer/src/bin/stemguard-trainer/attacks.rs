@@ -47,5 +47,5 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     let all: Vec<&dyn Attack> = built.iter().map(AsRef::as_ref).collect();
     let chosen: Vec<usize> = (0..pictures.len().min(4)).collect();
-    sheet::write(path, &all, &pictures, &chosen).map_err(|e| Failure::file(path, e))
+    sheet::write(path, &all, &pictures, &chosen).map_err(Failure::from)
 }

@@ -7,6 +7,7 @@ mod audit;
 mod demo;
 mod eval;
 mod export;
+mod idle;
 mod options;
 mod purify;
 mod replace;
@@ -15,7 +16,7 @@ mod sweep;
 mod train;
 mod ui;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Trains image classifiers on data that cannot be trusted, and takes the backdoor out again.
@@ -58,8 +59,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let result = idle::refuse(&matches).and_then(|()| match cli.command {
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args, false),
         Command::Trap(args) => train::run(&args, true),
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
         Command::Sweep(args) => sweep::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Attacks(args) => attacks::run(&args),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
