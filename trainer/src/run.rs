@@ -9,6 +9,7 @@
 //! fitting.npy              how well each picture was fitted, epoch by epoch
 //! guard.json               what the guard last made of each class   replacement.json     how the head was replaced
 //! audit.csv, .json, .png   after `audit`, with tripwire.json    purified.sgm, purified.onnx, purify.json   after `purify`
+//! purify/                  the rounds of `purify`, each with a checkpoint
 //! ```
 
 mod exchange;

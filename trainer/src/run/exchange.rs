@@ -53,10 +53,11 @@ impl<'a> Exchange<'a> {
     /// [`Failure::Input`] naming the file.
     pub fn make(mut self, stage: StageResult) -> Result<(), Failure> {
         const RESULTS: &str = "results.json";
-        let (before, mut results) = (self.dir.results()?, self.dir.results()?);
+        let mut results = self.dir.results()?;
+        let before = results.stages.len();
         results.stages.retain(|old| old.name != stage.name);
         let mut first = Together::default();
-        if results != before {
+        if results.stages.len() < before {
             let path = self.dir.file(RESULTS);
             first.add(&path, &self.dir.json(RESULTS, &results)?).map_err(|e| unwritten(&path, e))?;
         }
