@@ -39,21 +39,25 @@ pub fn write_by(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> 
 
 /// Whether this is the name of a file that was being written, beside its place, when a program was ended.
 pub fn is_cut_short(name: &OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(PART))
+    writer(name).is_some()
+}
+
+/// Which process wrote under such a name: `.NAME.PROCESS-NUMBER.part`.
+fn writer(name: &OsStr) -> Option<u32> {
+    let (of, last) = name.to_str()?.strip_prefix('.')?.strip_suffix(PART)?.rsplit_once('.')?;
+    let (process, number) = last.split_once('-')?;
+    number.parse::<u64>().ok().filter(|_| !of.is_empty()).and_then(|_| process.parse().ok())
 }
 
 /// Removes what programs that have ended since left half-written in a folder. Where the system does not tell which programs run,
 /// nothing.
 pub fn clear_cut_short(folder: &Path) {
-    let ended = |name: &OsStr| {
-        let number = name.to_str()?.strip_suffix(PART)?.rsplit('.').next()?.split('-').next()?.parse::<u32>().ok()?;
-        Some(number != std::process::id() && !Path::new(&format!("/proc/{number}")).exists())
-    };
     if !Path::new("/proc/self").exists() {
         return;
     }
+    let ended = |process: u32| !Path::new(&format!("/proc/{process}")).exists();
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for left in entries.filter(|e| is_cut_short(&e.file_name()) && ended(&e.file_name()) == Some(true)) {
+    for left in entries.filter(|e| writer(&e.file_name()).is_some_and(ended)) {
         // It does no harm where it is.
         let _ = fs::remove_file(left.path());
     }
@@ -68,8 +72,8 @@ static WRITTEN: AtomicU64 = AtomicU64::new(0);
 const TRIES: u64 = 1 << 20;
 
 fn write_as(path: &Path, options: &OpenOptions, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let target = fs::canonicalize(path).unwrap_or_else(|_| named_by(path));
-    if fs::metadata(&target).is_ok_and(|data| !data.is_file()) {
+    let (target, is_file) = target_of(path);
+    if !is_file {
         return OpenOptions::new().write(true).open(&target).and_then(|mut device| fill(&mut device));
     }
     Beside::written(target, options, fill)?.place()
@@ -133,8 +137,8 @@ impl Together {
     /// # Errors
     /// As [`write()`]; also where it would take the place of a device or a pipe.
     pub fn add(&mut self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        let target = fs::canonicalize(path).unwrap_or_else(|_| named_by(path));
-        if fs::metadata(&target).is_ok_and(|data| !data.is_file()) {
+        let (target, is_file) = target_of(path);
+        if !is_file {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no file, and would be replaced by one"));
         }
         let options = OpenOptions::new().write(true).create_new(true).clone();
@@ -145,13 +149,20 @@ impl Together {
     /// Gives each its place, in the order in which they were added.
     ///
     /// # Errors
-    /// What the system says, with the path; those behind it are gone.
+    /// What the system says, with the path; those before it have their places, it and those behind it are gone.
     pub fn place(self) -> Result<(), (PathBuf, io::Error)> {
         self.files.into_iter().try_for_each(|file| {
             let target = file.target.clone();
             file.place().map_err(|e| (target, e))
         })
     }
+}
+
+/// What is written where this path is to be, and whether that is a file, there already or not yet.
+fn target_of(path: &Path) -> (PathBuf, bool) {
+    let target = fs::canonicalize(path).unwrap_or_else(|_| named_by(path));
+    let is_file = fs::metadata(&target).map_or(true, |data| data.is_file());
+    (target, is_file)
 }
 
 /// What a link that leads nowhere yet names; else the path itself.
@@ -209,16 +220,25 @@ mod tests {
         child.wait().unwrap();
         let (own, init) = (std::process::id(), 1);
         let name = |of: u32| format!(".a.b.{of}-7.part");
-        for file in [name(ended), name(own), name(init), ".mine.part".into(), format!("a.{ended}-7.part")] {
+        let others = [
+            name(own),
+            name(init),
+            ".mine.part".into(),
+            format!("a.{ended}-7.part"),
+            format!(".a.{ended}.part"),
+            format!(".{ended}-7.part"),
+            format!(".a.{ended}-7-8.part"),
+        ];
+        for file in others.iter().chain([&name(ended)]) {
             fs::write(dir.path().join(file), b"x").unwrap();
         }
         clear_cut_short(dir.path());
         assert!(!dir.path().join(name(ended)).exists());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), others.len());
     }
 
     #[test]
-    fn files_written_together_take_their_places_together_or_not_at_all() {
+    fn files_written_together_take_no_place_before_all_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
         write(&a, b"old").unwrap();

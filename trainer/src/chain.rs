@@ -171,6 +171,8 @@ pub fn finish(
     kernels: &Simd,
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Outcome, Failure> {
+    // The audit replaces what is there.
+    purify::admits(dir, p, how, resume)?;
     let Examined { replaced, tripwires, found } = examine(dir, c, data, trapped, how, device, kernels, tell)?;
     let purified =
         purify(dir, c, data, &trapped.state()?, &found, how, p, resume, device, kernels, &mut |told| match told {
@@ -244,6 +246,7 @@ pub fn run(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<Summary, Failure> {
     let started = Instant::now();
+    purify::admits(&RunDir { path: out.join("trap") }, p, how, resume)?;
     let Begun { data, baseline, control, mut trapped } = begin(c, how, out, resume, device, kernels, tell)?;
     let c = c.trapped();
     let end = finish(&trapped.dir, &c, &data, &mut trapped.engine, how, p, resume, device, kernels, tell)?;

@@ -192,7 +192,8 @@ impl Course<'_> {
                 format!("training diverged in epoch {}: a run with a lower --lr than {} may not", epoch + 1, c.rate);
             return Err(Failure::Other(why));
         }
-        let seconds = clock.elapsed().as_secs_f64();
+        // No clock is so coarse that a speed must be infinite.
+        let seconds = clock.elapsed().as_secs_f64().max(1e-9);
         let mean = |i: usize| (sum[i] / f64::from(steps)) as f32;
         Ok(EpochLine {
             epoch: epoch + 1,

@@ -314,7 +314,7 @@ pub const REPLACED: &str = "replacement.json";
 /// `defended`, or `control` without a trap. What an audit said of the one before goes; `more` may bring what one says of this one.
 ///
 /// # Errors
-/// [`Failure`] naming the file; what was there before then stays.
+/// [`Failure`] naming the file. What was there stays until all is written; after that a run without the stage's figures may be left.
 pub fn write(
     dir: &RunDir,
     c: &RunConfig,

@@ -135,7 +135,8 @@ impl Perturb for Descent<'_> {
             Some(kept) => kept,
             None if self.tell.is_none() => {
                 let path = self.kept.as_deref().unwrap_or(Path::new(KEPT));
-                let why = "not found: the pictures that `cl` perturbed; `trap --resume` makes them again";
+                let why = "not found, nor beside the run: the pictures that `cl` perturbed. The command that trained the run makes them \
+                           again with --resume";
                 return Err(Failure::file(path, why).into());
             }
             None => {
@@ -249,7 +250,7 @@ mod tests {
         };
         // Nothing is trained where nobody asks for it.
         let asked = Descent::new(&c, &kernels, Some(dir.path()), None).perturb(&mut pictures.clone(), &[1, 4]);
-        assert!(asked.expect_err("not kept").to_string().contains("not found: the pictures that `cl` perturbed"));
+        assert!(asked.expect_err("not kept").to_string().contains("the pictures that `cl` perturbed"));
         let made = perturbed(&c, &[1, 4]).expect("perturbed");
         for i in 0..pictures.len() {
             assert_eq!(made.picture(i) != pictures.picture(i), [1, 4].contains(&i), "{i}");

@@ -10,6 +10,9 @@
 //! whose label it would not give are accused. Rounds end when verdicts settle.
 
 mod material;
+mod rounds;
+
+pub use rounds::admits;
 
 use crate::audit::{Audit, DOUBT, Verdict};
 use crate::checkpoint::{self, CHECKPOINT, write_whole};
@@ -25,7 +28,6 @@ use crate::run::{Exchange, RunDir, StageResult};
 use crate::trap::{Site, engine, fingerprint};
 use material::{Opinion, material};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
 use std::time::Instant;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::Progress;
@@ -73,14 +75,6 @@ pub struct Purification {
 impl Default for Purification {
     fn default() -> Self {
         Self { mode: Mode::Unlearn, epochs: 6, rounds: 1, inoculate: 0.3 }
-    }
-}
-
-impl std::fmt::Display for Purification {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { mode, epochs, rounds, inoculate } = self;
-        let mode = format!("{mode:?}").to_lowercase();
-        write!(f, "--mode {mode} --purify-epochs {epochs} --rounds {rounds} --inoculate {inoculate}")
     }
 }
 
@@ -205,40 +199,6 @@ pub const PURIFIED: &str = "purify.json";
 /// The purified stem.
 const STEM: &str = "purified-stem.onnx";
 
-/// In the folder of the rounds until the last is done: the [`Purification`] that they are of.
-const BEGUN: &str = "begun.json";
-
-/// Makes the folder of a run's rounds: a new one, or with `resume` that of the same purification, interrupted or not.
-///
-/// # Errors
-/// [`Failure::Input`] where an interrupted one is there: without `resume`, or of other settings.
-fn begin(dir: &RunDir, p: &Purification, resume: bool) -> Result<PathBuf, Failure> {
-    let work = dir.file("purify");
-    let rounds = RunDir { path: work.clone() };
-    if rounds.file(BEGUN).exists() {
-        let old: Purification = rounds.read_json(BEGUN)?;
-        let anew = "to begin anew, remove that folder";
-        if !resume {
-            return Err(Failure::file(
-                &work,
-                format!("holds an interrupted purification: --resume goes on with it; {anew}"),
-            ));
-        }
-        // Another round may follow those that are done.
-        if old != (Purification { rounds: old.rounds, ..*p }) {
-            return Err(Failure::file(
-                &work,
-                format!("holds an interrupted purification, of {old}, not of {p}; {anew}"),
-            ));
-        }
-    } else if work.exists() && !resume {
-        std::fs::remove_dir_all(&work).map_err(|e| Failure::file(&work, format!("cannot be replaced: {e}")))?;
-    }
-    std::fs::create_dir_all(&work).map_err(|e| Failure::file(&work, format!("cannot be made: {e}")))?;
-    rounds.write_json(BEGUN, p)?;
-    Ok(work)
-}
-
 /// Stream of the seed for a round's head and order.
 const ROUND: u64 = 0x7075_7269;
 
@@ -263,7 +223,7 @@ pub fn purify(
 ) -> Result<Purified, Failure> {
     p.check().map_err(Failure::Input)?;
     let started = Instant::now();
-    let work = begin(dir, p, resume)?;
+    let work = rounds::begin(dir, p, how, resume)?;
     let (suspects, holdout) = (data.suspect.pictures(), data.holdout.pictures());
     let mut accused = found.verdict.accused.clone();
     let mut score = found.verdict.score.clone();
@@ -280,14 +240,14 @@ pub fn purify(
         let opinion = Opinion { accused: &accused, score: &score, new_label: &new_label };
         let mode = if number < p.mode.least_rounds() { Mode::Unlearn } else { p.mode };
         let m = material(suspects, &opinion, holdout, &Purification { mode, ..*p }, config.seed)?;
-        let path = work.join(format!("round-{number}"));
+        let path = rounds::round(&work, number);
         // Whether more rounds follow does not change this one.
         let lesson = Purification { rounds: 1, ..*p };
         let doubted: Vec<bool> = score.iter().map(|&s| s > DOUBT).collect();
         mark = fingerprint(&(&config, lesson, (&accused, &doubted), (&m.pictures.labels, &m.forget), &mark));
         // Another verdict, as another device may come to, is another lesson: this round and those behind it begin anew, the last first.
         if checkpoint::is_of_another(&path.join(CHECKPOINT), &mark) {
-            let later = (number..=MOST_ROUNDS).rev().map(|n| work.join(format!("round-{n}")));
+            let later = (number..=MOST_ROUNDS).rev().map(|n| rounds::round(&work, n));
             for later in later.filter(|later| later.exists()) {
                 std::fs::remove_dir_all(&later)
                     .map_err(|e| Failure::file(&later, format!("cannot be replaced: {e}")))?;
@@ -336,12 +296,11 @@ pub fn purify(
     let Some((engine, evaluation)) = last else { return Err(Failure::input("--rounds", "is 0")) };
     let mut files = Exchange::new(dir);
     // The stem goes the way every stem goes; a head of another build than the runtime's stays in ONNX.
-    let stem = export::stem(&engine.net)?;
-    files.put(STEM, &stem)?;
+    let stem_bytes = export::stem(&engine.net)?;
     let mut tripwire = Watch::default();
     match export::residual_head(&engine.net) {
         Some(head) => {
-            let (stem, evaluation, seconds) = (packed_onnx(&dir.file(STEM), &stem)?, evaluation.clone(), 0.0);
+            let (stem, evaluation, seconds) = (packed_onnx(&dir.file(STEM), &stem_bytes)?, evaluation.clone(), 0.0);
             let mut model = Defended { stem, head, evaluation, tripwire: None, seconds };
             let verdict = &Verdict { classes: found.verdict.classes.clone(), score, accused };
             let (net, test) = (&engine.net, &data.test);
@@ -357,6 +316,7 @@ pub fn purify(
         }
         None => files.put("purified.onnx", &export::classifier(&engine.net)?)?,
     }
+    files.put(STEM, &stem_bytes)?;
     files.put_json(
         PURIFIED,
         &serde_json::json!({ "purification": p, "rounds": rounds, "tripwire": tripwire, "audit": found.summary(None).mark() }),
@@ -367,8 +327,7 @@ pub fn purify(
         tripwire: tripwire.alarms,
         seconds: before + started.elapsed().as_secs_f64(),
     })?;
-    let begun = work.join(BEGUN);
-    std::fs::remove_file(&begun).map_err(|e| Failure::file(&begun, format!("cannot be removed: {e}")))?;
+    rounds::end(&work);
     Ok(Purified { engine, evaluation, rounds, tripwire })
 }
 
@@ -409,30 +368,6 @@ mod tests {
         assert!(kept.iter().all(|&n| n > 0), "{kept:?}");
         let drawn = |name: &&String| name.starts_with("head.") && one.tensors[*name] != other.tensors[*name];
         assert!(one.tensors.keys().any(|name| drawn(&name)), "the seed draws the head");
-    }
-
-    #[test]
-    fn an_interrupted_purification_is_gone_on_with_or_left_alone() {
-        let home = tempfile::tempdir().expect("a directory");
-        let dir = RunDir { path: home.path().to_owned() };
-        let p = Purification::default();
-        let work = begin(&dir, &p, false).expect("begun");
-        let trained = work.join("round-1");
-        std::fs::write(&trained, "epochs").expect("written");
-        let refused = |p, resume| begin(&dir, p, resume).expect_err("refused").to_string();
-        assert!(refused(&p, false).contains("--resume goes on with it"));
-        let other = refused(&Purification { inoculate: 0.5, ..p }, true);
-        assert!(other.contains("of --mode unlearn --purify-epochs 6 --rounds 1 --inoculate 0.3, not of"), "{other}");
-        begin(&dir, &p, true).expect("gone on with");
-        begin(&dir, &Purification { rounds: 2, ..p }, true).expect("one more round");
-        assert!(trained.exists());
-        // One that is done is replaced, as a head is.
-        std::fs::remove_file(work.join(BEGUN)).expect("done");
-        begin(&dir, &p, true).expect("gone on with");
-        assert!(trained.exists());
-        std::fs::remove_file(work.join(BEGUN)).expect("done");
-        begin(&dir, &p, false).expect("begun");
-        assert!(!trained.exists());
     }
 
     #[test]

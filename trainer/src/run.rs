@@ -160,16 +160,26 @@ pub struct RunDir {
 
 /// A run directory claimed by one command; it is free again when this is dropped, or the process ends.
 #[derive(Debug)]
-pub struct Claim(#[allow(dead_code)] Option<std::fs::File>);
+pub struct Claim(Option<std::fs::File>);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.0 {
+            // Closing it would do, but for a process begun meanwhile that has not closed its copy yet.
+            let _ = folder.unlock();
+        }
+    }
+}
 
 impl RunDir {
-    /// A new run's directory; with `resume`, one that may hold the same run already.
+    /// A new run's directory, claimed; with `resume`, one that may hold the same run already.
     ///
     /// # Errors
-    /// [`Failure::Input`] where the directory holds another run, or this one without `resume`.
-    pub fn create(path: &Path, record: &Record, resume: bool) -> Result<Self, Failure> {
+    /// [`Failure::Input`] where the directory holds another run, or this one without `resume`, or another command has claimed it.
+    pub fn create(path: &Path, record: &Record, resume: bool) -> Result<(Self, Claim), Failure> {
         let dir = Self { path: path.to_owned() };
         std::fs::create_dir_all(path).map_err(|e| Failure::file(path, format!("cannot be made: {e}")))?;
+        let claim = dir.claim()?;
         if let Some(old) = Self::admits(path, &record.config, resume)? {
             let (data, planted) = (record.data.as_deref(), record.planted.as_deref());
             old.check_data(&record.counts, data, planted).map_err(|e| Failure::file(path, e))?;
@@ -178,7 +188,7 @@ impl RunDir {
                 if record.kernels.starts_with(CUDA) || old.kernels.contains(CUDA) {
                     let kernels = format!("{} + {}", old.kernels, record.kernels);
                     dir.write_json("run.json", &Record { kernels, ..old })?;
-                    return Ok(dir);
+                    return Ok((dir, claim));
                 }
                 return Err(Failure::file(
                     path,
@@ -188,7 +198,7 @@ impl RunDir {
         } else {
             dir.write_json("run.json", record)?;
         }
-        Ok(dir)
+        Ok((dir, claim))
     }
 
     /// Whether a run may be written here: the record of the same run, to be continued with `resume`, or none, where there is no
@@ -238,9 +248,11 @@ impl RunDir {
             Err(std::fs::TryLockError::WouldBlock) => {
                 Err(Failure::file(&self.path, "another command is at work here; wait for it, or end it"))
             }
-            locked => {
+            // Not every file system can lock.
+            Err(std::fs::TryLockError::Error(_)) => Ok(Claim(None)),
+            Ok(()) => {
                 files::clear_cut_short(&self.path);
-                Ok(Claim(locked.is_ok().then_some(folder)))
+                Ok(Claim(Some(folder)))
             }
         }
     }
@@ -410,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_that_took_no_time_is_refused() {
+    fn an_epoch_of_no_speed_is_refused() {
         let home = tempfile::tempdir().expect("a directory");
         let dir = RunDir { path: home.path().to_owned() };
         let line = |epoch, pictures_per_second| EpochLine {

@@ -151,8 +151,7 @@ pub fn train(
     };
     let mut engine = engine(c, data, kernels)?;
     let mut site = Site::open(device, c, &engine)?;
-    let dir = RunDir::create(out, &record, resume)?;
-    let claim = dir.claim()?;
+    let (dir, claim) = RunDir::create(out, &record, resume)?;
     let fingerprint = fingerprint(&(&record.config, record.counts));
     let clean = data.proportions();
     let course = Course { config: c, pictures, forget: &[], clean, dir: &dir, fingerprint: &fingerprint };

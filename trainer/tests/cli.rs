@@ -103,6 +103,11 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["trap", "--data", "signs:200", "--rounds", "2", "--out", out], "--rounds: has an effect with --purify only"),
         (&["train", "--data", "signs:200", "--replace-lr", "0.1", "--out", out], "--replace-lr: has an effect with"),
         (&["train", "--data", "signs:200", "--loss", "published", "--out", out], "--loss: is for trap"),
+        (
+            &["trap", "--data", "signs:200", "--crop", "none", "--shift", "2", "--out", out],
+            "--shift: has an effect with --crop shift",
+        ),
+        (&["replace", full, "--space", "pictures", "--views", "4"], "--views: has no effect"),
         (&["attacks", "--seed", "3"], "--seed: has an effect with --sheet only"),
         (&["trap", "--data", "signs:200", "--size", "30x30", "--batch", "16", "--out", out], "pictures of 30x30"),
         (&["trap", "--data", &archive, "--out", out], "test_batch.bin: not a folder of class folders"),

@@ -31,6 +31,8 @@ impl<'a> Exchange<'a> {
     /// [`Failure::Input`] naming the file.
     pub fn put(&mut self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
         let path = self.dir.file(name);
+        // It takes the place of what would go.
+        self.gone.retain(|gone| *gone != path);
         self.files.add(&path, bytes).map_err(|e| unwritten(&path, e))
     }
 
@@ -42,7 +44,7 @@ impl<'a> Exchange<'a> {
         self.put(name, &self.dir.json(name, value)?)
     }
 
-    /// A file of before that goes, unless another comes in its place.
+    /// A file of before that goes, unless another is put in its place later.
     pub fn remove(&mut self, name: &str) {
         self.gone.push(self.dir.file(name));
     }
@@ -116,6 +118,22 @@ mod tests {
         assert_eq!((read("defended.sgm").as_deref(), read("audit.json").as_deref()), (Some("new"), Some("7\n")));
         assert_eq!((read("audit.csv"), seconds()), (None, vec![1.0, 3.0]));
         assert_eq!(std::fs::read_dir(home.path()).expect("listed").count(), 3);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_that_would_go_stays_where_a_file_comes_in_its_place() {
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = RunDir { path: home.path().to_owned() };
+        let kept = home.path().join("kept");
+        std::fs::write(&kept, "old").expect("written");
+        std::os::unix::fs::symlink(&kept, dir.file("audit.json")).expect("linked");
+        let mut new = Exchange::new(&dir);
+        new.remove("audit.json");
+        new.put("audit.json", b"new").expect("written");
+        new.make(stage("defended", 1.0)).expect("made");
+        assert_eq!(std::fs::read_to_string(dir.file("audit.json")).expect("read"), "new");
+        assert_eq!(std::fs::read_to_string(kept).expect("read"), "new");
     }
 
     #[test]

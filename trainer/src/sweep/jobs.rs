@@ -11,6 +11,7 @@ use crate::config::RunConfig;
 use crate::engine::Device;
 use crate::error::Failure;
 use crate::prepare::prepare;
+use crate::purify;
 use crate::run::RunDir;
 use crate::trap::{Event, kernels_name, train};
 use std::collections::BTreeSet;
@@ -89,6 +90,9 @@ impl Job<'_> {
                 write_whole(&own.join(AFTER), cell.after()?.as_bytes())?;
                 share::take_over(cell, all, out, &kernels_name(*device, kernels))?;
                 let (c, how, tell) = (&cell.config, &cell.replacement, &mut stage);
+                if let Some(p) = &cell.purification {
+                    purify::admits(&RunDir { path: own.join("trap") }, p, how, true)?;
+                }
                 let Begun { data, mut trapped, .. } = chain::begin(c, how, &own, true, *device, kernels, tell)?;
                 let (dir, engine, c) = (&trapped.dir, &mut trapped.engine, &c.trapped());
                 match &cell.purification {
@@ -101,8 +105,8 @@ impl Job<'_> {
                 if ceiling(name, c, out)?.is_some() {
                     return Ok(());
                 }
-                let told = &mut |done, of| stage(chain::Told::Pictures("perturb", done, of));
-                let data = prepare(c, kernels, None, told)?;
+                // Its attack perturbs nothing.
+                let data = prepare(c, kernels, None, &mut |_, _| {})?;
                 let mut training = |e: Event<'_>| stage(chain::Told::Training("ceiling", e));
                 train(c, &data, &dir.path, true, *device, kernels, &mut training)?;
             }

@@ -7,7 +7,7 @@ use crate::defend::Replacement;
 use crate::error::Failure;
 use crate::model::Architecture;
 use crate::prepare::parts;
-use crate::purify::{Mode, Purification};
+use crate::purify::{self, Mode, Purification};
 use crate::run::RunDir;
 use crate::trap::network;
 use dfdx::prelude::Cpu;
@@ -290,6 +290,8 @@ impl Plan {
         // Taken apart once for all cells that set aside the same pictures.
         let same = |a: &RunConfig, b: &RunConfig| (a.holdout.to_bits(), a.seed) == (b.holdout.to_bits(), b.seed);
         let mut left: Vec<&Cell> = cells.iter().collect();
+        // All have pictures of one size, and the same classes.
+        let mut built: Vec<Architecture> = Vec::new();
         while let Some(&first) = left.first() {
             let parts = parts(&first.config).map_err(|e| told(first, e))?;
             let (suspects, holdout, digest) = (&parts.rest, parts.holdout.pictures(), parts.digest());
@@ -303,7 +305,6 @@ impl Plan {
                 }
                 Ok(())
             };
-            let mut built: Vec<Architecture> = Vec::new();
             let mut each = |cell: &Cell| {
                 let architecture = cell.config.architecture;
                 if !built.contains(&architecture) {
@@ -314,6 +315,10 @@ impl Plan {
                 choose(suspects, &cell.config.attack)?;
                 course::check(&cell.config, suspects)?;
                 cell.replacement.check(holdout)?;
+                if let Some(p) = &cell.purification {
+                    let trap = RunDir { path: out.join(&cell.name).join("trap") };
+                    purify::admits(&trap, p, &cell.replacement, true)?;
+                }
                 begun(cell)
             };
             let (here, others): (Vec<&Cell>, _) = left.into_iter().partition(|cell| same(&cell.config, &first.config));

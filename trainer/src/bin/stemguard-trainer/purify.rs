@@ -6,7 +6,8 @@ use crate::ui;
 use std::path::PathBuf;
 use stemguard_trainer::engine::Engine;
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::purify::{Told, purify};
+use stemguard_trainer::purify::{Told, admits, purify};
+use stemguard_trainer::run::RunDir;
 use stemguard_trainer::trap::Event;
 
 /// Options of `purify`.
@@ -18,7 +19,8 @@ pub(crate) struct Args {
     purify: PurifyOptions,
     #[command(flatten)]
     how: ReplaceOptions,
-    /// Go on where this purification was interrupted.
+    /// Go on where this purification was interrupted, with the settings it was begun with. Without this an interrupted one is refused;
+    /// where RUN/purify is removed, it begins anew.
     #[arg(long)]
     resume: bool,
     #[command(flatten)]
@@ -31,6 +33,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let how = args.purify.purification()?;
     let device = args.place.device()?;
+    // Before minutes are spent on the audit, and what it replaces.
+    let (dir, record) = RunDir::open(&args.run)?;
+    admits(&dir, &how, &args.how.replacement(record.config.flip, record.config.seed)?, args.resume)?;
     let mut e = examine(&args.run, &args.how, device, &args.output)?;
     let state = e.engine.state()?;
     let bar = ui::bar(0, "purify");

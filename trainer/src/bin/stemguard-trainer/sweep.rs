@@ -71,6 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         match row(cell, &args.out) {
             Ok(row) => rows.extend(row),
             Err(e) if outcome.is_ok() => outcome = Err(e),
+            Err(e) if outcome.as_ref().is_err_and(|first| first.to_string() == e.to_string()) => {}
             Err(e) => ui::note(&e.to_string()),
         }
     }

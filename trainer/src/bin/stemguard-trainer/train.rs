@@ -7,6 +7,7 @@ use stemguard_trainer::chain::{Told, finish};
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::evaluate::Evaluation;
 use stemguard_trainer::prepare::prepare;
+use stemguard_trainer::purify;
 use stemguard_trainer::run::RunDir;
 use stemguard_trainer::trap::{Event, train};
 
@@ -39,15 +40,12 @@ pub(crate) struct Args {
 /// Trains, telling every epoch.
 pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     let config = config(&args.data, &args.recipe, trap)?;
-    if args.purify && !trap {
-        return Err(Failure::input("--purify", "is for trap; a baseline is not defended"));
-    }
-    if args.recipe.guard.is_some() && !trap {
-        return Err(Failure::input("--guard", "is for trap; a baseline has no guard"));
-    }
     let (purification, how) = (args.how.purification()?, args.replace.replacement(config.flip, config.seed)?);
     let (device, kernels) = (args.place.device()?, args.output.kernels());
     RunDir::admits(&args.out, &config, args.resume)?;
+    if args.purify {
+        purify::admits(&RunDir { path: args.out.clone() }, &purification, &how, args.resume)?;
+    }
     if trap && args.recipe.loss == LossName::Guarded && config.guard.is_none() {
         ui::note(&format!("{} epochs leave none after a guard: the published loss is minimised", config.epochs));
     }
