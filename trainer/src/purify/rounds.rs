@@ -27,11 +27,12 @@ fn settings(p: &Purification, how: &Replacement) -> Result<Value, Failure> {
     Ok(json!({ "purification": purification, "replacement": serde_json::to_value(how).map_err(other)? }))
 }
 
-/// Where two such records differ: `inoculate 0.3, now 0.5`.
+/// Where two such records differ: `purification.inoculate 0.3, now 0.5`.
 fn differences(name: &str, old: &Value, new: &Value, all: &mut Vec<String>) {
     match (old, new) {
         (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
-            a.iter().zip(b.values()).for_each(|((name, a), b)| differences(name, a, b, all));
+            let below = |inner: &str| if name.is_empty() { inner.to_owned() } else { format!("{name}.{inner}") };
+            a.iter().zip(b.values()).for_each(|((inner, a), b)| differences(&below(inner), a, b, all));
         }
         _ if old != new => {
             // They were `f32`.
@@ -61,7 +62,7 @@ pub fn admits(dir: &RunDir, p: &Purification, how: &Replacement, resume: bool) -
     }
     let mut changed = Vec::new();
     match rounds.read_json(BEGUN) {
-        Ok(old) => differences("settings", &old, &settings(p, how)?, &mut changed),
+        Ok(old) => differences("", &old, &settings(p, how)?, &mut changed),
         Err(e) => return refuse(&e.to_string()),
     }
     if changed.is_empty() {
@@ -120,9 +121,9 @@ mod tests {
         };
         assert!(refused(&p, &how, false).contains("--resume goes on with it"));
         let other = refused(&Purification { inoculate: 0.5, ..p }, &how, true);
-        assert!(other.contains("with other settings (inoculate 0.3, now 0.5); to begin anew"), "{other}");
+        assert!(other.contains("with other settings (purification.inoculate 0.3, now 0.5); to begin anew"), "{other}");
         let views = Replacement { space: Space::Features { views: 32 }, ..how };
-        assert!(refused(&p, &views, true).contains("(views 8, now 32)"));
+        assert!(refused(&p, &views, true).contains("(replacement.space.features.views 8, now 32)"));
         begin(&dir, &p, &how, true).expect("gone on with");
         begin(&dir, &Purification { rounds: 2, ..p }, &how, true).expect("one more round");
         std::fs::write(rounds.file(BEGUN), "{").expect("written");
