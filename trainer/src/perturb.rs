@@ -244,7 +244,7 @@ mod tests {
             let mut heard = (0, 0);
             let mut tell = |seen, all| heard = (seen, all);
             Descent::new(c, &kernels, Some(dir.path()), Some(&mut tell)).perturb(&mut made, indices)?;
-            // The whole of all epochs, or nothing of a file.
+            // To the last step, or of none where a file was taken.
             assert!(heard.0 == heard.1, "{heard:?}");
             Ok::<_, Box<dyn Error + Send + Sync>>(made)
         };
