@@ -141,8 +141,9 @@ impl Together {
         if !is_file {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "no file, and would be replaced by one"));
         }
-        let options = OpenOptions::new().write(true).create_new(true).clone();
-        self.files.push(Beside::written(target, &options, |file| file.write_all(bytes))?);
+        let options = &mut OpenOptions::new();
+        options.write(true).create_new(true);
+        self.files.push(Beside::written(target, options, |file| file.write_all(bytes))?);
         Ok(())
     }
 

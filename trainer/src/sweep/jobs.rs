@@ -11,7 +11,6 @@ use crate::config::RunConfig;
 use crate::engine::Device;
 use crate::error::Failure;
 use crate::prepare::prepare;
-use crate::purify;
 use crate::run::RunDir;
 use crate::trap::{Event, kernels_name, train};
 use std::collections::BTreeSet;
@@ -90,9 +89,6 @@ impl Job<'_> {
                 write_whole(&own.join(AFTER), cell.after()?.as_bytes())?;
                 share::take_over(cell, all, out, &kernels_name(*device, kernels))?;
                 let (c, how, tell) = (&cell.config, &cell.replacement, &mut stage);
-                if let Some(p) = &cell.purification {
-                    purify::admits(&RunDir { path: own.join("trap") }, p, how, true)?;
-                }
                 let Begun { data, mut trapped, .. } = chain::begin(c, how, &own, true, *device, kernels, tell)?;
                 let (dir, engine, c) = (&trapped.dir, &mut trapped.engine, &c.trapped());
                 match &cell.purification {
