@@ -137,6 +137,16 @@ __device__ inline Quad wide4(const Halves& h) {
                  wide((unsigned short)(h.high >> 16))}};
 }
 
+__device__ inline Quad wide4(const Quad& q) { return q; }
+
+__device__ inline Raw kept4(const Quad& q) {
+#ifdef BF16
+    return Raw{bf16_pair(q.v[0], q.v[1]), bf16_pair(q.v[2], q.v[3])};
+#else
+    return Raw{q.v[0], q.v[1], q.v[2], q.v[3]};
+#endif
+}
+
 // Four values, the first at a multiple of four.
 __device__ inline Quad read4(const float* p) {
     ALIGNED(p, 16);

@@ -68,33 +68,49 @@ __device__ inline Quad entering4(int kind, float slope, const Coefficients& k, c
     return v;
 }
 
-// What becomes of four channels of a pixel, o.. of the pixel at `at`, on their way out: gate, sum, squashing. `with` is the gate's map
-// there, `add` the one that is added. Sums are over the values that are kept.
-__device__ inline void leave(const Passing& a, int at, int o, Quad& v, const Quad& with, const Quad& add, const Quad& scale,
+// What becomes of four channels of COUNT pixels on their way out: gate, sum, squashing. `with` is the gate's map there, `add` the one that
+// is added.
+template <int COUNT, typename Held>
+__device__ inline void leave(const Passing& a, Quad (&v)[COUNT], const Held (&with)[COUNT], const Held (&add)[COUNT], const Quad& scale,
                              const Quad& shift) {
     if (a.gate_kind == 1) {
-        for (int j = 0; j < 4; ++j) v.v[j] *= leaky_slope(with.v[j] * scale.v[j] + shift.v[j], a.slope);
+        UNROLL for (int k = 0; k < COUNT; ++k) {
+            const Quad w = wide4(with[k]);
+            for (int j = 0; j < 4; ++j) v[k].v[j] *= leaky_slope(w.v[j] * scale.v[j] + shift.v[j], a.slope);
+        }
     } else if (a.gate_kind == 2) {
-        for (int j = 0; j < 4; ++j) v.v[j] = with.v[j] > 0.0f ? v.v[j] : 0.0f;
+        UNROLL for (int k = 0; k < COUNT; ++k) {
+            const Quad w = wide4(with[k]);
+            for (int j = 0; j < 4; ++j) v[k].v[j] = w.v[j] > 0.0f ? v[k].v[j] : 0.0f;
+        }
     }
-    for (int j = 0; j < 4 && a.add; ++j) v.v[j] += add.v[j];
-    for (int j = 0; j < 4 && a.squash; ++j)
-        v.v[j] = a.squash == 2 ? 1.0f / (1.0f + expf(-v.v[j])) : v.v[j] > 0.0f ? v.v[j] : 0.0f;
-    for (int j = 0; j < 4; ++j) v.v[j] = wide(narrow(v.v[j]));
-    if (a.oc % 4 == 0)
-        write4(a.y + at + o, v);
-    else
-        for (int j = 0; j < 4 && o + j < a.oc; ++j) a.y[at + o + j] = narrow(v.v[j]);
+    if (a.add) {
+        UNROLL for (int k = 0; k < COUNT; ++k) {
+            const Quad w = wide4(add[k]);
+            for (int j = 0; j < 4; ++j) v[k].v[j] += w.v[j];
+        }
+    }
+    if (a.squash == 1) {
+        UNROLL for (int k = 0; k < COUNT; ++k)
+            for (int j = 0; j < 4; ++j) v[k].v[j] = v[k].v[j] > 0.0f ? v[k].v[j] : 0.0f;
+    } else if (a.squash == 2) {
+        UNROLL for (int k = 0; k < COUNT; ++k)
+            for (int j = 0; j < 4; ++j) v[k].v[j] = 1.0f / (1.0f + expf(-v[k].v[j]));
+    }
 }
 
-// The end of a product: sums of a block of 128 threads, [TALL][WIDE] in shared memory (4096, behind a barrier), leave, four channels a
-// thread, side by side; `place` tells where a pixel stands in the output, -1 where it is not there.
+// The end of a product: sums of a block of 128 threads, [TALL][WIDE] in shared memory (4096), leave, four channels a thread, side by side;
+// `place` tells where a pixel stands in the output, -1 where it is not there. Sums by channel are over the values that are kept.
 template <int WIDE, int TALL, typename Place>
 __device__ inline void depart(const Passing& a, float* s, int column0, const Place& place) {
     // What so many pixels leave with is read before the first of them is written.
     constexpr int ACROSS = WIDE / 4, LANES = 128 / ACROSS, AHEAD = 4;
     static_assert(TALL % (AHEAD * LANES) == 0, "all pixels of a thread");
+    // Every pixel is looked for once, for all its channels.
+    __shared__ int places[TALL];
     const int t = threadIdx.x, lane = t / ACROSS, inside = 4 * (t % ACROSS), o = column0 + inside;
+    for (int i = t; i < TALL; i += 128) places[i] = place(i);
+    __syncthreads();
     float one[4] = {}, two[4] = {};
     Quad scale = {}, shift = {}, bias = {};
     if (o < a.oc) {
@@ -104,28 +120,48 @@ __device__ inline void depart(const Passing& a, float* s, int column0, const Pla
         }
         for (int j = 0; j < 4 && a.bias && o + j < a.oc; ++j) bias.v[j] = a.bias[o + j];
     }
-    const bool quads = a.oc % 4 == 0;
-    ROLL for (int i = lane; i < TALL; i += AHEAD * LANES) {
-        int at[AHEAD];
-        Raw gates[AHEAD], adds[AHEAD];
-        UNROLL for (int k = 0; k < AHEAD; ++k) {
-            at[k] = o < a.oc ? place(i + k * LANES) : -1;
-            // From somewhere harmless where there is no such pixel.
-            const int from = at[k] < 0 ? 0 : at[k] + o;
-            if (quads && a.gate_kind) gates[k] = raw4(a.gate + from);
-            if (quads && a.add) adds[k] = raw4(a.add + from);
+    const auto sum = [&](int i) {
+        Quad v = read4(&s[i * WIDE + inside]);
+        for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
+        return v;
+    };
+    const auto count = [&](const Quad& v, const Quad& with) {
+        for (int j = 0; j < 4; ++j) {
+            one[j] += v.v[j];
+            two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
         }
-        UNROLL for (int k = 0; k < AHEAD; ++k) {
-            if (at[k] < 0) continue;
-            Quad v = read4(&s[(i + k * LANES) * WIDE + inside]), with = {}, add = {};
-            if (a.gate_kind) with = quads ? wide4(gates[k]) : some4(a.gate, at[k], o, a.oc);
-            if (a.add) add = quads ? wide4(adds[k]) : some4(a.add, at[k], o, a.oc);
-            for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
-            leave(a, at[k], o, v, with, add, scale, shift);
-            for (int j = 0; j < 4; ++j) {
-                one[j] += v.v[j];
-                two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
+    };
+    if (o < a.oc && a.oc % 4 == 0) {
+        ROLL for (int i = lane; i < TALL; i += AHEAD * LANES) {
+            int at[AHEAD];
+            Raw with[AHEAD] = {}, add[AHEAD] = {};
+            // From somewhere harmless where there is no such pixel.
+            UNROLL for (int k = 0; k < AHEAD; ++k) at[k] = places[i + k * LANES];
+            if (a.gate_kind)
+                UNROLL for (int k = 0; k < AHEAD; ++k) with[k] = raw4(a.gate + (at[k] < 0 ? 0 : at[k]) + o);
+            if (a.add)
+                UNROLL for (int k = 0; k < AHEAD; ++k) add[k] = raw4(a.add + (at[k] < 0 ? 0 : at[k]) + o);
+            Quad v[AHEAD];
+            UNROLL for (int k = 0; k < AHEAD; ++k) v[k] = sum(i + k * LANES);
+            leave(a, v, with, add, scale, shift);
+            UNROLL for (int k = 0; k < AHEAD; ++k) {
+                if (at[k] < 0) continue;
+                const Raw kept = kept4(v[k]);
+                *(Raw*)(a.y + at[k] + o) = kept;
+                count(wide4(kept), wide4(with[k]));
             }
+        }
+    } else if (o < a.oc) {
+        ROLL for (int i = lane; i < TALL; i += LANES) {
+            const int at = places[i];
+            if (at < 0) continue;
+            Quad v[1] = {sum(i)}, with[1] = {}, add[1] = {};
+            if (a.gate_kind) with[0] = some4(a.gate, at, o, a.oc);
+            if (a.add) add[0] = some4(a.add, at, o, a.oc);
+            leave(a, v, with, add, scale, shift);
+            for (int j = 0; j < 4; ++j) v[0].v[j] = wide(narrow(v[0].v[j]));
+            for (int j = 0; j < 4 && o + j < a.oc; ++j) a.y[at + o + j] = narrow(v[0].v[j]);
+            count(v[0], with[0]);
         }
     }
     if (!a.sums) return;
@@ -286,7 +322,6 @@ template <bool GRADIENT, int WIDE> __device__ inline void conv_product(const Con
     // Sums go over shared memory from the threads that made them to those that write them.
     UNROLL for (int i = 0; i < Tile::ROWS; ++i)
         UNROLL for (int j = 0; j < Tile::COLUMNS; ++j) s_x[Tile::row(i) * WIDE + Tile::column(j)] = tile.sum(i, j);
-    __syncthreads();
     depart<WIDE, TALL>(a, s_x, column0, [&](int i) {
         const int m = first + i, up = quotient(m, columns), picture = quotient(up, rows);
         const int oy = (up - picture * rows.value) * step + py, ox = (m - up * columns.value) * step + px;

@@ -46,39 +46,44 @@ __device__ inline Halves half_of(const Octet& o, int h) { return Halves{o.v[2 * 
 struct Window {
     Divisor rows, columns;
     int picture, top, left, spread;
+    bool several;           // whether it is of several pictures
 };
 
-// Goes over a window's pixels, `by` at a time.
+// Goes over a window's pixels, `by` at a time. Rows and columns are the map's.
 struct Walk {
-    int picture, y, x, by_y, by_x;
+    int picture, row, column, by_row, by_column;
     __device__ Walk(const Window& w, int first, int by) {
-        const int up = quotient(first, w.columns), below = quotient(up, w.rows);
+        const int up = quotient(first, w.columns), below = quotient(up, w.rows), down = quotient(by, w.columns);
         picture = w.picture + below;
-        y = up - below * (int)w.rows.value;
-        x = first - up * (int)w.columns.value;
-        by_y = quotient(by, w.columns);
-        by_x = by - by_y * (int)w.columns.value;
+        row = w.top + (up - below * (int)w.rows.value) * w.spread;
+        column = w.left + (first - up * (int)w.columns.value) * w.spread;
+        by_row = down * w.spread;
+        by_column = (by - down * (int)w.columns.value) * w.spread;
     }
     __device__ void on(const Window& w) {
-        x += by_x;
-        y += by_y;
-        if (x >= (int)w.columns.value) x -= w.columns.value, ++y;
-        while (y >= (int)w.rows.value) y -= w.rows.value, ++picture;
+        const int across = w.columns.value * w.spread, down = w.rows.value * w.spread;
+        column += by_column;
+        const bool over = column >= w.left + across;
+        column -= over ? across : 0;
+        row += over ? by_row + w.spread : by_row;
+        // Of one picture, what is below its last row is not asked for.
+        if (w.several)
+            while (row >= w.top + down) row -= down, ++picture;
     }
-    // Where its first channel is in the map; -1 outside.
-    __device__ int place(const Source& from, const Window& w) const {
-        const int row = w.top + y * w.spread, column = w.left + x * w.spread;
-        const bool inside = picture < from.n && (u32)row < (u32)from.h && (u32)column < (u32)from.w;
-        return inside ? ((picture * from.h + row) * from.w + column) * from.c : -1;
+    // Whether it is in the map, and asked for; without branches.
+    __device__ bool inside(const Source& from, bool asked) const {
+        return asked & (picture < from.n) & ((u32)row < (u32)from.h) & ((u32)column < (u32)from.w);
     }
+    // Where its first channel is in the map.
+    __device__ int place(const Source& from) const { return ((picture * from.h + row) * from.w + column) * from.c; }
 };
 
 // Brings pixels of a window into shared memory: channels first.. of the map, `chunk` of them (a multiple of 16, at most 64), rounded;
 // 0 outside. `count` pixels; 0 from `there` on. Here of a map of as many channels as fill octets, all of one kind.
 template <int THREADS, int AT_ONCE, int KIND>
-__device__ inline void bring_octets(char* s, const Source& from, const Window& window, int c, int own, int octets, int row, int there, int count) {
+__device__ inline void bring_octets(char* s, const Source& from, const Window& window, int c, int own, int shift, int row, int there, int count) {
     const Coefficients k[2] = {coefficients(KIND, from.entry, from.c, c), coefficients(KIND, from.entry, from.c, c + 4)};
-    const int by = THREADS / octets, i0 = threadIdx.x / octets;
+    const int by = THREADS >> shift, i0 = threadIdx.x >> shift;
     Walk walk(window, i0, by);
     char* to = s + i0 * row + 16 * own;
     // First all loads, from somewhere harmless where there is nothing.
@@ -86,10 +91,10 @@ __device__ inline void bring_octets(char* s, const Source& from, const Window& w
         Octet raw[AT_ONCE], other[AT_ONCE];
         bool inside[AT_ONCE];
         UNROLL for (int j = 0; j < AT_ONCE; ++j) {
-            const int at = i + j * by < there ? walk.place(from, window) : -1;
-            inside[j] = at >= 0;
-            raw[j] = octet(from.x + (inside[j] ? at : 0) + c);
-            if (KIND == 2) other[j] = octet(from.other + (inside[j] ? at : 0) + c);
+            inside[j] = walk.inside(from, i + j * by < there);
+            const int at = inside[j] ? walk.place(from) : 0;
+            raw[j] = octet(from.x + at + c);
+            if (KIND == 2) other[j] = octet(from.other + at + c);
             walk.on(window);
         }
         UNROLL for (int j = 0; j < AT_ONCE; ++j) {
@@ -111,22 +116,25 @@ __device__ inline void bring_octets(char* s, const Source& from, const Window& w
 // Of any map.
 template <int THREADS, int AT_ONCE>
 __device__ inline void bring(char* s, const Source& from, const Window& window, int first, int chunk, int row, int there, int count) {
-    const int octets = chunk / 8, own = threadIdx.x % octets, c = first + 8 * own;
+    // 2, 4 or 8 octets a pixel.
+    const int shift = chunk / 32 + 1, own = threadIdx.x & ((1 << shift) - 1), c = first + 8 * own;
     if (from.c % 8 == 0 && c < from.c) {
         if (from.kind == 0)
-            bring_octets<THREADS, AT_ONCE, 0>(s, from, window, c, own, octets, row, there, count);
+            bring_octets<THREADS, AT_ONCE, 0>(s, from, window, c, own, shift, row, there, count);
         else if (from.kind == 1)
-            bring_octets<THREADS, AT_ONCE, 1>(s, from, window, c, own, octets, row, there, count);
+            bring_octets<THREADS, AT_ONCE, 1>(s, from, window, c, own, shift, row, there, count);
         else
-            bring_octets<THREADS, AT_ONCE, 2>(s, from, window, c, own, octets, row, there, count);
+            bring_octets<THREADS, AT_ONCE, 2>(s, from, window, c, own, shift, row, there, count);
         return;
     }
-    Walk walk(window, threadIdx.x / octets, THREADS / octets);
-    ROLL for (int i = threadIdx.x / octets; i < count; i += THREADS / octets) {
-        const int at = i < there ? walk.place(from, window) : -1;
+    const int by = THREADS >> shift, i0 = threadIdx.x >> shift;
+    Walk walk(window, i0, by);
+    ROLL for (int i = i0; i < count; i += by) {
+        const bool inside = walk.inside(from, i < there);
+        const int at = walk.place(from);
         float v[8] = {};
         for (int e = 0; e < 8; ++e)
-            if (at >= 0 && c + e < from.c)
+            if (inside && c + e < from.c)
                 v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + c + e, c + e);
         Octet to;
         for (int e = 0; e < 4; ++e) to.v[e] = bf16_pair(v[2 * e], v[2 * e + 1]);
@@ -139,10 +147,11 @@ __device__ inline void bring(char* s, const Source& from, const Window& window, 
 template <int THREADS> __device__ inline void bring_thin(char* s, const Source& from, const Window& window, int count) {
     Walk walk(window, threadIdx.x, THREADS);
     for (int i = threadIdx.x; i < count; i += THREADS) {
-        const int at = walk.place(from, window);
+        const bool inside = walk.inside(from, true);
+        const int at = walk.place(from);
         float v[4] = {};
         for (int e = 0; e < 4; ++e)
-            if (at >= 0 && e < from.c) v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + e, e);
+            if (inside && e < from.c) v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + e, e);
         *(Halves*)(s + 8 * i) = Halves{bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3])};
         walk.on(window);
     }
@@ -160,7 +169,7 @@ struct Tile {
     // What it sees, in a phase.
     __device__ Window window(const Tiling& t, int py, int px) const {
         const int by = t.stride * t.spread;
-        return Window{t.seen_y[py], t.seen_x[px], picture, t.origin_y[py] + top * by, t.origin_x[px] + left * by, t.spread};
+        return Window{t.seen_y[py], t.seen_x[px], picture, t.origin_y[py] + top * by, t.origin_x[px] + left * by, t.spread, t.pictures > 1};
     }
 };
 
@@ -199,7 +208,8 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
     constexpr int ACROSS = WIDE == 64 ? 2 : 1, DOWN = 4 / ACROSS, NT = WIDE / 8 / ACROSS, MT = TILE_OF(WIDE) / DOWN / 16;
     __shared__ __align__(16) char seen[WINDOW];
     const int t = threadIdx.x, warp = t / 32, lane = t % 32, down = warp % DOWN, aside = warp / DOWN;
-    const int py = blockIdx.z / a.step, px = blockIdx.z % a.step, column0 = blockIdx.y * WIDE + aside * NT * 8;
+    // One phase, or two by two.
+    const int py = blockIdx.z >> (a.step - 1), px = blockIdx.z & (a.step - 1), column0 = blockIdx.y * WIDE + aside * NT * 8;
     const Tiling& tiling = a.tiling;
     const Tile tile(tiling, blockIdx.x);
     const int there = tiling.pictures * (int)tiling.height.value * (int)tiling.width.value;
@@ -289,7 +299,6 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
                 const int i = (down * MT + m) * 16 + lane / 4 + 8 * h, inside = aside * NT * 8 + 8 * n + lane % 4 * 4;
                 write4(&room[i * WIDE + inside], Quad{{sums[m][n][2 * h], sums[m][n][2 * h + 1], sums[m][n + 1][2 * h], sums[m][n + 1][2 * h + 1]}});
             }
-    __syncthreads();
     depart<WIDE, TILE_OF(WIDE)>(a, room, blockIdx.y * WIDE, [&](int i) {
         const Pixel pixel(tiling, i);
         const int y = tile.top + pixel.y, x = tile.left + pixel.x, picture = tile.picture + pixel.picture;

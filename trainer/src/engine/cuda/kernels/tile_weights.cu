@@ -57,7 +57,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
             bring_thin<WEIGHT_THREADS>(seen, x, window, pixels);
         else
             bring<WEIGHT_THREADS, 4>(seen, x, window, first, a.chunk, tiling.row, pixels, pixels);
-        const Window own = {tiling.height, tiling.width, tile.picture, tile.top, tile.left, 1};
+        const Window own = {tiling.height, tiling.width, tile.picture, tile.top, tile.left, 1, tiling.pictures > 1};
         bring<WEIGHT_THREADS, 4>(arriving, dy, own, column0, WIDE, ROW, there, 16 * steps);
         __syncthreads();
         for (int k0 = 0; k0 < steps; k0 += shares) {
