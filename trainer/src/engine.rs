@@ -3,6 +3,7 @@
 mod cpu;
 #[allow(unsafe_code)]
 pub mod cuda;
+pub(crate) mod room;
 
 pub use cpu::CpuEngine;
 pub(crate) use cpu::{log_odds, probability};

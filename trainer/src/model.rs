@@ -107,6 +107,11 @@ impl Init<'_> {
 }
 
 impl TrapNet {
+    /// Values that a training step keeps of each picture, at least.
+    pub fn kept_len(&self) -> usize {
+        self.stem.kept_len() + self.head.kept_len() + self.decoder.as_ref().map_or(0, Sequence::kept_len)
+    }
+
     /// A network with initial weights drawn from `seed`.
     ///
     /// # Errors

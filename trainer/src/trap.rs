@@ -7,7 +7,7 @@ use crate::config::RunConfig;
 pub use crate::course::Event;
 use crate::course::{self, Course};
 use crate::engine::cuda::CudaEngine;
-use crate::engine::{CpuEngine, Device, Engine, Precision};
+use crate::engine::{CpuEngine, Device, Engine, Precision, room};
 use crate::error::Failure;
 use crate::evaluate::{Evaluation, TestSet};
 use crate::export;
@@ -97,7 +97,10 @@ impl Site {
     /// Where the device cannot be used.
     pub(crate) fn open(device: Device, c: &RunConfig, engine: &CpuEngine) -> Result<Self, Failure> {
         let gpu = match device {
-            Device::Cpu => None,
+            Device::Cpu => {
+                room::check(&engine.net, c.batch)?;
+                None
+            }
             Device::Cuda { gpu, precision } => Some(CudaEngine::open(gpu, &engine.net, c.objective(), precision)?),
         };
         Ok(Self { gpu })

@@ -85,6 +85,14 @@ impl CpuEngine {
     }
 }
 
+#[cfg(test)]
+impl CpuEngine {
+    /// Values that its steps took.
+    pub(crate) fn pooled_len(&self) -> usize {
+        self.buffers.pooled_len()
+    }
+}
+
 impl CpuEngine {
     /// Features (`[n][stem output]`) of pictures, in inference mode.
     pub fn features(&mut self, pictures: &[f32]) -> Vec<f32> {

@@ -17,6 +17,15 @@ impl Buffers {
     }
 }
 
+#[cfg(test)]
+impl Buffers {
+    /// Values of all buffers that are back.
+    pub(crate) fn pooled_len(&self) -> usize {
+        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        free.iter().map(|(len, all)| len * all.len()).sum()
+    }
+}
+
 /// A buffer that returns to its pool.
 #[derive(Debug)]
 pub struct Buffer {

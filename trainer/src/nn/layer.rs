@@ -109,6 +109,18 @@ impl Layer {
         }
     }
 
+    /// Values that the forward pass of one input leaves for the backward pass, the input among them.
+    pub fn kept_len(&self) -> usize {
+        self.input_len()
+            + match self {
+                Self::Conv { .. } | Self::Tail { .. } | Self::PoolLinear(_) => 0,
+                Self::Unit { shape, .. } => shape.conv1.y.len(),
+                Self::Deconv { shape, .. } => shape.x.len(),
+                Self::Front(l) => l.shape.conv.y.len(),
+                Self::Basic(l) => l.shape.maps_len(1),
+            }
+    }
+
     /// Shape of one output.
     pub fn output(&self) -> Shape {
         match self {

@@ -30,6 +30,11 @@ impl Sequence {
         self.layers.last().map_or(Shape::new(1, 1, 1), Layer::output)
     }
 
+    /// Values that the forward pass of one input leaves for the backward pass, and its output.
+    pub fn kept_len(&self) -> usize {
+        self.layers.iter().map(Layer::kept_len).sum::<usize>() + self.output().len()
+    }
+
     /// Shows every parameter and state to `v`, under `prefix`.
     pub fn visit(&mut self, prefix: &str, v: &mut dyn Visit) {
         for (name, layer) in self.names.iter().zip(&mut self.layers) {

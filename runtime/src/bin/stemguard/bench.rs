@@ -13,8 +13,8 @@ use stemguard_runtime::rng::Rng;
 
 /// Every case warms up at least so long, and at least twice.
 const WARM_UP: Duration = Duration::from_millis(200);
-/// The most bytes of pictures or outputs of one batch: 4 GiB.
-const MAX_BATCH_BYTES: u64 = 4 << 30;
+/// The most bytes of pictures or outputs of one batch: 1 GiB.
+const MAX_BATCH_BYTES: u64 = 1 << 30;
 
 /// Measure speed on random pictures.
 ///
@@ -129,7 +129,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
 fn measure(args: &Args, runner: &Runner<'_>, batch: usize, threads: usize) -> Result<Case, Fail> {
     let (len, to) = (runner.input().len(), runner.output().len());
     if 4 * batch as u64 * len.max(to) as u64 > MAX_BATCH_BYTES {
-        return Err(Fail::input(format!("--batch: {batch} pictures of this model take more than 4 GiB")));
+        return Err(Fail::input(format!("--batch: {batch} pictures of this model take more than 1 GiB")));
     }
     let mut rng = Rng::new(0, 0);
     let x: Vec<f32> = (0..batch * len).map(|_| rng.uniform()).collect();

@@ -62,14 +62,10 @@ pub(crate) fn examine(run: &Path, how: &ReplaceOptions, device: Device, output: 
     let chain::Examined { tripwires, found, .. } =
         chain::examine(&dir, &record.config, &data, &mut engine, &how, device, &kernels, &mut |told| match told {
             chain::Told::Replacing(stage, p) => {
-                bar.set_length(u64::from(p.epochs));
-                bar.set_position(u64::from(p.epoch));
-                bar.set_message(stage);
+                ui::learns(&bar, stage, &p);
             }
             chain::Told::Pictures(what, done, of) => {
-                bar.set_length(of as u64);
-                bar.set_position(done as u64);
-                bar.set_message(what);
+                ui::stands(&bar, done, of, what);
             }
             chain::Told::Training(..) => {}
         })?;

@@ -98,10 +98,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         &args.output.kernels(),
         &mut |told| match told {
             Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
-                bar.set_length(of as u64);
-                bar.set_position(done as u64);
-                let of = if stage == "purify" { purification.epochs } else { config.epochs };
-                bar.set_message(format!("{stage}: epoch {epoch}/{of} loss {:.3}", losses.total));
+                let epochs = if stage == "purify" { purification.epochs } else { config.epochs };
+                ui::stands(&bar, done, of, format!("{stage}: epoch {epoch}/{epochs} loss {:.3}", losses.total));
             }
             Told::Training(stage, Event::Epoch(line)) if args.output.json => {
                 let line = serde_json::json!({ "stage": stage, "epoch": line.epoch, "loss": line.losses.total,
@@ -110,14 +108,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             }
             Told::Training(..) => {}
             Told::Replacing(stage, p) => {
-                bar.set_length(u64::from(p.epochs));
-                bar.set_position(u64::from(p.epoch));
-                bar.set_message(format!("{stage}: loss {:.3}", p.loss));
+                ui::learns(&bar, stage, &p);
             }
             Told::Pictures(what, done, of) => {
-                bar.set_length(of as u64);
-                bar.set_position(done as u64);
-                bar.set_message(what);
+                ui::stands(&bar, done, of, what);
             }
         },
     )?;

@@ -52,15 +52,16 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         &e.kernels,
         &mut |told| match told {
             Told::Training(round, Event::Step { epoch, done, of, losses }) => {
-                bar.set_length(of as u64);
-                bar.set_position(done as u64);
-                bar.set_message(format!("round {round}: epoch {epoch}/{} loss {:.3}", how.epochs, losses.total));
+                ui::stands(
+                    &bar,
+                    done,
+                    of,
+                    format!("round {round}: epoch {epoch}/{} loss {:.3}", how.epochs, losses.total),
+                );
             }
             Told::Training(..) => {}
             Told::Replacing(p) => {
-                bar.set_length(u64::from(p.epochs));
-                bar.set_position(u64::from(p.epoch));
-                bar.set_message(format!("replace: loss {:.3}", p.loss));
+                ui::learns(&bar, "replace", &p);
             }
         },
     )?;

@@ -38,8 +38,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let stem = Frozen { packed: packed_stem(&dir, &trained.net)?, device, net: &trained.net };
     let bar = ui::bar(u64::from(how.settings.epochs), "replace");
     let mut new = replace(stem, data.holdout.pictures(), &data.test, &how, &kernels, &mut |p| {
-        bar.set_position(u64::from(p.epoch));
-        bar.set_message(format!("replace: loss {:.3}", p.loss));
+        ui::learns(&bar, "replace", &p);
         true
     })?;
     let (c, net, suspects, holdout) = (&record.config, &trained.net, data.suspect.pictures(), data.holdout.pictures());
@@ -51,9 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let evidence =
             Evidence { device, net, suspects, verdict, holdout, test: &data.test, how: &how, kernels: &kernels };
         new.sharpen(&evidence, &mut |p| {
-            bar.set_length(u64::from(p.epochs));
-            bar.set_position(u64::from(p.epoch));
-            bar.set_message(format!("tripwire: loss {:.3}", p.loss));
+            ui::learns(&bar, "tripwire", &p);
             true
         })?;
     }

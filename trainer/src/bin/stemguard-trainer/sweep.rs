@@ -103,7 +103,5 @@ fn show(bar: &ProgressBar, which: &str, epochs: u32, told: &chain::Told<'_>) {
         chain::Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, (*stage).to_owned()),
         chain::Told::Pictures(what, done, of) => (*done, *of, (*what).to_owned()),
     };
-    bar.set_length(of as u64);
-    bar.set_position(done as u64);
-    bar.set_message(format!("{which} {what}"));
+    ui::stands(bar, done, of, format!("{which} {what}"));
 }

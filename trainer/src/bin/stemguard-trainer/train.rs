@@ -51,9 +51,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     }
     let bar = ui::bar(0, "");
     let data = prepare(&config, &kernels, Some(&args.out), &mut |done, of| {
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
-        bar.set_message("perturb");
+        ui::stands(&bar, done, of, "perturb");
     })?;
     bar.finish_and_clear();
     let counts = data.counts();
@@ -74,9 +72,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     let mut trouble = None;
     let mut trained = train(&config, &data, &args.out, args.resume, device, &kernels, &mut |event| match event {
         Event::Step { epoch, done, of, losses } => {
-            bar.set_length(of as u64);
-            bar.set_position(done as u64);
-            bar.set_message(format!("epoch {epoch}/{} loss {:.3}", config.epochs, losses.total));
+            ui::stands(&bar, done, of, format!("epoch {epoch}/{} loss {:.3}", config.epochs, losses.total));
         }
         Event::Guard(verdict) => bar.suspend(|| {
             let accused = verdict.accused.iter().filter(|&&a| a).count();
@@ -141,9 +137,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
             Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, format!("{stage}: loss {:.3}", p.loss)),
             Told::Pictures(what, done, of) => (done, of, what.to_owned()),
         };
-        bar.set_length(of as u64);
-        bar.set_position(done as u64);
-        bar.set_message(text);
+        ui::stands(&bar, done, of, text);
     };
     let end = finish(dir, &config, &data, engine, &how, &purification, args.resume, device, &kernels, tell)?;
     bar.finish_and_clear();

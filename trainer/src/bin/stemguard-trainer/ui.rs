@@ -2,8 +2,10 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::path::Path;
+use stemguard_runtime::replace::Progress;
 use stemguard_trainer::error::Failure;
 
 /// A progress bar on standard error; nothing where that is no terminal.
@@ -15,6 +17,18 @@ pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
     }
     bar.set_message(what.to_owned());
     bar
+}
+
+/// Tells where the work stands: `done` of `of`.
+pub(crate) fn stands(bar: &ProgressBar, done: usize, of: usize, what: impl Into<Cow<'static, str>>) {
+    bar.set_length(of as u64);
+    bar.set_position(done as u64);
+    bar.set_message(what);
+}
+
+/// Tells where the training of a new head stands.
+pub(crate) fn learns(bar: &ProgressBar, what: &str, at: &Progress) {
+    stands(bar, at.epoch as usize, at.epochs as usize, format!("{what}: loss {:.3}", at.loss));
 }
 
 /// What a purified model is where nobody was accused.
