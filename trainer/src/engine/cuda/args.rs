@@ -62,7 +62,7 @@ arguments! {
     }
     Packing {
         w: u64, to: u64, ic: i32, oc: i32, kw: i32, gradient: i32, first_y: i32, first_x: i32, taps_y: i32, taps_x: i32,
-        step: i32, deep: i32, columns8: i32, thin: i32, block: i32, words: i32,
+        step: i32, inner: i32, columns8: i32, thin: i32, block: i32, words: i32,
     }
     PackArgs { all: u64, count: i32, _end: u32 }
     TileWeightArgs {

@@ -145,8 +145,8 @@ impl Builder<'_> {
             let (py, px) = (phase / step, phase % step);
             let (taps_y, taps_x) = (down.taps[py], across.taps[px]);
             let taps = taps_y * taps_x;
-            // Where a phase has no taps, one step that is not multiplied can be fetched.
-            let steps = if thin(ic) { taps.div_ceil(4) } else { taps * deep }.max(1);
+            // And one that is fetched ahead, but not multiplied.
+            let steps = if thin(ic) { taps.div_ceil(4) } else { taps * deep } + 1;
             let len = steps * columns8 * 64;
             *start = words as i32;
             jobs.push((
@@ -163,7 +163,7 @@ impl Builder<'_> {
                     taps_y: taps_y as i32,
                     taps_x: taps_x as i32,
                     step: step as i32,
-                    deep: deep as i32,
+                    inner: (chunk / 16) as i32,
                     columns8: columns8 as i32,
                     thin: i32::from(thin(ic)),
                     block: 0,

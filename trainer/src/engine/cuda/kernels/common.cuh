@@ -17,6 +17,8 @@ typedef unsigned long long u64;
 // In front of a loop whose arrays are to stay in registers, and of one that is to stay small.
 #define UNROLL _Pragma("unroll")
 #define ROLL _Pragma("unroll 1")
+// Keeps a value as it is, where working it out again would take longer.
+#define HELD(v) asm volatile("" : "+r"(v))
 // In front of one whose loads are to be under way together.
 #define SOME _Pragma("unroll 8")
 
@@ -128,6 +130,11 @@ typedef float4 Raw;
 __device__ inline Raw raw4(const Cell* p) {
     ALIGNED(p, sizeof(Raw));
     return *(const Raw*)p;
+}
+
+__device__ inline void put(Cell* p, const Raw& raw) {
+    ALIGNED(p, sizeof(Raw));
+    *(Raw*)p = raw;
 }
 
 __device__ inline Quad wide4(const float4& f) { return Quad{{f.x, f.y, f.z, f.w}}; }

@@ -125,10 +125,10 @@ __device__ inline void depart(const Passing& a, float* s, int column0, const Pla
         for (int j = 0; j < 4; ++j) v.v[j] += bias.v[j];
         return v;
     };
-    const auto count = [&](const Quad& v, const Quad& with) {
+    const auto count = [&](const Quad& v, const Quad& by) {
         for (int j = 0; j < 4; ++j) {
             one[j] += v.v[j];
-            two[j] += v.v[j] * (a.gate_kind == 1 ? with.v[j] : v.v[j]);
+            two[j] += v.v[j] * by.v[j];
         }
     };
     if (o < a.oc && a.oc % 4 == 0) {
@@ -145,10 +145,18 @@ __device__ inline void depart(const Passing& a, float* s, int column0, const Pla
             UNROLL for (int k = 0; k < AHEAD; ++k) v[k] = sum(i + k * LANES);
             leave(a, v, with, add, scale, shift);
             UNROLL for (int k = 0; k < AHEAD; ++k) {
-                if (at[k] < 0) continue;
-                const Raw kept = kept4(v[k]);
-                *(Raw*)(a.y + at[k] + o) = kept;
-                count(wide4(kept), wide4(with[k]));
+                Raw kept = kept4(v[k]);
+                if (at[k] >= 0)
+                    put(a.y + at[k] + o, kept);
+                else
+                    kept = Raw{};
+                v[k] = wide4(kept);
+            }
+            if (!a.sums) continue;
+            if (a.gate_kind == 1) {
+                UNROLL for (int k = 0; k < AHEAD; ++k) count(v[k], wide4(with[k]));
+            } else {
+                UNROLL for (int k = 0; k < AHEAD; ++k) count(v[k], v[k]);
             }
         }
     } else if (o < a.oc) {
@@ -161,16 +169,14 @@ __device__ inline void depart(const Passing& a, float* s, int column0, const Pla
             leave(a, v, with, add, scale, shift);
             for (int j = 0; j < 4; ++j) v[0].v[j] = wide(narrow(v[0].v[j]));
             for (int j = 0; j < 4 && o + j < a.oc; ++j) a.y[at + o + j] = narrow(v[0].v[j]);
-            count(v[0], with[0]);
+            count(v[0], a.gate_kind == 1 ? with[0] : v[0]);
         }
     }
     if (!a.sums) return;
     // Both sums of a block's channels, over its lanes in order: [2][LANES][WIDE].
     __syncthreads();
-    UNROLL for (int j = 0; j < 4; ++j) {
-        s[lane * WIDE + inside + j] = one[j];
-        s[(LANES + lane) * WIDE + inside + j] = two[j];
-    }
+    write4(&s[lane * WIDE + inside], Quad{{one[0], one[1], one[2], one[3]}});
+    write4(&s[(LANES + lane) * WIDE + inside], Quad{{two[0], two[1], two[2], two[3]}});
     __syncthreads();
     const int block = blockIdx.z * gridDim.x + blockIdx.x;
     for (int i = t; i < 2 * WIDE; i += 128) {

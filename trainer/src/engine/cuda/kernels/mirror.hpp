@@ -21,6 +21,7 @@
 #define UNROLL
 #define ROLL
 #define SOME
+#define HELD(v)
 
 struct alignas(16) float4 {
     float x, y, z, w;

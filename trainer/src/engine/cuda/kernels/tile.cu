@@ -40,25 +40,35 @@ __device__ inline Octet octet(const Cell* p) {
     return *(const Octet*)p;
 }
 
+__device__ inline void put(char* p, const Octet& o) {
+    ALIGNED(p, 16);
+    *(Octet*)p = o;
+}
+
 __device__ inline Halves half_of(const Octet& o, int h) { return Halves{o.v[2 * h], o.v[2 * h + 1]}; }
 
 // Part of a map: `rows` x `columns` of each picture from (top, left) on, every `spread`th.
 struct Window {
     Divisor rows, columns;
     int picture, top, left, spread;
-    bool several;           // whether it is of several pictures
 };
 
-// Goes over a window's pixels, `by` at a time. Rows and columns are the map's.
+// Goes over a window's pixels, `by` at a time, picture after picture. Rows and columns are the map's.
 struct Walk {
-    int picture, row, column, by_row, by_column;
+    int picture, row, column, by_picture, by_row, by_column;
     __device__ Walk(const Window& w, int first, int by) {
-        const int up = quotient(first, w.columns), below = quotient(up, w.rows), down = quotient(by, w.columns);
+        const int up = quotient(first, w.columns), below = quotient(up, w.rows);
+        const int down = quotient(by, w.columns), beyond = quotient(down, w.rows);
         picture = w.picture + below;
         row = w.top + (up - below * (int)w.rows.value) * w.spread;
         column = w.left + (first - up * (int)w.columns.value) * w.spread;
-        by_row = down * w.spread;
+        by_picture = beyond;
+        by_row = (down - beyond * (int)w.rows.value) * w.spread;
         by_column = (by - down * (int)w.columns.value) * w.spread;
+        // Not worked out again for every step.
+        HELD(by_picture);
+        HELD(by_row);
+        HELD(by_column);
     }
     __device__ void on(const Window& w) {
         const int across = w.columns.value * w.spread, down = w.rows.value * w.spread;
@@ -66,9 +76,9 @@ struct Walk {
         const bool over = column >= w.left + across;
         column -= over ? across : 0;
         row += over ? by_row + w.spread : by_row;
-        // Of one picture, what is below its last row is not asked for.
-        if (w.several)
-            while (row >= w.top + down) row -= down, ++picture;
+        const bool below = row >= w.top + down;
+        row -= below ? down : 0;
+        picture += below ? by_picture + 1 : by_picture;
     }
     // Whether it is in the map, and asked for; without branches.
     __device__ bool inside(const Source& from, bool asked) const {
@@ -92,9 +102,9 @@ __device__ inline void bring_octets(char* s, const Source& from, const Window& w
         bool inside[AT_ONCE];
         UNROLL for (int j = 0; j < AT_ONCE; ++j) {
             inside[j] = walk.inside(from, i + j * by < there);
-            const int at = inside[j] ? walk.place(from) : 0;
-            raw[j] = octet(from.x + at + c);
-            if (KIND == 2) other[j] = octet(from.other + at + c);
+            const int at = (inside[j] ? walk.place(from) : 0) + c;
+            raw[j] = octet(from.x + at);
+            if (KIND == 2) other[j] = octet(from.other + at);
             walk.on(window);
         }
         UNROLL for (int j = 0; j < AT_ONCE; ++j) {
@@ -107,7 +117,7 @@ __device__ inline void bring_octets(char* s, const Source& from, const Window& w
                 }
             }
             UNROLL for (int e = 0; e < 4; ++e) v.v[e] = inside[j] ? v.v[e] : 0;
-            if (i + j * by < count) *(Octet*)to = v;
+            if (i + j * by < count) put(to, v);
             to += by * row;
         }
     }
@@ -131,14 +141,14 @@ __device__ inline void bring(char* s, const Source& from, const Window& window, 
     Walk walk(window, i0, by);
     ROLL for (int i = i0; i < count; i += by) {
         const bool inside = walk.inside(from, i < there);
-        const int at = walk.place(from);
+        const int at = inside ? walk.place(from) : 0;
         float v[8] = {};
         for (int e = 0; e < 8; ++e)
             if (inside && c + e < from.c)
                 v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + c + e, c + e);
         Octet to;
         for (int e = 0; e < 4; ++e) to.v[e] = bf16_pair(v[2 * e], v[2 * e + 1]);
-        *(Octet*)(s + i * row + 16 * own) = to;
+        put(s + i * row + 16 * own, to);
         walk.on(window);
     }
 }
@@ -148,7 +158,7 @@ template <int THREADS> __device__ inline void bring_thin(char* s, const Source& 
     Walk walk(window, threadIdx.x, THREADS);
     for (int i = threadIdx.x; i < count; i += THREADS) {
         const bool inside = walk.inside(from, true);
-        const int at = walk.place(from);
+        const int at = inside ? walk.place(from) : 0;
         float v[4] = {};
         for (int e = 0; e < 4; ++e)
             if (inside && e < from.c) v[e] = entering(from.kind, from.slope, from.x, from.entry, from.other, from.c, at + e, e);
@@ -169,7 +179,7 @@ struct Tile {
     // What it sees, in a phase.
     __device__ Window window(const Tiling& t, int py, int px) const {
         const int by = t.stride * t.spread;
-        return Window{t.seen_y[py], t.seen_x[px], picture, t.origin_y[py] + top * by, t.origin_x[px] + left * by, t.spread, t.pictures > 1};
+        return Window{t.seen_y[py], t.seen_x[px], picture, t.origin_y[py] + top * by, t.origin_x[px] + left * by, t.spread};
     }
 };
 
@@ -258,29 +268,28 @@ template <int WIDE, bool THIN> __device__ inline void tile_product(const TileArg
         }
     } else {
         const Shared base = shared_address(seen);
+        // The weights of a step are fetched while the one before multiplies; behind the last, a step of zeros.
+        u32 next[NT][2];
+        weights(w, next);
         // A phase may have no taps.
         for (int c0 = 0; taps && c0 < a.deep * 16; c0 += a.chunk) {
             if (c0) __syncthreads();
             bring<128, 2>(seen, from, window, c0, a.chunk, tiling.row, pixels, pixels);
             __syncthreads();
             const int inner = a.chunk / 16;
-            const u32* ahead = w + (u64)(c0 / 16) * per_step;
-            u32 next[NT][2];
-            weights(ahead, next);
             int shift = 0, k = 0, tx = 0;
             for (int left = taps * inner; left > 0; --left) {
                 const int here = shift;
                 UNROLL for (int n = 0; n < NT; ++n) b[n][0] = next[n][0], b[n][1] = next[n][1];
-                // On to the next 16 channels, tap, row of taps; its weights are fetched while this one multiplies.
+                w += per_step;
+                weights(w, next);
+                // On to the next 16 channels, tap, row of taps.
                 shift += 32;
-                ahead += per_step;
                 if (++k == inner) {
                     k = 0;
                     shift += tiling.row - 32 * inner;
-                    ahead += (a.deep - inner) * per_step;
                     if (++tx == taps_x) tx = 0, shift += (seen_x - taps_x) * tiling.row;
                 }
-                if (left > 1) weights(ahead, next);
                 UNROLL for (int m = 0; m < MT; ++m) {
                     u32 v[4];
                     fragments(v, base + at[m][0] + here);
@@ -314,7 +323,8 @@ KERNEL(thin_16, TileArgs, 128) { tile_product<16, true>(a); }
 KERNEL(thin_32, TileArgs, 128) { tile_product<32, true>(a); }
 KERNEL(thin_64, TileArgs, 128) { tile_product<64, true>(a); }
 
-// The weights of a phase as fragments: [steps][columns8][32 lanes][2] words of two values.
+// The weights of a phase as fragments: [steps][columns8][32 lanes][2] words of two values. Steps are in the order in which a product
+// takes them: chunk after chunk, of a chunk tap after tap, of a tap 16 channels after 16; then one of zeros.
 struct Packing {
     const float* w;         // forward [kh][kw][ic][oc], gradient [kh][kw][oc][ic]
     u32* to;
@@ -322,7 +332,8 @@ struct Packing {
     int first_y, first_x;   // of the phase's taps
     int taps_y, taps_x;
     int step;               // from tap to tap
-    int deep, columns8, thin;
+    int inner;              // steps of a tap in a chunk
+    int columns8, thin;
     int block, words;       // its first block; how many words
 };
 
@@ -338,9 +349,10 @@ PLAIN(pack, PackArgs, 256) {
     if (i >= p.words) return;
     const int lane = i / 2 % 32, column8 = i / 64 % p.columns8, step = i / 64 / p.columns8, k = lane % 4 * 2 + i % 2 * 8, n = lane / 4;
     const int o = column8 / 2 * 16 + n / 2 * 4 + column8 % 2 * 2 + n % 2;
-    const int tap = p.thin ? 4 * step + k / 4 : step / p.deep, c = p.thin ? k % 4 : step % p.deep * 16 + k;
+    const int taps = p.taps_y * p.taps_x, of_chunk = taps * p.inner, chunk = of_chunk ? step / of_chunk : 0, inside = step - chunk * of_chunk;
+    const int tap = p.thin ? 4 * step + k / 4 : inside / p.inner, c = p.thin ? k % 4 : (chunk * p.inner + inside % p.inner) * 16 + k;
     float v[2] = {};
-    if (tap < p.taps_y * p.taps_x && o < p.oc) {
+    if (tap < taps && o < p.oc) {
         const int ty = tap / p.taps_x, tx = tap % p.taps_x;
         const int y = p.first_y + (p.gradient ? p.taps_y - 1 - ty : ty) * p.step, x = p.first_x + (p.gradient ? p.taps_x - 1 - tx : tx) * p.step;
         for (int e = 0; e < 2; ++e)

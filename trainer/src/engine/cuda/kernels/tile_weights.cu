@@ -21,7 +21,7 @@ struct TileWeightArgs : Weighing {
 #define WEIGHT_TILE(wide) ((wide) == 16 ? 256 : 128)
 
 template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWeightArgs& a) {
-    constexpr int NT = WIDE / 8, ROW = 2 * WIDE + 16, LANES = WEIGHT_THREADS / WIDE;
+    constexpr int NT = WIDE / 8, ROW = 2 * WIDE + 16, ACROSS = WIDE / 4, LANES = WEIGHT_THREADS / ACROSS;
     __shared__ __align__(16) char seen[WINDOW];
     __shared__ __align__(16) char arriving[WEIGHT_TILE(WIDE) * ROW];
     __shared__ int seen_at[WEIGHT_TILE(WIDE)];
@@ -48,7 +48,7 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
         }
     const Shared at_x = shared_address(seen), at_y = shared_address(arriving);
     float sums[3][NT][4] = {};
-    float bias = 0.0f;
+    float bias[4] = {};
     const int from = blockIdx.z * a.each, to = from + a.each < a.all ? from + a.each : a.all;
     for (int number = from; number < to; ++number) {
         const Tile tile(tiling, number);
@@ -57,8 +57,8 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
             bring_thin<WEIGHT_THREADS>(seen, x, window, pixels);
         else
             bring<WEIGHT_THREADS, 4>(seen, x, window, first, a.chunk, tiling.row, pixels, pixels);
-        const Window own = {tiling.height, tiling.width, tile.picture, tile.top, tile.left, 1, tiling.pictures > 1};
-        bring<WEIGHT_THREADS, 4>(arriving, dy, own, column0, WIDE, ROW, there, 16 * steps);
+        const Window own = {tiling.height, tiling.width, tile.picture, tile.top, tile.left, 1};
+        bring<WEIGHT_THREADS, 3>(arriving, dy, own, column0, WIDE, ROW, there, 16 * steps);
         __syncthreads();
         for (int k0 = 0; k0 < steps; k0 += shares) {
             const bool mine = k0 + share < steps && share < shares;
@@ -89,7 +89,10 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
             }
         }
         if (a.bias && blockIdx.x == 0)
-            for (int i = t / WIDE; i < there; i += LANES) bias += wide(*(const unsigned short*)(arriving + i * ROW + t % WIDE * 2));
+            for (int i = t / ACROSS; i < there; i += LANES) {
+                const Quad v = read4((const unsigned short*)(arriving + i * ROW + t % ACROSS * 8));
+                UNROLL for (int j = 0; j < 4; ++j) bias[j] += v.v[j];
+            }
         __syncthreads();
     }
 
@@ -122,11 +125,12 @@ template <int WIDE, bool THIN> __device__ inline void tile_weights(const TileWei
                 }
             }
     if (!a.bias || blockIdx.x) return;
-    room[t] = bias;
+    write4(&room[4 * t], Quad{{bias[0], bias[1], bias[2], bias[3]}});
     __syncthreads();
     if (t >= WIDE || column0 + t >= a.oc) return;
-    for (int l = 1; l < LANES; ++l) bias += room[l * WIDE + t];
-    partial[depth * a.oc + column0 + t] = bias;
+    float sum = 0.0f;
+    for (int l = 0; l < LANES; ++l) sum += room[l * WIDE + t];
+    partial[depth * a.oc + column0 + t] = sum;
 }
 
 KERNEL(tile_weights_16, TileWeightArgs, WEIGHT_THREADS) { tile_weights<16, false>(a); }
