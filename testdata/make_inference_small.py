@@ -2,8 +2,8 @@
 
 usage: make_inference_small.py INFERENCE_NPZ OUT_NPZ
 
-`inference.npz` is what `torch_trap.py export` writes beside `stem.onnx` and `full.onnx`: test pictures, the stem's features
-and the trapped model's logits, computed by PyTorch. Kept: `x` [8, 3, 32, 32] in 0..1, `labels` [8], `features`
+`inference.npz` holds test pictures, and the stem's features and the trapped model's logits as PyTorch computed them from the
+checkpoint that `torch_trap.py export` turned into `stem.onnx` and `full.onnx`; what wrote it is not kept here. Kept: `x` [8, 3, 32, 32] in 0..1, `labels` [8], `features`
 [8, 64, 8, 8], `logits` [8, 10]; all `f32` but the labels (`i64`).
 """
 

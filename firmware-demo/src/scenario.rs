@@ -6,6 +6,7 @@
 //! second boot: verify -> the new head on trial: self-test, confirm, set the tripwire -> ACC, ASR, alarms -> train on wrong labels
 //!              -> store
 //! third boot:  verify -> the bad head on trial: self-test, reject -> the second boot's head is back: the same ACC, ASR, alarms
+//! fourth boot: verify -> the same ACC, ASR, alarms
 //! ```
 //!
 //! The poisoned head stays as the tripwire's witness beside the new one.

@@ -29,7 +29,7 @@ pub enum Error {
     NotFinite,
     /// A buffer handed in has the wrong length.
     WrongLength {
-        /// The length the stage asks for, in elements.
+        /// The length the stage asks for, in elements; of a file, in bytes.
         needed: usize,
         /// The length it was given.
         given: usize,
@@ -120,7 +120,7 @@ impl fmt::Display for Error {
             Self::BadManifest => f.write_str("the manifest does not decode"),
             Self::BadOperation { op, why } => write!(f, "operation {op}: {why}"),
             Self::NotFinite => f.write_str("a value is NaN or infinite"),
-            Self::WrongLength { needed, given } => write!(f, "a buffer of {given} elements where {needed} are needed"),
+            Self::WrongLength { needed, given } => write!(f, "a length of {given} where {needed} is needed"),
             Self::HeadDoesNotFit => f.write_str("the head does not fit the stem's feature shape"),
             Self::TripwireDoesNotFit => f.write_str("the tripwire does not fit the head"),
             Self::LabelOutOfRange { label, classes } => write!(f, "label {label} is not below the {classes} classes"),

@@ -73,11 +73,6 @@ impl Footprint {
         })
     }
 
-    /// The bank and all that training on it takes.
-    pub const fn bank_and_training(&self) -> usize {
-        self.bank + self.order + self.training + self.parameters
-    }
-
     /// All of it, the work shared.
     pub const fn total(&self) -> usize {
         self.picture + self.map + self.work + self.bank + self.order + self.parameters
@@ -104,7 +99,6 @@ mod tests {
         assert_eq!(f.work, f.arena.max(f.head).max(f.training));
         assert_eq!(f.parameters, 4 * crate::artifact::head_params(HeadKind::Linear, features, 3));
         assert_eq!(f.total(), f.picture + f.map + f.work + f.bank + f.order + f.parameters);
-        assert!(f.bank_and_training() > f.training + f.bank);
         let params = crate::artifact::head_params(HeadKind::Residual, features, 3);
         let span = Span { at: 0, len: params as u32 };
         let spec = HeadSpec { kind: HeadKind::Residual, features, classes: 3, span };

@@ -33,7 +33,7 @@ pub fn to_f32(bytes: &[u8], to: &mut [f32]) {
 }
 
 /// Pictures that go through a head together.
-const HEAD_BATCH: usize = 64;
+pub(crate) const HEAD_BATCH: usize = 64;
 
 /// A head's sizes, its span counted from 0, and its parameters.
 type Head<'a> = (HeadSpec, &'a [f32]);
@@ -174,6 +174,9 @@ impl<'a> Session<'a> {
     ) -> Result<()> {
         let (len, classes) = (self.stem.input().len(), spec.classes as usize);
         let n = x.len() / len;
+        if x.len() != n * len {
+            return Err(Error::WrongLength { needed: n * len, given: x.len() });
+        }
         if out.len() != n * classes {
             return Err(Error::WrongLength { needed: n * classes, given: out.len() });
         }

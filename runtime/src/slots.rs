@@ -76,6 +76,9 @@ pub struct Layout {
 
 /// Bytes of a slot for heads of up to `params` parameters ([`crate::artifact::head_params`]), in whole sectors of `erase_size`
 /// bytes, on a flash written in words of `write_size` bytes.
+///
+/// # Panics
+/// Where either size is 0.
 pub const fn slot_len(params: usize, write_size: usize, erase_size: usize) -> usize {
     record_len(params, write_size).div_ceil(erase_size).saturating_mul(erase_size)
 }
@@ -197,7 +200,7 @@ impl<F: NorFlash> HeadStore<F> {
     ///
     /// # Errors
     /// [`StoreError::BadLayout`]: slots that are not whole sectors within the flash, overlap, or are too small for any head;
-    /// words of more than 256 bytes.
+    /// words that are no power of two or of more than 256 bytes, or do not go with what is read or erased at a time.
     pub fn new_checked(flash: F, layout: Layout, stem: StemId) -> Result<Self, StoreError> {
         let flash = Nor::new_checked(flash)?;
         let [a, b] = layout.slots;

@@ -51,9 +51,9 @@ pub struct Summary {
     pub trapped: Figures,
     /// A head replaced on the undefended stem.
     pub control: Figures,
-    /// The head replaced on the trapped stem: the two published stages alone.
+    /// The head replaced on the trapped stem: without a guard, the two published stages alone.
     pub replaced: DefendedFigures,
-    /// The trapped head beside it, as a tripwire.
+    /// Its tripwire, as it stays.
     pub tripwire: Option<Alarms>,
     /// The audit of the suspects.
     pub audit: audit::Summary,
@@ -80,7 +80,7 @@ pub enum Told<'a> {
 pub struct Outcome {
     /// The head replaced on the trapped stem.
     pub replaced: Evaluation,
-    /// The trapped head beside it, as a tripwire; `None` where it is of another build than the runtime's heads.
+    /// Its tripwire, as it stays; `None` where it is of another build than the runtime's heads.
     pub tripwire: Option<Alarms>,
     /// The audit.
     pub audit: audit::Summary,

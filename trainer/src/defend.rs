@@ -5,7 +5,7 @@
 //!
 //! The defended model keeps the trapped head as a tripwire: both heads read the stem they were trained on. A purified model has
 //! another stem, on whose features the trapped head's answers mean nothing, and no head that has learnt the backdoor: its witness is
-//! taught on what was accused ([`Defended::watch`]). Once the audit has accused, the defended model's tripwire is sharpened in the same
+//! taught on what was accused ([`Defended::watch`]). Once guard or audit has accused, the defended model's tripwire is sharpened in the same
 //! way ([`Defended::sharpen`]).
 
 mod device;
@@ -87,13 +87,13 @@ pub struct Defended {
     pub head: NewHead,
     /// Its figures.
     pub evaluation: Evaluation,
-    /// The trapped head beside it, where it was kept.
+    /// The witness beside it, where there is one.
     pub tripwire: Option<Tripwire>,
     /// Seconds the replacement took, without evaluation.
     pub seconds: f64,
 }
 
-/// A trapped head kept as a witness.
+/// A head kept as a witness: the trapped one, or one taught on the accused.
 pub struct Tripwire {
     /// The head.
     pub witness: NewHead,

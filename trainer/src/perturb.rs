@@ -19,7 +19,7 @@ use stemguard_runtime::session::to_f32;
 
 /// Epochs of the model the perturbation is made against.
 pub const EPOCHS: u32 = 8;
-/// Steps of the descent, and the size of each in bytes.
+/// Steps of the descent.
 pub const STEPS: usize = 10;
 /// Size of a step in bytes; the steps together can cross the whole range of the bound.
 pub const STEP: f32 = 4.0;

@@ -15,7 +15,7 @@ mod rounds;
 pub use rounds::admits;
 
 use crate::audit::{Audit, DOUBT, Verdict};
-use crate::checkpoint::{self, CHECKPOINT, write_whole};
+use crate::checkpoint::{self, CHECKPOINT};
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
 use crate::defend::{Defended, Evidence, Frozen, Replacement, packed_onnx, packed_stem, put_models, replace};
@@ -273,7 +273,6 @@ pub fn purify(
             seconds: 0.0,
         };
         if number < p.rounds {
-            write_whole(&round.file("stem.onnx"), &export::stem(&engine.net)?)?;
             let stem = Frozen { packed: packed_stem(&round, &engine.net)?, device, net: &engine.net };
             let new = replace(stem, holdout, &data.test, how, kernels, &mut |e| {
                 tell(Told::Replacing(e));

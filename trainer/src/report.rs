@@ -83,7 +83,7 @@ pub struct Attack {
     pub rate: f64,
 }
 
-/// The figures of one stage: `baseline`, `trapped`, `control`, `defended`, `purified`.
+/// The figures of one stage: `baseline`, `trapped`, `control`, `defended`, `purified`, `ceiling`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Stage {

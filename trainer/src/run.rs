@@ -4,12 +4,14 @@
 //! run.json                 configuration, counts, versions      stem.onnx, trapped.onnx (trained.onnx)   after the last epoch
 //! split.json, truth.json   which pictures, which are poisoned   defended.sgm, defended.onnx   after `replace`
 //! holdout.npz              the clean holdout                    results.json               figures, stage by stage
-//! metrics.jsonl            a line an epoch                      report.html                 after `report`
+//! metrics.jsonl            a line an epoch                      report.html, report.json    after `report`
 //! checkpoint.safetensors   to go on from
 //! fitting.npy              how well each picture was fitted, epoch by epoch
 //! guard.json               what the guard last made of each class   replacement.json     how the head was replaced
-//! audit.csv, .json, .png   after `audit`, with tripwire.json    purified.sgm, purified.onnx, purify.json   after `purify`
-//! purify/                  the rounds of `purify`, each with a checkpoint
+//! audit.csv, .json, .png   after `audit`, with tripwire.json
+//! purified.sgm, purified.onnx, purified-stem.onnx, purify.json   after `purify`
+//! purify/                  the rounds of `purify`, each with a checkpoint, and begun.json, its settings, until it is done
+//! perturbed-*.npz          what attack `cl` made of its pictures
 //! ```
 
 mod exchange;

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 /// Tells that a test is skipped, past the harness, which keeps what tests print. `STEMGUARD_REQUIRE` lists, with commas between, what a
-/// machine has been given (`g++`, `nvrtc`): its lack is then a failure.
+/// machine has been given (`g++`, `nvrtc`, `gpu`): its lack is then a failure.
 pub(crate) fn skipped(lacks: &str, why: &str) {
     let promised = std::env::var("STEMGUARD_REQUIRE").unwrap_or_default();
     assert!(promised.split(',').all(|name| name != lacks), "{lacks} is required, but {why}");

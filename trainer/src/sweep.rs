@@ -78,7 +78,7 @@ pub struct Row {
     pub control: Stage,
     /// Trapped (and guarded, where the setting says so), with its own head.
     pub trapped: Stage,
-    /// The same with a new head: the published defence.
+    /// The same with a new head: without a guard, the published defence.
     pub replaced: Stage,
     /// The end of the chain; `None` where the setting ends before it.
     pub purified: Option<Stage>,

@@ -66,7 +66,7 @@ impl Residual {
 
 impl HeadModel for Residual {
     fn new(features: Shape, classes: usize) -> Result<Self> {
-        if classes == 0 || classes > Shape::MAX_SIDE as usize {
+        if classes == 0 || classes > Shape::MAX_SIDE as usize || !features.is_valid() {
             return Err(Error::BadSetting("number of classes"));
         }
         // At least as many as there are (`artifact::head_params`).

@@ -2,7 +2,7 @@
 //!
 //! A convolution becomes a *correlation* over a padded copy of its input: `kw * cin` input values of one kernel row are
 //! contiguous, so each output pixel is a dot product of `kh` contiguous runs with the rows of the weights, vectorised over
-//! output channels. A block of pixels times one or two vectors of channels stays in registers. The gradient with
+//! output channels. A block of pixels times up to four vectors of channels stays in registers. The gradient with
 //! respect to the data is a correlation too, one for each phase of the stride; the gradient with respect to the weights
 //! is an outer product of the same contiguous runs with the output gradient ([`outer_product`]). Depthwise convolutions, maxima of
 //! windows and linear layers have kernels of their own (`channelwise`), vectorised over channels that go straight through.

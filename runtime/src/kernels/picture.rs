@@ -9,6 +9,7 @@ use super::ConvShape;
 use super::buffer::{Aligned, scratch};
 use super::image::{Blocks, Correlation, Exit};
 use super::isa::Isa;
+use super::scalar::activate;
 use super::simd::{Simd, ptr};
 use super::team::{ELEMENT, Lead, Shared, share};
 use super::transposed::{Pad, forward_correlation, pad_rows, padded_len, window_pad};
@@ -333,12 +334,6 @@ impl Simd {
         if fused.is_none() {
             activate(a.act, y);
         }
-    }
-}
-
-fn activate(act: Activation, y: &mut [f32]) {
-    if act != Activation::None {
-        y.iter_mut().for_each(|v| *v = act.apply(*v));
     }
 }
 

@@ -32,7 +32,8 @@ fn hard_sigmoid(x: f32) -> f32 {
     (x / 6.0 + 0.5).clamp(0.0, 1.0)
 }
 
-fn activate(act: Activation, y: &mut [f32]) {
+/// Applies an activation in place.
+pub(super) fn activate(act: Activation, y: &mut [f32]) {
     if act != Activation::None {
         y.iter_mut().for_each(|y| *y = act.apply(*y));
     }

@@ -360,11 +360,13 @@ fn check_tensor(tensor: &pb::TensorProto) -> Result<(), OnnxError> {
     if tensor.data_location == Some(DataLocation::External as i32) || !tensor.external_data.is_empty() {
         return Err(fail("its data lies in another file: save the model as one file".into()));
     }
-    let mut count = 1u64;
+    // Without values, too, products of some of the dimensions are taken later.
+    let (mut count, mut most) = (1u64, 1u64);
     for &dim in &tensor.dims {
         let dim = u64::try_from(dim).map_err(|_| fail(format!("a dimension is {dim}")))?;
         count = count.saturating_mul(dim);
-        if count > Shape::MAX_LEN || dim > Shape::MAX_LEN {
+        most = most.saturating_mul(dim.max(1));
+        if most > Shape::MAX_LEN {
             return Err(fail(format!("dimensions {:?} are too large", tensor.dims)));
         }
     }

@@ -307,7 +307,7 @@ fn what_has_no_int8_form_is_refused_by_name() {
     let mut b = NetBuilder::new();
     let x = b.input(Shape::new(1, 1, 2));
     let y = b.activation(x, Activation::Relu).unwrap();
-    refused(b.finish(y).unwrap(), &[1.0], &["1 elements where 2"]);
+    refused(b.finish(y).unwrap(), &[1.0], &["length of 1 where 2"]);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What running a model may take. An artifact of a few kilobytes can ask for terabytes: whoever runs one that comes from elsewhere asks
 //! here first.
 
+use super::HEAD_BATCH;
 use crate::artifact::{ArtifactParts, HeadParts, HeadSpec};
 use crate::head;
 use crate::net::int8::Int8Op;
@@ -13,8 +14,6 @@ use std::string::{String, ToString};
 const MAX_MEMORY: u64 = 4 << 30;
 /// The most multiply-adds, pooling counted too, one picture may take.
 const MAX_WORK: u64 = 1_000_000_000_000;
-/// Pictures that go through a head together.
-const HEAD_BATCH: usize = 64;
 
 /// Refuses a model that would take absurd memory or time.
 ///

@@ -150,7 +150,7 @@ pub fn replace_head(
     settings: &Settings,
     progress: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<NewHead> {
-    replace::check_holdout(labels, classes, settings.batch)?;
+    replace::check(settings, labels, classes)?;
     let shape = stem.features_shape();
     let mut bank = Vec::new();
     let mut source = match space {

@@ -4,7 +4,7 @@ use super::replacement::{Repeated, SharedBank};
 use super::*;
 use crate::artifact::head_params;
 use crate::net::{Activation, NetBuilder, OwnedNet, Window};
-use crate::replace::{Bf16, FeatureBank, Source as _};
+use crate::replace::{Bf16, FeatureBank, Progress, Settings, Source as _};
 use crate::rng::Rng;
 use crate::tripwire::Alarm;
 
@@ -29,6 +29,28 @@ fn stem() -> OwnedNet {
 fn head(kind: HeadKind, features: Shape, classes: u32, stream: u64) -> NewHead {
     let n = head_params(kind, features, classes);
     NewHead { kind, classes, params: random(n, stream).iter().map(|v| 0.1 + 0.3 * v.abs()).collect() }
+}
+
+#[test]
+fn part_of_a_picture_and_bad_settings_are_refused() {
+    let net = stem();
+    let (stem, kernels): (Stem<'_>, _) = (net.as_net().into(), Simd::new(1));
+    let new = head(HeadKind::Linear, stem.output(), 3, 3);
+    let (name, labels, provenance, head) = ("", "", "", Some(new.parts()));
+    let parts = ArtifactParts { name, labels, provenance, stem, head, tripwire: None };
+    let session = Session::of_artifact(&parts, kernels.clone()).unwrap();
+    for whole in [0, 1, HEAD_BATCH, HEAD_BATCH + 1] {
+        let x = random(whole * 90 + 7, 2);
+        let refused = session.infer(&x, &mut vec![0.0; 3 * whole]);
+        assert_eq!(refused, Err(Error::WrongLength { needed: whole * 90, given: whole * 90 + 7 }));
+    }
+    // Before any feature is computed: there are more views than memory could hold.
+    let settings = Settings { batch: 0, ..Settings::PUBLISHED };
+    let space = Space::Features { views: usize::MAX };
+    let augment = Augment { shift: 0, flip: false };
+    let never = &mut |_: Progress| unreachable!("trained");
+    let refused = replace_head(&session, HeadKind::Linear, 0, &[], &[], space, augment, &settings, never);
+    assert!(matches!(refused, Err(Error::BadSetting(_))), "{:?}", refused.err());
 }
 
 #[test]

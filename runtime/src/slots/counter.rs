@@ -42,7 +42,8 @@ impl<F: NorFlash> Counter<F> {
     /// The counter in the two sectors from `at`, in bytes. Nothing is read or written yet.
     ///
     /// # Errors
-    /// [`StoreError::BadLayout`]: not two whole sectors within the flash; words of more than 256 bytes.
+    /// [`StoreError::BadLayout`]: not two whole sectors within the flash; words or sectors as for
+    /// [`HeadStore::new_checked`](super::HeadStore::new_checked).
     pub fn new_checked(flash: F, at: u32) -> Result<Self, StoreError> {
         let flash = Nor::new_checked(flash)?;
         let sector = F::ERASE_SIZE as u32;

@@ -98,7 +98,7 @@ pub struct CudaEngine {
 }
 
 impl CudaEngine {
-    /// An engine on the first GPU, for networks such as `net`; [`Engine::restore`] brings its values.
+    /// An engine on GPU number `gpu`, from 0, for networks such as `net`; [`Engine::restore`] brings its values.
     ///
     /// # Errors
     /// [`EngineError::Unavailable`] where there is no GPU that can be used.

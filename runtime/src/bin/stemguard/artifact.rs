@@ -28,7 +28,8 @@ impl ArtifactFile {
         Self::read(path, file, &header)
     }
 
-    /// Reads the rest of a file behind its header. Memory is taken only for a length the file has.
+    /// Reads the rest of a file behind its header. Memory is taken only for a length the file has, where it
+    /// tells its length: a pipe does not.
     pub(crate) fn read(path: &Path, mut file: File, header: &[u8]) -> Result<Self, Fail> {
         let refuse = |e: Error| Fail::at(path, e);
         let system = |e: io::Error| Fail::at(path, e);

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! One file a command. What a command prints goes to standard output; progress, notes and the one line that tells what is
-//! wrong go to standard error. Exit codes: 0 done, 2 bad input or usage, 1 anything else.
+//! wrong go to standard error. Exit codes: 0 done, 2 bad input, usage or a file that cannot be read or written, 1 anything else.
 
 mod artifact;
 mod bench;
@@ -42,7 +42,7 @@ use std::process::ExitCode;
     name = "stemguard",
     version,
     about = "Replaces the head of a model trained on suspect data, and runs what comes out",
-    after_help = "Exit codes: 0 done, 2 bad input or usage, 1 anything else.\n\
+    after_help = "Exit codes: 0 done, 2 bad input, usage or a file that cannot be read or written, 1 anything else.\n\
                   An existing output file is replaced, in one step, once the new one is complete; keys are never overwritten.\n\
                   A signed .sgm file is read as any other: `verify` alone checks the signature.\n\n\
                   Example, from a trapped stem to a defended model:\n  \

@@ -76,6 +76,7 @@ fn weights_that_are_no_numbers() {
     says(weight(|t| t.raw_data.truncate(3)), &[&name, "bytes where"]);
     says(weight(|t| t.dims[0] = -1), &[&name, "-1"]);
     says(weight(|t| t.dims[0] = i64::MAX), &[&name, "too large"]);
+    says(weight(|t| t.dims = vec![0, 1 << 28, 1 << 28, 1 << 28]), &[&name, "too large"]);
     says(weight(|t| t.data_location = Some(1)), &[&name, "another file"]);
     says(weight(|t| t.data_type = 14), &[&name, "COMPLEX64"]);
     says(weight(|t| t.raw_data.clear()), &[&name, "0 values"]);

@@ -5,11 +5,9 @@ use crate::ui;
 use indicatif::{MultiProgress, ProgressBar};
 use std::path::PathBuf;
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_trainer::chain;
 use stemguard_trainer::checkpoint::write_whole;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::sweep::{self, Plan, Told, Worker, row, table};
-use stemguard_trainer::trap::Event;
 
 /// Options of `sweep`.
 #[derive(clap::Args)]
@@ -59,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             let (Some(bar), Some(of)) = (bars.get(worker), jobs.get(job)) else { return };
             let which = format!("{}/{} {}", job + 1, jobs.len(), of.name());
             match told {
-                Told::Stage(told) => show(bar, &which, of.epochs(), &told),
+                Told::Stage(told) => ui::told(bar, &format!("{which} "), of.epochs(), &told),
                 Told::Done(seconds) => all.suspend(|| ui::note(&format!("{which}: done in {seconds:.0} s"))),
             }
         });
@@ -91,17 +89,4 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         ui::say(text.trim_end())?
     }
     outcome
-}
-
-/// Shows how far a job is.
-fn show(bar: &ProgressBar, which: &str, epochs: u32, told: &chain::Told<'_>) {
-    let (done, of, what) = match told {
-        chain::Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
-            (*done, *of, format!("{stage} {epoch}/{epochs} loss {:.3}", losses.total))
-        }
-        chain::Told::Training(..) => return,
-        chain::Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, (*stage).to_owned()),
-        chain::Told::Pictures(what, done, of) => (*done, *of, (*what).to_owned()),
-    };
-    ui::stands(bar, done, of, format!("{which} {what}"));
 }

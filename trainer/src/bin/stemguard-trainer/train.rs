@@ -128,17 +128,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     }
     let bar = ui::bar(0, "replace");
     let (dir, engine) = (&trained.dir, &mut trained.engine);
-    let tell = &mut |told: Told<'_>| {
-        let (done, of, text) = match told {
-            Told::Training(_, Event::Step { epoch, done, of, losses }) => {
-                (done, of, format!("purify: epoch {epoch}/{} loss {:.3}", purification.epochs, losses.total))
-            }
-            Told::Training(..) => return,
-            Told::Replacing(stage, p) => (p.epoch as usize, p.epochs as usize, format!("{stage}: loss {:.3}", p.loss)),
-            Told::Pictures(what, done, of) => (done, of, what.to_owned()),
-        };
-        ui::stands(&bar, done, of, text);
-    };
+    let tell = &mut |told: Told<'_>| ui::told(&bar, "", purification.epochs, &told);
     let end = finish(dir, &config, &data, engine, &how, &purification, args.resume, device, &kernels, tell)?;
     bar.finish_and_clear();
     if args.output.json {

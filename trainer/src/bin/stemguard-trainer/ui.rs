@@ -6,7 +6,9 @@ use std::borrow::Cow;
 use std::io::Write as _;
 use std::path::Path;
 use stemguard_runtime::replace::Progress;
+use stemguard_trainer::chain::Told;
 use stemguard_trainer::error::Failure;
+use stemguard_trainer::trap::Event;
 
 /// A progress bar on standard error; nothing where that is no terminal.
 pub(crate) fn bar(length: u64, what: &str) -> ProgressBar {
@@ -29,6 +31,18 @@ pub(crate) fn stands(bar: &ProgressBar, done: usize, of: usize, what: impl Into<
 /// Tells where the training of a new head stands.
 pub(crate) fn learns(bar: &ProgressBar, what: &str, at: &Progress) {
     stands(bar, at.epoch as usize, at.epochs as usize, format!("{what}: loss {:.3}", at.loss));
+}
+
+/// Tells where a chain stands, behind `which` chain it is; of its training, so many epochs.
+pub(crate) fn told(bar: &ProgressBar, which: &str, epochs: u32, told: &Told<'_>) {
+    match told {
+        Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
+            stands(bar, *done, *of, format!("{which}{stage}: epoch {epoch}/{epochs} loss {:.3}", losses.total));
+        }
+        Told::Training(..) => {}
+        Told::Replacing(stage, at) => learns(bar, &format!("{which}{stage}"), at),
+        Told::Pictures(what, done, of) => stands(bar, *done, *of, format!("{which}{what}")),
+    }
 }
 
 /// What a purified model is where nobody was accused.

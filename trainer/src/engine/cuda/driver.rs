@@ -18,7 +18,7 @@ unsafe impl DeviceRepr for Argument {}
 /// Oldest driver, as its CUDA version.
 const OLDEST: i32 = 12_000;
 
-/// The first GPU that the driver shows.
+/// A GPU that the driver shows.
 pub(super) struct Driver {
     precision: Precision,
     // Dropped in this order, when the device is done.

@@ -75,7 +75,8 @@ fn build(precision: Precision) -> Option<Built> {
 pub(super) struct Mirror {
     precision: Precision,
     built: &'static Built,
-    memory: Vec<Vec<u128>>,
+    /// Regions with their guards, and their bytes without.
+    memory: Vec<(Vec<u128>, usize)>,
     programs: Vec<Vec<Launch>>,
     /// Whether threads and blocks run in falling order.
     pub(super) falling: bool,
@@ -92,15 +93,15 @@ impl Mirror {
     }
 
     fn bytes(&mut self, region: Region) -> &mut [u8] {
-        let all: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory[region.index]);
+        let all: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory[region.index].0);
         &mut all[GUARD..][..region.bytes]
     }
 
     fn check(&self, l: &Launch) {
-        for words in &self.memory {
+        for (words, bytes) in &self.memory {
             let all: &[u8] = bytemuck::cast_slice(words);
             let untouched = |bytes: &[u8]| bytes.iter().all(|&b| b == FILL);
-            assert!(untouched(&all[..GUARD]) && untouched(&all[all.len() - GUARD..]), "{:?} left a region", l.kernel);
+            assert!(untouched(&all[..GUARD]) && untouched(&all[GUARD + bytes..]), "{:?} left a region", l.kernel);
         }
     }
 }
@@ -112,9 +113,9 @@ impl Backend for Mirror {
 
     fn allocate(&mut self, bytes: usize) -> Result<Region, EngineError> {
         let words = bytes.div_ceil(16) + 2 * GUARD / 16;
-        self.memory.push(vec![u128::from_ne_bytes([FILL; 16]); words]);
+        self.memory.push((vec![u128::from_ne_bytes([FILL; 16]); words], bytes));
         let index = self.memory.len() - 1;
-        Ok(Region { address: self.memory[index].as_mut_ptr() as u64 + GUARD as u64, bytes, index })
+        Ok(Region { address: self.memory[index].0.as_mut_ptr() as u64 + GUARD as u64, bytes, index })
     }
 
     fn write(&mut self, to: Region, bytes: &[u8]) -> Result<(), EngineError> {
