@@ -111,6 +111,10 @@ impl Beside {
     }
 
     fn place(self) -> io::Result<()> {
+        // Who may read what was there may read what takes its place, and nobody else.
+        if let Ok(before) = fs::metadata(&self.target) {
+            let _ = fs::set_permissions(&self.part, before.permissions());
+        }
         fs::rename(&self.part, &self.target)?;
         // The new name is on the disk once the folder is. Not every file system can flush one.
         let _ = File::open(folder(&self.target)).and_then(|folder| folder.sync_all());
@@ -210,6 +214,19 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(write(&dir.path().join("no/such/folder"), b"x").is_err());
         assert!(write(Path::new("/"), b"x").is_err() && write(Path::new(""), b"x").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn who_may_read_a_file_stays_so() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write(&path, b"old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        write(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[cfg(target_os = "linux")]

@@ -184,7 +184,7 @@ impl RunConfig {
             c if c.epochs == 0 => fail("--epochs must be at least 1".into()),
             c if c.batch < 2 => fail("--batch must be at least 2".into()),
             c if c.guard.is_some_and(|g| g < 2 || g >= c.epochs) => {
-                fail(format!("--guard {} is not within 2 and the epochs", c.guard.unwrap_or(0)))
+                fail(format!("--guard {} is not at least 2 and below the epochs", c.guard.unwrap_or(0)))
             }
             c if c.oracle && c.trap => {
                 fail("--oracle is for baselines: a trap is shown what is poisoned by nobody".into())

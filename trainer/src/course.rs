@@ -81,6 +81,10 @@ pub fn guarded(
     Ok(Some(guard.judge(&history, done as usize)))
 }
 
+fn diverged(c: &RunConfig, epoch: u32) -> Failure {
+    Failure::Other(format!("training diverged in epoch {}: a run with a lower --lr than {} may not", epoch + 1, c.rate))
+}
+
 impl Course<'_> {
     /// Epochs that the directory's checkpoint has behind it, none without one; brings the engine there.
     ///
@@ -152,10 +156,15 @@ impl Course<'_> {
                 (line.acc, line.asr) = (Some(e.acc), Some(e.asr));
                 last = Some(e);
             }
+            let state = engine.state()?;
+            // Statistics can be beyond all numbers while losses still are numbers.
+            if state.tensors.values().flatten().any(|v| !v.is_finite()) {
+                return Err(diverged(c, epoch));
+            }
             lines.push(line);
             self.dir.write_metrics(&lines)?;
             history.write(&fitting)?;
-            checkpoint::write(&self.dir.file(CHECKPOINT), &engine.state()?, epoch + 1, self.fingerprint)?;
+            checkpoint::write(&self.dir.file(CHECKPOINT), &state, epoch + 1, self.fingerprint)?;
             tell(Event::Epoch(&line));
         }
         last.map_or_else(|| evaluate_engine(test, engine), Ok)
@@ -188,9 +197,7 @@ impl Course<'_> {
             !diverged
         })?;
         if diverged {
-            let why =
-                format!("training diverged in epoch {}: a run with a lower --lr than {} may not", epoch + 1, c.rate);
-            return Err(Failure::Other(why));
+            return Err(self::diverged(c, epoch));
         }
         // No clock is so coarse that a speed must be infinite.
         let seconds = clock.elapsed().as_secs_f64().max(1e-9);

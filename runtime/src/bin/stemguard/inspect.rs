@@ -309,13 +309,19 @@ fn by([h, w, c]: [u32; 3]) -> String {
     format!("{h}x{w}x{c}")
 }
 
+/// A text of a file on one line of a terminal.
+fn shown(text: &str) -> String {
+    let one = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(one).collect()
+}
+
 fn print(r: &NetReport<'_>) -> Result<(), Fail> {
-    ui::line(format_args!("name          {}", r.name))?;
+    ui::line(format_args!("name          {}", shown(r.name)))?;
     if !r.labels.is_empty() {
-        ui::line(format_args!("labels        {}", r.labels.join(", ")))?;
+        ui::line(format_args!("labels        {}", shown(&r.labels.join(", "))))?;
     }
     if !r.provenance.is_empty() {
-        ui::line(format_args!("provenance    {}", r.provenance))?;
+        ui::line(format_args!("provenance    {}", shown(r.provenance)))?;
     }
     if let Some(SignatureReport { key_id, model_version }) = &r.signature {
         ui::line(format_args!("signature     key {key_id}, model version {model_version}, not verified"))?;

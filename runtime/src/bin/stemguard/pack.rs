@@ -85,6 +85,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         let why = format!("{} class names for a head of {} classes", names.lines().count(), head.classes);
         return Err(Fail::input(format!("--labels: {why}")));
     }
+    if args.name.as_ref().is_some_and(|name| name.contains(char::is_control)) {
+        return Err(Fail::input("--name: control characters"));
+    }
     let name = args.name.as_deref().unwrap_or(parts.name);
     let labels = named.as_deref().unwrap_or(parts.labels);
     let parts = ArtifactParts { name, labels, provenance: &provenance, ..parts };
@@ -177,6 +180,9 @@ fn read_labels(path: &std::path::Path) -> Result<String, Fail> {
     let names: Vec<&str> = text.lines().map(str::trim).collect();
     if let Some(empty) = names.iter().position(|name| name.is_empty()) {
         return Err(Fail::at(path, format!("line {}: an empty class name", empty + 1)));
+    }
+    if let Some(odd) = names.iter().position(|name| name.contains(char::is_control)) {
+        return Err(Fail::at(path, format!("line {}: a class name with control characters", odd + 1)));
     }
     if names.is_empty() {
         return Err(Fail::at(path, "it holds no class names"));

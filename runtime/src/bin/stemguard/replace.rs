@@ -149,8 +149,9 @@ struct Report {
 pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let holdout = eval::parse("--holdout", &args.holdout)?;
     let validate = args.validate.as_deref().map(|spec| eval::parse("--validate", spec)).transpose()?;
-    let inputs = [Some(&holdout), validate.as_ref()].into_iter().flatten().filter_map(|spec| spec.source.path());
-    files::check_apart(&args.out, &inputs.map(|path| (path, "the pictures")).collect::<Vec<_>>())?;
+    let paths = [Some(&holdout), validate.as_ref()].into_iter().flatten().filter_map(|spec| spec.source.path());
+    let inputs = paths.map(|path| (path, "the pictures")).chain([(args.stem.as_path(), "the model")]);
+    files::check_apart(&args.out, &inputs.collect::<Vec<_>>())?;
     let (kind, settings) = settings(args);
     settings.check().map_err(Fail::input)?;
     if args.no_cutmix && kind == HeadKind::Linear {

@@ -32,8 +32,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         None => None,
     };
     let data = summary::collect(&dir, &record, baseline.as_ref(), &args.output.kernels())?;
-    dir.write_json("report.json", &data)?;
     report::write(&out, &data).map_err(|e| Failure::file(&out, e))?;
+    dir.write_json("report.json", &data)?;
     if args.output.json {
         return ui::json(&serde_json::json!({ "report": ui::shown(&out), "stages": data.stages.len() }));
     }

@@ -42,6 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if !args.table {
         let at_a_time = usize::from(args.jobs);
         let threads = (args.output.kernels().threads() / at_a_time).max(1);
+        if args.out.join("run.json").exists() {
+            return Err(Failure::file(&args.out, "holds a run: a sweep takes a directory of its own"));
+        }
         plan.rehearse(&cells, &args.out)?;
         std::fs::create_dir_all(&args.out).map_err(|e| Failure::file(&args.out, format!("cannot be made: {e}")))?;
         let workers: Vec<Worker> = devices
@@ -79,7 +82,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         lines.push_str(&serde_json::to_string(row).map_err(|e| Failure::Other(e.to_string()))?);
         lines.push('\n');
     }
-    if !args.table {
+    // What was refused as another plan's leaves that plan's table.
+    if !args.table && (outcome.is_ok() || !rows.is_empty()) {
         write_whole(&args.out.join("table.md"), text.as_bytes())?;
         write_whole(&args.out.join("rows.jsonl"), lines.as_bytes())?;
     }
