@@ -106,15 +106,15 @@ impl Beside {
                 opened => break (part, opened?),
             }
         };
+        // Who may read what was there may read what takes its place, and nobody else, from the first byte on.
+        if let Ok(before) = fs::metadata(&target) {
+            let _ = opened.set_permissions(before.permissions());
+        }
         let (mut file, beside) = (opened, Self { target, part });
         fill(&mut file).and_then(|()| file.sync_all()).map(|()| beside)
     }
 
     fn place(self) -> io::Result<()> {
-        // Who may read what was there may read what takes its place, and nobody else.
-        if let Ok(before) = fs::metadata(&self.target) {
-            let _ = fs::set_permissions(&self.part, before.permissions());
-        }
         fs::rename(&self.part, &self.target)?;
         // The new name is on the disk once the folder is. Not every file system can flush one.
         let _ = File::open(folder(&self.target)).and_then(|folder| folder.sync_all());

@@ -183,21 +183,21 @@ impl Course<'_> {
         let rate = c.rate * c.schedule.factor(epoch, c.epochs);
         let (mut sum, mut steps) = ([0.0f64; 4], 0u32);
         let clock = std::time::Instant::now();
-        let mut diverged = false;
+        let mut finite = true;
         let pass = Pass { config: c, pictures, forget, epoch, rate };
         engine.pass(&pass, order, &mut |chosen, report| {
             let losses = report.losses;
             history.record(chosen, &report.fit);
-            diverged = !losses.total.is_finite();
+            finite = losses.total.is_finite();
             for (s, v) in sum.iter_mut().zip([losses.total, losses.ce, losses.mse, losses.tv]) {
                 *s += f64::from(v);
             }
             steps += 1;
             tell(Event::Step { epoch: epoch + 1, done: steps as usize * c.batch, of: order.len(), losses });
-            !diverged
+            finite
         })?;
-        if diverged {
-            return Err(self::diverged(c, epoch));
+        if !finite {
+            return Err(diverged(c, epoch));
         }
         // No clock is so coarse that a speed must be infinite.
         let seconds = clock.elapsed().as_secs_f64().max(1e-9);

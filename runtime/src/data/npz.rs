@@ -177,8 +177,8 @@ pub fn write_npz(path: &Path, pictures: &Pictures) -> Result<(), DataError> {
     write(path, &[("x", "y", pictures)])
 }
 
-/// Writes two parts as arrays `x_train`, `y_train`, `x_test`, `y_test` and `classes`, the class names of the first part that is not
-/// empty. An
+/// Writes two parts as arrays `x_train`, `y_train`, `x_test`, `y_test` and `classes`, the class names of the first
+/// part that is not empty. An
 /// empty part is left out. Otherwise as [`write_npz`].
 ///
 /// # Errors

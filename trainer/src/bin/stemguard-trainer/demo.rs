@@ -97,21 +97,14 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         Device::Cpu,
         &args.output.kernels(),
         &mut |told| match told {
-            Told::Training(stage, Event::Step { epoch, done, of, losses }) => {
-                let epochs = if stage == "purify" { purification.epochs } else { config.epochs };
-                ui::stands(&bar, done, of, format!("{stage}: epoch {epoch}/{epochs} loss {:.3}", losses.total));
-            }
             Told::Training(stage, Event::Epoch(line)) if args.output.json => {
                 let line = serde_json::json!({ "stage": stage, "epoch": line.epoch, "loss": line.losses.total,
                 "acc": line.acc, "asr": line.asr, "pictures_per_second": line.pictures_per_second });
                 trouble = trouble.take().or(ui::json(&line).err());
             }
-            Told::Training(..) => {}
-            Told::Replacing(stage, p) => {
-                ui::learns(&bar, stage, &p);
-            }
-            Told::Pictures(what, done, of) => {
-                ui::stands(&bar, done, of, what);
+            told => {
+                let purifies = matches!(told, Told::Training("purify", _));
+                ui::told(&bar, "", if purifies { purification.epochs } else { config.epochs }, &told);
             }
         },
     )?;

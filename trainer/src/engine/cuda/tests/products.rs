@@ -61,6 +61,11 @@ struct Beside {
     add: Vec<f32>,
 }
 
+/// Small whole numbers.
+fn whole(rng: &mut Rng, len: usize) -> Vec<f32> {
+    (0..len).map(|_| rng.below(7) as f32 - 3.0).collect()
+}
+
 /// What comes out.
 struct Answers {
     /// The output, or the gradient of the input.
@@ -72,7 +77,7 @@ struct Answers {
 impl Case {
     fn new(g: ConvShape, around: Around) -> Self {
         let mut rng = Rng::new(5, 5);
-        let mut whole = |len: usize| -> Vec<f32> { (0..len).map(|_| rng.below(7) as f32 - 3.0).collect() };
+        let mut whole = |len| whole(&mut rng, len);
         let (x, y, w, bias) = (whole(N * g.x.len()), whole(N * g.y.len()), whole(g.weights()), whole(g.y.c as usize));
         let (norm, back, other) = (whole(2 * g.x.c as usize), whole(3 * g.y.c as usize), whole(y.len()));
         Self { g, around, x, y, w, bias, norm, back, other }
@@ -80,7 +85,7 @@ impl Case {
 
     fn beside(&self, to: Shape) -> Beside {
         let mut rng = Rng::new(7, 7);
-        let mut whole = |len: usize| -> Vec<f32> { (0..len).map(|_| rng.below(7) as f32 - 3.0).collect() };
+        let mut whole = |len| whole(&mut rng, len);
         Beside { gate: whole(N * to.len()), gate_norm: whole(2 * to.c as usize), add: whole(N * to.len()) }
     }
 
