@@ -182,9 +182,9 @@ def replace_case(a, python, stemguard, scratch):
 
     def ours(space):
         def seconds(epochs, threads):
+            views = {'features': ['--views', VIEWS], 'mixed': ['--views', 1], 'pictures': []}[space]
             command = [stemguard, 'replace', ROOT / 'testdata' / 'stem.onnx', '--holdout', 'npz:%s' % holdout, '--space', space,
-                       '--views', 1 if space == 'mixed' else VIEWS, '--epochs', epochs, '--threads', threads, '--json',
-                       '--out', scratch / 'defended.sgm']
+                       *views, '--epochs', epochs, '--threads', threads, '--json', '--out', scratch / 'defended.sgm']
             return lines(command, threads)[0]['seconds']
 
         def figures(threads):

@@ -14,12 +14,12 @@ use stemguard_trainer::config::{Crop, RunConfig};
 use stemguard_trainer::defend::Replacement;
 use stemguard_trainer::engine::{Device, Engine as _};
 use stemguard_trainer::error::Failure;
-use stemguard_trainer::evaluate::Evaluation;
+use stemguard_trainer::evaluate::{Evaluation, evaluate_engine};
 use stemguard_trainer::packed::measure;
 use stemguard_trainer::prepare::prepare;
 use stemguard_trainer::purify::{Mode, Purification, purify};
 use stemguard_trainer::run::RunDir;
-use stemguard_trainer::trap::{Event, train};
+use stemguard_trainer::trap::{Event, restore, train};
 use stemguard_trainer::{chain, defend, summary, sweep};
 
 /// Native and tract, relative to the largest logit.
@@ -296,15 +296,30 @@ fn a_sweep_fills_its_cells_with_their_ceiling_and_goes_on_where_it_stopped() {
     let row = rows(&out);
     assert_eq!(row, rows(&together));
 
-    assert!(row[0].ceiling.is_some_and(|v| v.acc > 0.0 && v.acc <= 1.0));
-    let (ceiling, _) = RunDir::open(&out.join(names[1])).expect("a run");
+    let (ceiling, ceiling_record) = RunDir::open(&out.join(names[1])).expect("a run");
     let (baseline, record) = RunDir::open(&out.join(names[0]).join("baseline")).expect("a run");
-    let counts = RunDir::open(&ceiling.path).expect("a run").1.counts;
+    let counts = ceiling_record.counts;
     assert_eq!((counts.poisoned, counts.train), (0, record.counts.train - record.counts.poisoned));
-    assert_eq!(ceiling.results().expect("results").stages[0].name, "ceiling");
+    let results = ceiling.results().expect("results");
+    assert_eq!(results.stages[0].name, "ceiling");
+    // It was shown the triggers of both; those of its own attack while it was trained, too.
+    let reached = &results.stages[0].evaluation;
+    let (own, other) = (row[0].ceiling.expect("trained"), row[1].ceiling.expect("trained"));
+    assert_eq!((own.acc, own.asr, own.ra), (reached.acc, Some(reached.asr), Some(reached.ra)));
+    assert!(reached.acc > 0.0 && reached.acc <= 1.0 && other.acc == own.acc && other.chance == own.chance);
+    let data_of = |c: &RunConfig| prepare(c, &Simd::new(1), None, &mut |_, _| {}).expect("data");
+    let (trained_on, shown) = (data_of(&ceiling_record.config), data_of(&cells[1].config).test);
+    let (mut engine, _) = restore(&ceiling, &ceiling_record, &trained_on, &Simd::new(1)).expect("a checkpoint");
+    let wanted = evaluate_engine(&shown, &mut engine).expect("figures");
+    assert_eq!((other.asr, other.ra), (Some(wanted.asr), Some(wanted.ra)));
     assert_eq!(baseline.results().expect("results").stages[0].name, "trained");
     sweep::run(&jobs, &out, &workers(1), &|_, _, _| panic!("nothing is left")).expect("nothing left");
     assert!(sweep::table(&row).contains("| badnet-grid | 0.1 | short | 1 |"));
+    // Sweeps of older versions showed it none.
+    std::fs::remove_file(ceiling.file("triggers.json")).expect("removed");
+    let unshown = rows(&out)[1].ceiling.expect("trained");
+    assert_eq!((unshown.acc, unshown.asr, unshown.ra), (other.acc, None, None));
+    assert_eq!(trained(&out, &jobs), BTreeSet::new(), "what is trained stays");
 
     // What was purified otherwise is not passed off as this.
     let others = cells_of(&file, &format!("{plan}inoculate = 0.5\n"));

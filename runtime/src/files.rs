@@ -37,6 +37,18 @@ pub fn write_by(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> 
     write_as(path, OpenOptions::new().write(true).create_new(true), fill)
 }
 
+/// Whether a file can be written, as far as that shows: one is, beside its place, empty, and removed. A device or a pipe is not touched.
+///
+/// # Errors
+/// As [`write()`].
+pub fn try_write(path: &Path) -> io::Result<()> {
+    let (target, is_file) = target_of(path);
+    if !is_file {
+        return Ok(());
+    }
+    Beside::written(target, OpenOptions::new().write(true).create_new(true), |_| Ok(())).map(drop)
+}
+
 /// Whether this is the name of a file that was being written, beside its place, when a program was ended.
 pub fn is_cut_short(name: &OsStr) -> bool {
     writer(name).is_some()
@@ -212,8 +224,15 @@ mod tests {
         write(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(write(&dir.path().join("no/such/folder"), b"x").is_err());
+        for outcome in [write(&dir.path().join("no/such/folder"), b"x"), try_write(&dir.path().join("no/such/folder"))]
+        {
+            assert!(outcome.is_err());
+        }
         assert!(write(Path::new("/"), b"x").is_err() && write(Path::new(""), b"x").is_err());
+        try_write(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new", "it is only tried");
+        try_write(&dir.path().join("b")).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[cfg(unix)]

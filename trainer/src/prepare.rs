@@ -147,6 +147,9 @@ pub(crate) fn parts(c: &RunConfig) -> Result<Parts, Failure> {
     if classes > MAX_CLASSES {
         return Err(Failure::input(&c.data, format!("{classes} classes are more than {MAX_CLASSES}")));
     }
+    if classes < 2 {
+        return Err(Failure::input(&c.data, "all its pictures are of one class: there is nothing to tell apart"));
+    }
     if c.attack.target as usize >= classes {
         let why = format!("class {} is not below the {classes} classes", c.attack.target);
         return Err(Failure::input("--target", why));

@@ -29,6 +29,7 @@ use crate::trap::{Site, engine, fingerprint};
 use material::{Opinion, material};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
+use stemguard_runtime::files;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::Progress;
 
@@ -254,6 +255,7 @@ pub fn purify(
             }
         }
         std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
+        files::clear_cut_short(&path);
         let round = RunDir { path };
         let (pictures, forget) = (&m.pictures, &m.forget);
         let course = Course { config: &config, pictures, forget, clean: &[], dir: &round, fingerprint: &mark };

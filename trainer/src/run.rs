@@ -150,6 +150,8 @@ pub struct StageResult {
     pub seconds: f64,
 }
 
+/// The record of a run.
+const RECORD: &str = "run.json";
 /// Why a directory is refused.
 const OTHER: &str = "already holds another run; choose another --out";
 
@@ -189,7 +191,7 @@ impl RunDir {
                 // A change of device is asked for, and recorded; one of the instruction set comes unasked.
                 if record.kernels.starts_with(CUDA) || old.kernels.contains(CUDA) {
                     let kernels = format!("{} + {}", old.kernels, record.kernels);
-                    dir.write_json("run.json", &Record { kernels, ..old })?;
+                    dir.write_json(RECORD, &Record { kernels, ..old })?;
                     return Ok((dir, claim));
                 }
                 return Err(Failure::file(
@@ -198,7 +200,7 @@ impl RunDir {
                 ));
             }
         } else {
-            dir.write_json("run.json", record)?;
+            dir.write_json(RECORD, record)?;
         }
         Ok((dir, claim))
     }
@@ -210,7 +212,7 @@ impl RunDir {
     /// [`Failure::Input`] where the directory holds another run or anything else, or this run without `resume`.
     pub fn admits(path: &Path, config: &RunConfig, resume: bool) -> Result<Option<Record>, Failure> {
         let dir = Self { path: path.to_owned() };
-        if dir.file("run.json").exists() {
+        if Self::holds(path) {
             let old = dir.record()?;
             return match old.config == *config {
                 true if resume => Ok(Some(old)),
@@ -227,13 +229,18 @@ impl RunDir {
         Ok(None)
     }
 
+    /// Whether a directory holds a run.
+    pub fn holds(path: &Path) -> bool {
+        path.join(RECORD).is_file()
+    }
+
     /// An existing run.
     ///
     /// # Errors
     /// [`Failure::Input`] where there is none.
     pub fn open(path: &Path) -> Result<(Self, Record), Failure> {
         let dir = Self { path: path.to_owned() };
-        if !dir.file("run.json").is_file() {
+        if !Self::holds(path) {
             return Err(Failure::file(path, "holds no run (no run.json)"));
         }
         let record = dir.record()?;
@@ -289,8 +296,8 @@ impl RunDir {
     }
 
     fn record(&self) -> Result<Record, Failure> {
-        let record: Record = self.read_json("run.json")?;
-        record.config.check().map_err(|e| Failure::file(&self.file("run.json"), e))?;
+        let record: Record = self.read_json(RECORD)?;
+        record.config.check().map_err(|e| Failure::file(&self.file(RECORD), e))?;
         Ok(record)
     }
 

@@ -1,20 +1,20 @@
 //! Many runs from one file: attacks x rates x seeds x settings, each through the whole chain.
 //!
 //! Every run has its own directory below the sweep's and goes on where it stopped; the table is made of what is done. What training
-//! on the clean part alone reaches (the ceiling) depends on which pictures are poisoned, not on how: cells that poison the same ones
-//! share one such run, and without an attack the baseline is its own ceiling. Cells that train alike and part later share what one of
-//! them has trained (`share`).
+//! on the clean part alone reaches is the [`Ceiling`]; without an attack the baseline is its own. Cells that train alike and part
+//! later share what one of them has trained (`share`).
 
+mod ceiling;
 mod jobs;
 mod plan;
 mod share;
 
+pub use ceiling::Ceiling;
 pub use jobs::{Job, Told, Worker, jobs, run};
 pub use plan::{Cell, Changes, Plan};
 
 use crate::attack::AttackKind;
 use crate::audit;
-use crate::config::RunConfig;
 use crate::defend::{EXAMINED, REPLACED};
 use crate::error::Failure;
 use crate::evaluate::{Alarms, Evaluation};
@@ -45,16 +45,6 @@ impl Stage {
         let der = der(undefended.acc, undefended.asr, e.acc, e.asr);
         Self { acc: e.acc, asr: e.asr, ra: e.ra, chance: e.chance, der }
     }
-}
-
-/// What training on the clean part alone reaches, fractions 0..=1. Attacks that poison the same pictures share such a run, so that it has
-/// no figures on their triggers.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Ceiling {
-    /// Clean test pictures given their true class.
-    pub acc: f64,
-    /// Clean pictures of other classes given the target class.
-    pub chance: f64,
 }
 
 /// What a tripwire says: triggered and clean test pictures that raise the alarm, and triggered ones that would, were it set on the clean
@@ -151,6 +141,7 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     // Until a head is replaced, another plan may still change how.
     if !only_trained && kept.exists() {
         let text = std::fs::read_to_string(&kept).map_err(|e| Failure::file(&kept, format!("cannot be read: {e}")))?;
+        serde_json::from_str::<Value>(&text).map_err(|e| Failure::file(&kept, e))?;
         if text != cell.after()? {
             let why = "is of a plan that replaces or purifies otherwise; give the setting another name, or choose another --out";
             return Err(Failure::file(&kept, why));
@@ -174,13 +165,6 @@ fn stages(cell: &Cell, out: &Path) -> Result<Option<Stages>, Failure> {
     Ok(Some(Stages { all: [trained, control, trapped, replaced], purified, tripwires }))
 }
 
-/// The figures of a ceiling, if it is trained.
-fn ceiling(name: &str, c: &RunConfig, out: &Path) -> Result<Option<Evaluation>, Failure> {
-    let dir = RunDir { path: out.join(name) };
-    RunDir::admits(&dir.path, c, true)?;
-    Ok(dir.results()?.stages.into_iter().find(|s| s.name == "ceiling").map(|s| s.evaluation))
-}
-
 /// The figures of a cell, if its chain is done; its ceiling where that is done too.
 ///
 /// # Errors
@@ -188,10 +172,9 @@ fn ceiling(name: &str, c: &RunConfig, out: &Path) -> Result<Option<Evaluation>, 
 pub fn row(cell: &Cell, out: &Path) -> Result<Option<Row>, Failure> {
     let Some(Stages { all, purified, tripwires }) = stages(cell, out)? else { return Ok(None) };
     let figures = |e: &Evaluation| Stage::new(e, &all[0]);
-    let reached = |e: &Evaluation| Ceiling { acc: e.acc, chance: e.chance };
-    let ceiling = match &cell.ceiling {
-        Some((name, c)) => ceiling(name, c, out)?.as_ref().map(reached),
-        None => (cell.config.attack.kind == AttackKind::None).then(|| reached(&all[0])),
+    let ceiling = match cell.config.attack.kind {
+        AttackKind::None => Some(Ceiling::of(&all[0])),
+        _ => ceiling::figures(cell, out)?,
     };
     let trap = RunDir { path: out.join(&cell.name).join("trap") };
     let audit: audit::Summary = trap.read_json("audit.json")?;
@@ -244,7 +227,7 @@ const COLUMNS: [&str; 16] = [
     "replaced: ACC / ASR / RA / DER",
     "purified: ACC / ASR / RA / DER",
     "chance, purified",
-    "ceiling: ACC",
+    "ceiling: ACC / ASR / RA",
     "accused: poisoned / clean",
     "audit AUC",
     "recall at 1 % FPR",
@@ -298,7 +281,11 @@ pub fn table(rows: &[Row]) -> String {
             figures(&|r| Some(r.replaced), true),
             figures(&|r| r.purified, true),
             known(&|r| r.purified.map(|p| p.chance)),
-            known(&|r| r.ceiling.map(|c| c.acc)),
+            joined(vec![
+                known(&|r| r.ceiling.map(|c| c.acc)),
+                known(&|r| r.ceiling.and_then(|c| c.asr)),
+                known(&|r| r.ceiling.and_then(|c| c.ra)),
+            ]),
             joined(vec![cell(&|r| r.recall), cell(&|r| r.false_positives)]),
             known(&|r| r.verdict.map(|v| v[0])),
             known(&|r| r.verdict.map(|v| v[1])),
@@ -405,7 +392,7 @@ mod tests {
             "{text}"
         );
         let watched = |seed, caught, at| Row {
-            ceiling: Some(Ceiling { acc: 0.75, chance: 0.02 }),
+            ceiling: Some(Ceiling { acc: 0.75, asr: Some(0.0625), ra: at, chance: 0.02 }),
             verdict: Some([0.5, 0.25]),
             tripwire: Some([Some(caught), Some(0.01), at]),
             purified_tripwire: Some([Some(0.5), Some(0.01), Some(0.5)]),
@@ -415,7 +402,7 @@ mod tests {
         assert!(text.contains("| 50.0 ± 0.0 | 25.0 ± 0.0 | 95.0 ± 7.1 / 1.0 ± 0.0 | 50.0 ± 0.0 /"), "{text}");
         let text = table(&[watched(0, 0.9, Some(0.8))]);
         assert!(text.ends_with("| 90.0 / 1.0 / 80.0 | 50.0 / 1.0 / 50.0 |\n"), "{text}");
-        assert!(text.contains("| 2.0 | 75.0 | 90.0 / 1.0 |"), "{text}");
+        assert!(text.contains("| 2.0 | 75.0 / 6.2 / 80.0 | 90.0 / 1.0 |"), "{text}");
         let text = table(&[Row { purified: None, ..row(0, 0.1) }]);
         assert!(text.contains("| 50.0 / 50.0 / 12.5 / 50.0 |  |  |  | 90.0 / 1.0 |"), "{text}");
         let columns = |line: &str| line.matches('|').count();

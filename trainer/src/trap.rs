@@ -19,6 +19,7 @@ use std::path::Path;
 use std::time::Instant;
 use stemguard_runtime::data::Pictures;
 use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::shape::Shape;
 
 /// A trained model.
 pub struct Trained {
@@ -70,6 +71,23 @@ pub fn engine(c: &RunConfig, data: &Prepared, kernels: &Simd) -> Result<CpuEngin
     let pictures = data.suspect.pictures();
     let net = network(c, pictures, c.trap, &dev)?;
     Ok(CpuEngine::new(net, c.objective(), kernels.clone(), dev))
+}
+
+/// Whether a run's network can be built for the picture size that it asks for, and this machine has the memory of a step where it trains
+/// on the CPU; asked before pictures of that size are made. Where the data set has a size of its own, nothing.
+///
+/// # Errors
+/// [`Failure::Input`] naming the option, and those of [`Site::open`].
+pub fn rehearse(c: &RunConfig, device: Device) -> Result<(), Failure> {
+    let Some((h, w)) = c.size else { return Ok(()) };
+    let shape = Shape::new(h as u32, w as u32, 3);
+    // Classes are not known yet; they take the least of it.
+    let net = TrapNet::new(c.architecture, shape, 2, c.trap, c.seed, &Cpu::default())
+        .map_err(|e| Failure::input(format!("--size: {} for pictures of {h}x{w}", c.architecture), e))?;
+    match device {
+        Device::Cpu => Ok(room::check(&net, c.batch)?),
+        Device::Cuda { .. } => Ok(()),
+    }
 }
 
 /// The engine of a run as its last checkpoint left it, and the epochs done.
@@ -159,16 +177,10 @@ pub fn train(
     let clean = data.proportions();
     let course = Course { config: c, pictures, forget: &[], clean, dir: &dir, fingerprint: &fingerprint };
     let done = course.resume(&mut engine)?;
-    let lacks = |name: &str| done == 0 || !dir.file(name).exists();
-    if lacks("split.json") {
-        dir.write_json("split.json", &data.split)?;
-    }
-    if lacks("truth.json") {
-        data.truth.write(&dir.file("truth.json"))?;
-    }
-    if lacks("holdout.npz") {
-        stemguard_runtime::data::write_npz(&dir.file("holdout.npz"), data.holdout.pictures())?;
-    }
+    // Also where it goes on: what has become of them is not asked.
+    dir.write_json("split.json", &data.split)?;
+    data.truth.write(&dir.file("truth.json"))?;
+    stemguard_runtime::data::write_npz(&dir.file("holdout.npz"), data.holdout.pictures())?;
     let (started, earlier) = (Instant::now(), course.seconds(done)?);
     let evaluation = site.run(&course, &mut engine, done, &data.test, tell)?;
     write_whole(&dir.file("stem.onnx"), &export::stem(&engine.net)?)?;

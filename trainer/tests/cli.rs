@@ -91,8 +91,17 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         (&["trap", "--data", "signs:200", "--batch", "16", "--purify", "--rounds", "9", "--out", out], "--rounds"),
         (
             &["trap", "--data", "signs:200", "--batch", "16", "--purify", "--replace-batch", "1", "--out", out],
-            "the new head: setting out of range: batch",
+            "--replace-batch",
         ),
+        (&["trap", "--data", "signs:200", "--purify", "--replace-lr", "-0.1", "--out", out], "--replace-lr: setting"),
+        (&["trap", "--data", "signs:200", "--purify", "--replace-epochs", "0", "--out", out], "--replace-epochs"),
+        (&["trap", "--data", "signs:200", "--guard", "0", "--out", out], "--guard 0 is not at least 2"),
+        (&["trap", "--data", "signs:200", "--lr", "-1", "--out", out], "--lr -1 is not within"),
+        (
+            &["trap", "--data", "signs:200", "--size", "3x3", "--out", out],
+            "--size: WRN-16-1 split 5 for pictures of 3x3",
+        ),
+        (&["trap", "--data", "signs:1000", "--size", "4096x4096", "--batch", "512", "--out", out], "--batch"),
         (&["trap", "--data", "signs:200", "--batch", "16", "--oracle", "--out", out], "--oracle"),
         (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "3", "--out", out], "--guard"),
         (&["trap", "--data", "signs:200", "--loss", "published", "--guard", "--out", out], "no guard"),

@@ -27,7 +27,11 @@ pub(super) fn read(dir: &Path, part: Part, size: (usize, usize)) -> Result<Pictu
     classes.sort();
     classes.dedup();
     if classes.is_empty() {
-        return Err(DataError::Empty { path: dir.to_path_buf() });
+        if pictures_in(dir)?.is_empty() {
+            return Err(DataError::Empty { path: dir.to_path_buf() });
+        }
+        let what = "a folder of class folders, as its pictures lie in it directly";
+        return Err(DataError::Missing { path: dir.to_path_buf(), what });
     }
     if classes.len() > MAX_CLASSES {
         let (label, classes) = (classes.len() as i128 - 1, MAX_CLASSES as u64);
@@ -211,6 +215,8 @@ pub(super) mod tests {
         assert!(message(Path::new("no/such")).contains("no/such: not found"));
         let dir = tempfile::tempdir().unwrap();
         assert!(message(dir.path()).contains("no pictures"));
+        put(dir.path().join("0.ppm"), &ppm(2, 2, [1, 2, 3]));
+        assert!(message(dir.path()).contains("not a folder of class folders"));
         fs::create_dir(dir.path().join("cat")).unwrap();
         assert!(message(dir.path()).contains("no pictures"));
         // What is missing of a JPEG would be grey.

@@ -104,6 +104,9 @@ impl FromStr for Spec {
             "folder" => Source::Folder(path("a folder must follow the colon")?),
             "npz" => Source::Npz(path("a file must follow the colon")?),
             "signs" => {
+                if place.is_some_and(|p| p.contains('@')) {
+                    return Err(bad("the part behind an @ is train or test"));
+                }
                 let count = place.map_or(Ok(SIGNS_DEFAULT), str::parse);
                 let count = count.ok().filter(|n| (10..=1_000_000).contains(n));
                 Source::Signs(count.ok_or_else(|| bad("the number of pictures must be within 10..=1000000"))?)
@@ -149,6 +152,7 @@ mod tests {
         for text in ["signs:9", "signs:x", "signs:-3", "signs:", "signs:99999999999999999999999"] {
             assert!(message(text).contains("10..=1000000"), "{text}");
         }
+        assert!(message("signs:300@foo").contains("train or test") && message("signs:@").contains("train or test"));
         for text in ["cifar10", "cifar10:", "gtsrb:@test", "folder:", "npz"] {
             assert!(message(text).contains("must follow the colon"), "{text}");
         }

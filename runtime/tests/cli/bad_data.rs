@@ -51,6 +51,8 @@ fn data_sets_that_lie() {
     let names = ["stop", "yield", "pass"];
     replace(&npz(&folder, "few.npz", &pictures(60, 3, &names)), &["few.npz", "60 pictures", "batch of 64"]);
     replace(&npz(&folder, "absent.npz", &pictures(90, 2, &names)), &["absent.npz", "no picture of class 2 (`pass`)"]);
+    replace(&npz(&folder, "one.npz", &pictures(90, 1, &names[..1])), &["one.npz", "there is one"]);
+    replace(&npz(&folder, "twice.npz", &pictures(90, 3, &["a", "b", "a"])), &["twice.npz", "two classes", "\"a\""]);
     let whole = npz(&folder, "whole.npz", &pictures(90, 3, &names));
     let bytes = std::fs::read(folder.path().join("whole.npz")).unwrap();
     folder.put("cut.npz", &bytes[..bytes.len() / 2]);
@@ -81,18 +83,22 @@ fn settings_out_of_range() {
     // Settings are looked at before any file.
     let missing = folder.at("missing.sgm");
     for (flag, value, word) in [
-        ("--epochs", "0", "epochs"),
-        ("--batch", "1", "batch"),
-        ("--lr", "0", "learning rate"),
-        ("--lr", "NaN", "learning rate"),
-        ("--weight-decay", "2", "weight decay"),
-        ("--smoothing", "1", "smoothing"),
-        ("--dropout", "1", "dropout"),
-        ("--views", "0", "--views"),
-        ("--head", "round", "--head"),
+        ("--epochs", "0", "not in 1.."),
+        ("--batch", "1", "not in 2.."),
+        ("--batch", "-8", "not in 2.."),
+        ("--lr", "0", "above 0 and at most 10"),
+        ("--lr", "-0.1", "above 0 and at most 10"),
+        ("--lr", "NaN", "above 0 and at most 10"),
+        ("--weight-decay", "2", "within 0..1"),
+        ("--smoothing", "1", "below 1"),
+        ("--dropout", "much", "not a number"),
+        ("--views", "0", "1..=1024"),
+        ("--head", "round", "round"),
     ] {
-        refused(&["replace", &missing, "--holdout", "signs:80", "--out", &out, flag, value], &[word]);
+        refused(&["replace", &missing, "--holdout", "signs:80", "--out", &out, flag, value], &[flag, word]);
     }
+    let pictures = ["replace", &missing, "--holdout", "signs:80", "--out", &out, "--space", "pictures"];
+    refused(&[&pictures[..], &["--views", "8"]].concat(), &["--views: with --space pictures"]);
     let into = folder.at("none/out.sgm");
     refused(&["replace", &stem, "--holdout", "signs:80", "--out", &into], &["does not exist"]);
     assert_eq!(folder.names(), ["stem.sgm"]);

@@ -2,10 +2,17 @@
 
 use super::EngineError;
 use crate::model::TrapNet;
+use std::path::Path;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-/// Bytes that this machine, or the control group that this program is in, has left; all there could be where it does not tell.
+/// Bytes that this machine, the control group that this program is in, or its limit of addresses (`ulimit -v`) has left; all there could
+/// be where none of them tells.
 fn left() -> u64 {
+    free().min(addresses())
+}
+
+/// Of memory.
+fn free() -> u64 {
     let all = System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
     let free = all.available_memory();
     if all.total_memory() == 0 || free == 0 {
@@ -13,6 +20,18 @@ fn left() -> u64 {
     }
     // What a group holds of files can be dropped: only the rest counts.
     all.cgroup_limits().map_or(free, |group| free.min(group.total_memory.saturating_sub(group.rss)))
+}
+
+/// Of addresses.
+fn addresses() -> u64 {
+    let number = |file: &str, name: &str| {
+        let text = std::fs::read_to_string(Path::new("/proc/self").join(file)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok())
+    };
+    match (number("limits", "Max address space"), number("status", "VmSize:")) {
+        (Some(limit), Some(mapped)) => limit.saturating_sub(1024 * mapped),
+        _ => u64::MAX,
+    }
 }
 
 /// Refuses a batch whose maps alone take more than there is.

@@ -10,9 +10,7 @@ use crate::checkpoint::write_whole;
 use crate::config::RunConfig;
 use crate::engine::Device;
 use crate::error::Failure;
-use crate::prepare::prepare;
-use crate::run::RunDir;
-use crate::trap::{Event, kernels_name, train};
+use crate::trap::kernels_name;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -24,8 +22,8 @@ use stemguard_runtime::kernels::simd::Simd;
 pub enum Job<'a> {
     /// The chain of a cell, one of these.
     Cell(&'a Cell, &'a [Cell]),
-    /// Training on the clean part alone: the name of its directory, and the run.
-    Ceiling(&'a str, &'a RunConfig),
+    /// Training on the clean part alone: the name of its directory, the run, and the grid.
+    Ceiling(&'a str, &'a RunConfig, &'a [Cell]),
 }
 
 /// What a sweep tells of a job.
@@ -43,7 +41,7 @@ pub fn jobs(cells: &[Cell]) -> Vec<Job<'_>> {
     for cell in cells {
         jobs.push(Job::Cell(cell, cells));
         if let Some((name, c)) = cell.ceiling.as_ref().filter(|(name, _)| ceilings.insert(name)) {
-            jobs.push(Job::Ceiling(name, c));
+            jobs.push(Job::Ceiling(name, c, cells));
         }
     }
     jobs
@@ -54,7 +52,7 @@ impl Job<'_> {
     pub fn name(&self) -> &str {
         match self {
             Self::Cell(cell, _) => &cell.name,
-            Self::Ceiling(name, _) => name,
+            Self::Ceiling(name, ..) => name,
         }
     }
 
@@ -67,7 +65,7 @@ impl Job<'_> {
     pub fn epochs(&self) -> u32 {
         match self {
             Self::Cell(cell, _) => cell.config.epochs,
-            Self::Ceiling(_, c) => c.epochs,
+            Self::Ceiling(_, c, _) => c.epochs,
         }
     }
 
@@ -96,15 +94,10 @@ impl Job<'_> {
                     None => drop(chain::examine(dir, c, &data, engine, how, *device, kernels, tell)?),
                 }
             }
-            Self::Ceiling(name, c) => {
-                let dir = RunDir { path: out.join(name) };
-                if ceiling(name, c, out)?.is_some() {
+            Self::Ceiling(name, c, cells) => {
+                if !ceiling::complete(name, c, cells, out, *device, kernels, &mut stage)? {
                     return Ok(());
                 }
-                // Its attack perturbs nothing.
-                let data = prepare(c, kernels, None, &mut |_, _| {})?;
-                let mut training = |e: Event<'_>| stage(chain::Told::Training("ceiling", e));
-                train(c, &data, &dir.path, true, *device, kernels, &mut training)?;
             }
         }
         tell(Told::Done(started.elapsed().as_secs_f64()));

@@ -1,5 +1,6 @@
 //! What a sweep file says, and the runs it stands for: every combination of attack, rate, seed and setting is a cell.
 
+use super::ceiling;
 use crate::attack::{AttackError, AttackKind, build, choose};
 use crate::config::{Crop, Loss, RunConfig};
 use crate::course;
@@ -298,7 +299,7 @@ impl Plan {
             let begun = |cell: &Cell| -> Result<(), Failure> {
                 let own = ["baseline", "trap"].map(|part| out.join(&cell.name).join(part));
                 let runs = own.into_iter().chain(cell.ceiling.iter().map(|(name, _)| out.join(name)));
-                for path in runs.filter(|path| path.join("run.json").exists()) {
+                for path in runs.filter(|path| RunDir::holds(path)) {
                     let (dir, record) = RunDir::open(&path)?;
                     let known = record.check_data(&record.counts, Some(&digest), None);
                     known.map_err(|why| Failure::file(&dir.path, why))?;
@@ -365,7 +366,7 @@ impl Plan {
                             return Err(Failure::file(&self.file, format!("{name}: is asked for twice")));
                         }
                         // One for all settings that would train it alike.
-                        let ceiling = self.ceiling.then(|| ceiling(&c, setting)).flatten().map(|new| {
+                        let ceiling = self.ceiling.then(|| ceiling::run(&c, setting)).flatten().map(|new| {
                             if let Some(old) = ceilings.iter().find(|old| old.1 == new.1) {
                                 return old.clone();
                             }
@@ -386,19 +387,6 @@ impl Plan {
         }
         Ok(cells)
     }
-}
-
-/// The run that trains on the clean part alone, and its name; none without an attack. The kind of attack stands for all that poison
-/// the same pictures.
-fn ceiling(c: &RunConfig, setting: &str) -> Option<(String, RunConfig)> {
-    let (of, kind) = match c.attack.kind {
-        AttackKind::None => return None,
-        kind if kind.clean_label() => ("ceiling-clean-label", AttackKind::Sig),
-        _ => ("ceiling", AttackKind::BadnetGrid),
-    };
-    let mut c = RunConfig { oracle: true, ..c.undefended() };
-    (c.attack.kind, c.attack.trigger) = (kind, None);
-    Some((format!("{of}-{}-{setting}-{}", c.attack.rate, c.seed), c))
 }
 
 #[cfg(test)]

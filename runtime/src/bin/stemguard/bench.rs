@@ -84,6 +84,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         IsaChoice::Neon => Isa::Neon,
         IsaChoice::Portable => Isa::Portable,
     };
+    let lacks = || Fail::input(format!("--isa: this processor does not have {}", isa.name()));
+    let kernels = |threads: u16| Simd::with_isa(isa, threads.into()).ok_or_else(lacks);
+    kernels(1)?;
     let model = Loaded::open(&args.model, args.at.as_deref())?;
     let backends = match &args.backend[..] {
         [] => {
@@ -101,9 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     }
     for backend in backends {
         for &threads in &args.threads {
-            let lacks = || Fail::input(format!("--isa: this processor does not have {}", isa.name()));
-            let kernels = Simd::with_isa(isa, threads.into()).ok_or_else(lacks)?;
-            let runner = Runner::on(backend, &model, &kernels)?;
+            let runner = Runner::on(backend, &model, &kernels(threads)?)?;
             for &batch in &args.batch {
                 let case = measure(args, &runner, batch as usize, threads.into())?;
                 if args.json {

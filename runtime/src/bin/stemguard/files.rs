@@ -14,10 +14,10 @@ pub(crate) fn check_output(path: &Path) -> Result<(), Fail> {
         return Err(Fail::at(path, "names no file"));
     }
     let folder = folder(path);
-    match folder.is_dir() {
-        true => Ok(()),
-        false => Err(Fail::at(path, format!("the folder `{}` does not exist", folder.display()))),
+    if !folder.is_dir() {
+        return Err(Fail::at(path, format!("the folder `{}` does not exist", folder.display())));
     }
+    files::try_write(path).map_err(|e| failed(path, &e))
 }
 
 /// As [`check_output`], for a file that must not be one of those that are read: `what` tells what it is.
@@ -31,13 +31,11 @@ pub(crate) fn check_apart(path: &Path, inputs: &[(&Path, &str)]) -> Result<(), F
 
 /// Writes a file, whole or not at all.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
-    check_output(path)?;
     files::write(path, bytes).map_err(|e| failed(path, &e))
 }
 
 /// As [`write()`], a new file that only its owner can read and write.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Fail> {
-    check_output(path)?;
     files::write_private(path, bytes).map_err(|e| failed(path, &e))
 }
 

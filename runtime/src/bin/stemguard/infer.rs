@@ -69,14 +69,20 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let shape = runner.input();
     pictures::check_channels(&args.model, shape)?;
     for (part, files) in args.pictures.chunks(BATCH).enumerate() {
-        let (mut x, mut logits) = (vec![0.0; files.len() * shape.len()], vec![0.0; files.len() * classes]);
-        for (file, x) in files.iter().zip(x.chunks_exact_mut(shape.len())) {
-            pictures::read(file, shape, x)?;
+        let (mut x, mut trouble) = (Vec::with_capacity(files.len() * shape.len()), Ok(()));
+        for file in files {
+            let mut one = vec![0.0; shape.len()];
+            trouble = pictures::read(file, shape, &mut one);
+            if trouble.is_err() {
+                break;
+            }
+            x.append(&mut one);
         }
         if part == 0 {
             runner.tell_fallback(&model);
         }
-        let alarms = runner.watch(&x, &mut logits)?;
+        let mut logits = vec![0.0; x.len() / shape.len() * classes];
+        let alarms = if x.is_empty() { Vec::new() } else { runner.watch(&x, &mut logits)? };
         for (i, (file, logits)) in files.iter().zip(logits.chunks_exact_mut(classes)).enumerate() {
             if logits.iter().any(|v| !v.is_finite()) {
                 return Err(Fail::at(file, "the model's answer is not finite"));
@@ -92,6 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
                 .collect();
             print(args, file.display().to_string(), top, alarms.get(i))?;
         }
+        trouble?;
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ mod ui;
 mod verify;
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fail::Fail;
 use std::process::ExitCode;
 
@@ -92,7 +92,7 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::try_parse() {
+    let outcome = match parse() {
         Ok(cli) => cli.command.run(),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp
@@ -105,6 +105,16 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(fail) => fail.report(),
     }
+}
+
+/// The command line as it is meant; a number below 0 is one that is out of range, no option.
+fn parse() -> Result<Cli, clap::Error> {
+    let numbers = |arg: clap::Arg| {
+        let takes = arg.get_action().takes_values() && !arg.is_positional();
+        if takes { arg.allow_negative_numbers(true) } else { arg }
+    };
+    let command = Cli::command().mut_subcommands(|command| command.mut_args(numbers));
+    Cli::from_arg_matches(&command.try_get_matches()?)
 }
 
 /// The first paragraph of clap's message.

@@ -10,7 +10,7 @@ use crate::ui::{self, Common};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::Instant;
-use stemguard_runtime::artifact::{ArtifactParts, HeadKind, HeadParts, to_vec};
+use stemguard_runtime::artifact::{ArtifactParts, HeadKind, HeadParts, TripwireParts, to_vec};
 use stemguard_runtime::data::{Part, Pictures, Source, Spec};
 use stemguard_runtime::error::Error;
 use stemguard_runtime::replace::{Settings, check_holdout};
@@ -58,22 +58,22 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value = "residual")]
     head: Kind,
     /// Passes over the holdout
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     epochs: Option<u32>,
     /// Pictures a step
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    batch: Option<u32>,
     /// Learning rate at the start
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = ui::rate)]
     lr: Option<f32>,
     /// L2 weight decay
-    #[arg(long, value_name = "DECAY")]
+    #[arg(long, value_name = "DECAY", value_parser = ui::share)]
     weight_decay: Option<f32>,
     /// Label smoothing
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = ui::part)]
     smoothing: Option<f32>,
     /// Dropout at the head
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", value_parser = ui::part)]
     dropout: Option<f32>,
     /// Do not mix pairs of pictures
     #[arg(long)]
@@ -84,9 +84,9 @@ pub(crate) struct Args {
     /// Where pictures are varied and mixed
     #[arg(long, value_enum, default_value = "features")]
     space: SpaceChoice,
-    /// Views of each picture that the stem sees, unless --space pictures
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    views: u32,
+    /// Views of each picture that the stem sees; with --space pictures as many as epochs [default: 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    views: Option<u32>,
     /// Shift pictures by up to N pixels
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=4096))]
     shift: u32,
@@ -97,7 +97,7 @@ pub(crate) struct Args {
     #[arg(long)]
     keep_head: bool,
     /// With --keep-head: share of the holdout that may raise the alarm, 0..1
-    #[arg(long, value_name = "RATE", default_value_t = 0.01, requires = "keep_head")]
+    #[arg(long, value_name = "RATE", default_value_t = 0.01, requires = "keep_head", value_parser = ui::share)]
     alarm_fpr: f32,
     /// Measure ACC on this data set afterwards
     #[arg(long, value_name = "SPEC")]
@@ -125,6 +125,9 @@ enum SpaceChoice {
     /// Pictures are mixed, and go through the stem at every step: as published
     Pictures,
 }
+
+/// Views of each picture, unless asked for otherwise.
+const VIEWS: u32 = 8;
 
 /// The most bytes of pictures and cached features: 32 GiB.
 const MAX_BYTES: u64 = 32 << 30;
@@ -157,6 +160,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     if args.no_cutmix && kind == HeadKind::Linear {
         return Err(Fail::input("--no-cutmix: a linear head is trained without in any case"));
     }
+    let space = space(args)?;
     let model = Loaded::open(&args.stem, args.at.as_deref())?;
     let parts = model.native()?;
     let input = parts.stem.input();
@@ -176,13 +180,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         .map(|(spec, given)| eval::measured(spec, given, input, &names, classes))
         .transpose()?;
 
-    let views = args.views as usize;
-    let (space, kept) = match args.space {
-        SpaceChoice::Features => (Space::Features { views }, views),
-        SpaceChoice::Mixed => (Space::Mixed { views }, views),
-        SpaceChoice::Pictures => (Space::Pictures, 0),
-    };
-    let x = pictures(args, &clean, parts.stem.output(), kept)?;
+    let x = pictures(args, &clean, parts.stem.output(), kept(space))?;
     let augment = Augment { shift: args.shift as usize, flip: !args.no_flip && mirrors(&holdout) };
     let stem = Session::of_stem(parts.stem, kernels.clone());
     model.tell_whole();
@@ -211,7 +209,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
         .map(|witness| set_tripwire(parts.stem, head, witness, &x, args.alarm_fpr, &kernels))
         .transpose()
         .map_err(|e| Fail::at(&args.stem, format!("no tripwire: {e}")))?;
-    let provenance = provenance(&parts, args, &settings, &holdout, clean.len(), head_name(kind));
+    let provenance = provenance(&parts, args, (&settings, space), &holdout, clean.len(), head_name(kind));
     let defended = ArtifactParts { labels: &labels, provenance: &provenance, head: Some(head), tripwire, ..parts };
     let acc = match (&measured, &args.validate) {
         (Some(pictures), Some(spec)) => {
@@ -223,29 +221,28 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let bytes = to_vec(&defended).map_err(|e| Fail::at(&args.stem, e))?;
     files::write(&args.out, &bytes)?;
 
-    let pictures_per_second = clean.len() as f64 * f64::from(settings.epochs) / seconds.max(1e-9);
-    let (out, epochs) = (args.out.display().to_string(), settings.epochs);
+    let done = Report {
+        head: head_name(kind),
+        classes,
+        pictures: clean.len(),
+        epochs: settings.epochs,
+        loss,
+        seconds,
+        pictures_per_second: clean.len() as f64 * f64::from(settings.epochs) / seconds.max(1e-9),
+        acc,
+        alarm_threshold: tripwire.map(|tripwire| tripwire.threshold),
+        out: args.out.display().to_string(),
+    };
+    tell(args, &done, tripwire)
+}
+
+/// Tells what was done.
+fn tell(args: &Args, done: &Report, tripwire: Option<TripwireParts<'_>>) -> Result<(), Fail> {
     if args.common.json {
-        let (head, pictures) = (head_name(kind), clean.len());
-        let alarm_threshold = tripwire.map(|tripwire| tripwire.threshold);
-        return ui::json(&Report {
-            head,
-            classes,
-            pictures,
-            epochs,
-            loss,
-            seconds,
-            pictures_per_second,
-            acc,
-            alarm_threshold,
-            out,
-        });
+        return ui::json(done);
     }
-    ui::line(format_args!(
-        "{out}: {} head, {classes} classes, {} pictures, {epochs} epochs",
-        head_name(kind),
-        clean.len()
-    ))?;
+    let Report { head, classes, pictures, epochs, loss, seconds, pictures_per_second, acc, out, .. } = done;
+    ui::line(format_args!("{out}: {head} head, {classes} classes, {pictures} pictures, {epochs} epochs"))?;
     ui::line(format_args!("loss {loss:.4}, {seconds:.1} s, {pictures_per_second:.0} pictures/s"))?;
     if let Some(tripwire) = tripwire {
         let (kind, rate) = (head_name(tripwire.witness.kind), tripwire.false_positive_rate);
@@ -266,7 +263,7 @@ fn settings(args: &Args) -> (HeadKind, Settings) {
     };
     let settings = Settings {
         epochs: args.epochs.unwrap_or(base.epochs),
-        batch: args.batch.unwrap_or(base.batch),
+        batch: args.batch.map_or(base.batch, |n| n as usize),
         rate: args.lr.unwrap_or(base.rate),
         decay: args.weight_decay.unwrap_or(base.decay),
         smoothing: args.smoothing.unwrap_or(base.smoothing),
@@ -277,6 +274,27 @@ fn settings(args: &Args) -> (HeadKind, Settings) {
     (kind, settings)
 }
 
+/// Where pictures are varied, and how many views of each are kept.
+fn space(args: &Args) -> Result<Space, Fail> {
+    let views = args.views.unwrap_or(VIEWS) as usize;
+    match args.space {
+        SpaceChoice::Features => Ok(Space::Features { views }),
+        SpaceChoice::Mixed => Ok(Space::Mixed { views }),
+        SpaceChoice::Pictures if args.views.is_some() => {
+            Err(Fail::input("--views: with --space pictures each epoch sees a new one"))
+        }
+        SpaceChoice::Pictures => Ok(Space::Pictures),
+    }
+}
+
+/// Views of each picture whose features are kept.
+fn kept(space: Space) -> usize {
+    match space {
+        Space::Features { views } | Space::Mixed { views } => views,
+        Space::Pictures => 0,
+    }
+}
+
 /// Whether mirroring leaves the classes of a data set what they are.
 fn mirrors(spec: &Spec) -> bool {
     !matches!(spec.source, Source::Gtsrb(_) | Source::Signs(_))
@@ -284,6 +302,9 @@ fn mirrors(spec: &Spec) -> bool {
 
 /// What must hold of the holdout before anything is computed; a class is told by its name.
 fn check(args: &Args, settings: &Settings, clean: &Pictures) -> Result<(), Fail> {
+    if clean.classes.len() < 2 {
+        return Err(Fail::input(format!("--holdout {}: a head tells classes apart, and there is one", args.holdout)));
+    }
     check_holdout(&clean.labels, clean.classes.len(), settings.batch).map_err(|e| match e {
         Error::ClassAbsent(class) => {
             let name = clean.classes.get(class as usize).map_or("", |name| name);
@@ -312,9 +333,6 @@ fn number(args: &Args, parts: &ArtifactParts<'_>, clean: &mut Pictures) -> Resul
 fn witness<'a>(args: &Args, parts: &ArtifactParts<'a>, classes: usize) -> Result<Option<HeadParts<'a>>, Fail> {
     if !args.keep_head {
         return Ok(None);
-    }
-    if !(0.0..=1.0).contains(&args.alarm_fpr) {
-        return Err(Fail::input(format!("--alarm-fpr: {} is not within 0..1", args.alarm_fpr)));
     }
     let Some(old) = parts.tripwire.map(|tripwire| tripwire.witness).or(parts.head) else {
         return Err(Fail::at(&args.stem, "--keep-head: it holds a stem without a head"));
@@ -352,17 +370,17 @@ fn pictures(args: &Args, clean: &Pictures, features: Shape, views: usize) -> Res
 fn provenance(
     parts: &ArtifactParts<'_>,
     args: &Args,
-    settings: &Settings,
+    (settings, space): (&Settings, Space),
     holdout: &Spec,
     n: usize,
     head: &str,
 ) -> String {
     let kind = holdout.to_string();
     let kind = kind.split(':').next().unwrap_or_default();
-    let space = match args.space {
-        SpaceChoice::Features => format!("{} cached views", args.views),
-        SpaceChoice::Mixed => format!("{} cached passes", args.views),
-        SpaceChoice::Pictures => "fresh views".into(),
+    let space = match space {
+        Space::Features { views } => format!("{views} cached views"),
+        Space::Mixed { views } => format!("{views} cached passes"),
+        Space::Pictures => "fresh views".into(),
     };
     let stem = parts.provenance.split("; head: ").next().unwrap_or_default();
     let kept = if args.keep_head { ", the old head kept as witness" } else { "" };

@@ -28,6 +28,26 @@ impl Common {
     }
 }
 
+fn number(text: &str, range: &'static str, within: impl Fn(f32) -> bool) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if within(value) { Ok(value) } else { Err(format!("not {range}")) }
+}
+
+/// A learning rate, as an option's value.
+pub(crate) fn rate(text: &str) -> Result<f32, String> {
+    number(text, "above 0 and at most 10", |v| v > 0.0 && v <= 10.0)
+}
+
+/// A share, all of it at most.
+pub(crate) fn share(text: &str) -> Result<f32, String> {
+    number(text, "within 0..1", |v| (0.0..=1.0).contains(&v))
+}
+
+/// A share of which something is left.
+pub(crate) fn part(text: &str) -> Result<f32, String> {
+    number(text, "at least 0 and below 1", |v| (0.0..1.0).contains(&v))
+}
+
 /// Prints one line of text to standard output.
 pub(crate) fn line(text: impl Display) -> Result<(), Fail> {
     written(writeln!(io::stdout().lock(), "{text}"))

@@ -59,7 +59,12 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    // A number below 0 is one that is out of range, no option.
+    let numbers = |arg: clap::Arg| {
+        let takes = arg.get_action().takes_values() && !arg.is_positional();
+        if takes { arg.allow_negative_numbers(true) } else { arg }
+    };
+    let matches = Cli::command().mut_subcommands(|command| command.mut_args(numbers)).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let result = idle::refuse(&matches).and_then(|()| match cli.command {
         Command::Demo(args) => demo::run(&args),

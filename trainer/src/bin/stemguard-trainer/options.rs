@@ -190,8 +190,8 @@ pub(crate) struct Recipe {
     #[arg(long, value_enum, default_value = "guarded")]
     pub(crate) loss: LossName,
     /// Epochs after which the guard of `trap` judges first [default: a third of them, at least 3].
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "0")]
-    pub(crate) guard: Option<u32>,
+    #[arg(long, value_name = "N")]
+    pub(crate) guard: Option<Option<u32>>,
     /// Leave the poisoned pictures out: the ceiling that a defence is measured against (`train` only).
     #[arg(long)]
     pub(crate) oracle: bool,
@@ -244,7 +244,7 @@ pub(crate) fn config(data: &Data, recipe: &Recipe, trap: bool) -> Result<RunConf
         LossName::Published => Loss::Published,
     };
     // Given without a number, it asks for the default.
-    let after = recipe.guard.filter(|&g| g > 0 || loss == Loss::Published);
+    let after = recipe.guard.and_then(|after| after.or((loss == Loss::Published).then_some(0)));
     let guard = loss.guard(after, recipe.epochs).map_err(|e| Failure::input("--guard", e))?;
     let network = Architecture { depth: recipe.depth, width: recipe.width, ..Architecture::default() };
     let usual = match network.family() {
@@ -329,17 +329,17 @@ pub(crate) struct ReplaceOptions {
     #[arg(long, value_enum, default_value = "features")]
     space: SpaceName,
     /// Cached views of each picture (with --space features), passes (mixed).
-    #[arg(long, default_value_t = 8)]
-    views: usize,
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    views: u32,
     /// Passes over the holdout [default: 100].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     replace_epochs: Option<u32>,
     /// Learning rate [default: 0.01; of a residual head with --space mixed or pictures 0.03].
     #[arg(long, value_name = "RATE")]
     replace_lr: Option<f32>,
     /// Pictures a step [default: 64].
-    #[arg(long, value_name = "N")]
-    replace_batch: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    replace_batch: Option<u32>,
     /// Seed of the replacement [default: the run's].
     #[arg(long, value_name = "SEED")]
     replace_seed: Option<u64>,
@@ -352,9 +352,6 @@ pub(crate) struct ReplaceOptions {
 impl ReplaceOptions {
     /// What the options spell out, for a run that mirrors or not.
     pub(crate) fn replacement(&self, flip: bool, seed: u64) -> Result<Replacement, Failure> {
-        if self.views == 0 || self.views > 1024 {
-            return Err(Failure::input("--views", "not within 1..1024"));
-        }
         if !(0.0..=1.0).contains(&self.alarm_fpr) {
             return Err(Failure::input("--alarm-fpr", format!("{} is not within 0..1", self.alarm_fpr)));
         }
@@ -363,23 +360,23 @@ impl ReplaceOptions {
             (_, SpaceName::Features) => (HeadKind::Residual, Settings::CACHED),
             (_, SpaceName::Mixed | SpaceName::Pictures) => (HeadKind::Residual, Settings::PUBLISHED),
         };
-        Ok(Replacement {
-            kind,
-            space: match self.space {
-                SpaceName::Features => Space::Features { views: self.views },
-                SpaceName::Mixed => Space::Mixed { views: self.views },
-                SpaceName::Pictures => Space::Pictures,
-            },
-            augment: Augment { flip, ..Augment::PUBLISHED },
-            settings: Settings {
-                epochs: self.replace_epochs.unwrap_or(preset.epochs),
-                rate: self.replace_lr.unwrap_or(preset.rate),
-                batch: self.replace_batch.unwrap_or(preset.batch),
-                seed: self.replace_seed.unwrap_or(seed),
-                ..preset
-            },
-            alarm_fpr: self.alarm_fpr,
-        })
+        let settings = Settings {
+            epochs: self.replace_epochs.unwrap_or(preset.epochs),
+            rate: self.replace_lr.unwrap_or(preset.rate),
+            batch: self.replace_batch.map_or(preset.batch, |n| n as usize),
+            seed: self.replace_seed.unwrap_or(seed),
+            ..preset
+        };
+        // All others are in their ranges.
+        settings.check().map_err(|e| Failure::input("--replace-lr", e))?;
+        let views = self.views as usize;
+        let space = match self.space {
+            SpaceName::Features => Space::Features { views },
+            SpaceName::Mixed => Space::Mixed { views },
+            SpaceName::Pictures => Space::Pictures,
+        };
+        let augment = Augment { flip, ..Augment::PUBLISHED };
+        Ok(Replacement { kind, space, augment, settings, alarm_fpr: self.alarm_fpr })
     }
 }
 

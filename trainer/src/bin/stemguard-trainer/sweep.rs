@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_trainer::checkpoint::write_whole;
 use stemguard_trainer::error::Failure;
+use stemguard_trainer::run::RunDir;
 use stemguard_trainer::sweep::{self, Plan, Told, Worker, row, table};
 
 /// Options of `sweep`.
@@ -42,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if !args.table {
         let at_a_time = usize::from(args.jobs);
         let threads = (args.output.kernels().threads() / at_a_time).max(1);
-        if args.out.join("run.json").exists() {
+        if RunDir::holds(&args.out) {
             return Err(Failure::file(&args.out, "holds a run: a sweep takes a directory of its own"));
         }
         plan.rehearse(&cells, &args.out)?;

@@ -9,7 +9,7 @@ use stemguard_trainer::evaluate::Evaluation;
 use stemguard_trainer::prepare::prepare;
 use stemguard_trainer::purify;
 use stemguard_trainer::run::RunDir;
-use stemguard_trainer::trap::{Event, train};
+use stemguard_trainer::trap::{Event, rehearse, train};
 
 /// Options of `train` and `trap`.
 #[derive(clap::Args)]
@@ -49,6 +49,7 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     if trap && args.recipe.loss == LossName::Guarded && config.guard.is_none() {
         ui::note(&format!("{} epochs leave none after a guard: the published loss is minimised", config.epochs));
     }
+    rehearse(&config, device)?;
     let bar = ui::bar(0, "");
     let data = prepare(&config, &kernels, Some(&args.out), &mut |done, of| {
         ui::stands(&bar, done, of, "perturb");
@@ -92,18 +93,18 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
             let told = if args.output.json {
                 ui::json(line)
             } else {
-                let percent = |v: Option<f64>| v.map_or(String::new(), |v| format!("{:5.1}", 100.0 * v));
+                let percent = |what, v: Option<f64>| v.map_or(String::new(), |v| format!("  {what} {:5.1}", 100.0 * v));
                 let unlearned = line.unlearned.map_or(String::new(), |n| format!("  unlearned {n}"));
                 ui::say(&format!(
-                    "epoch {:3}  loss {:.4} (ce {:.4} mse {:.5} tv {:.5})  {:.0} pictures/s{unlearned}  ACC {}  ASR {}",
+                    "epoch {:3}  loss {:.4} (ce {:.4} mse {:.5} tv {:.5})  {:.0} pictures/s{unlearned}{}{}",
                     line.epoch,
                     line.losses.total,
                     line.losses.ce,
                     line.losses.mse,
                     line.losses.tv,
                     line.pictures_per_second,
-                    percent(line.acc),
-                    percent(line.asr)
+                    percent("ACC", line.acc),
+                    percent("ASR", line.asr)
                 ))
             };
             if let Err(e) = told {
