@@ -15,7 +15,6 @@ mod rounds;
 pub use rounds::admits;
 
 use crate::audit::{Audit, DOUBT, Verdict};
-use crate::checkpoint::{self, CHECKPOINT};
 use crate::config::RunConfig;
 use crate::course::{Course, Event};
 use crate::defend::{Defended, Evidence, Frozen, Replacement, packed_onnx, packed_stem, put_models, replace};
@@ -29,7 +28,6 @@ use crate::trap::{Site, engine, fingerprint};
 use material::{Opinion, material};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
-use stemguard_runtime::files;
 use stemguard_runtime::kernels::simd::Simd;
 use stemguard_runtime::replace::Progress;
 
@@ -203,6 +201,37 @@ const STEM: &str = "purified-stem.onnx";
 /// Stream of the seed for a round's head and order.
 const ROUND: u64 = 0x7075_7269;
 
+/// The purified network as files of the run, and its tripwire. Its stem goes the way every stem goes; a head of another build than the
+/// runtime's stays in ONNX.
+fn put(
+    files: &mut Exchange<'_>,
+    dir: &RunDir,
+    c: &RunConfig,
+    evidence: &Evidence<'_>,
+    evaluation: &Evaluation,
+    tell: &mut dyn FnMut(Progress),
+) -> Result<Watch, Failure> {
+    let stem_bytes = export::stem(evidence.net)?;
+    let mut watch = Watch::default();
+    match export::residual_head(evidence.net) {
+        Some(head) => {
+            let (stem, evaluation, seconds) = (packed_onnx(&dir.file(STEM), &stem_bytes)?, evaluation.clone(), 0.0);
+            let mut model = Defended { stem, head, evaluation, tripwire: None, seconds };
+            watch.found = model.watch(evidence, &mut |e| {
+                tell(e);
+                true
+            })?;
+            watch.alarms = model.tripwire.as_ref().map(|t| t.alarms);
+            let Defended { stem, head, tripwire, .. } = &model;
+            let (name, classes) = (c.architecture.to_string(), &evidence.holdout.classes);
+            put_models(files, "purified", &name, classes, stem, head, tripwire.as_ref())?;
+        }
+        None => files.put("purified.onnx", &export::classifier(evidence.net)?)?,
+    }
+    files.put(STEM, &stem_bytes)?;
+    Ok(watch)
+}
+
 /// Purifies a trapped run in `RUN/purify`; writes `purified-stem.onnx`, `purified.onnx` and, where its head is one of the runtime's,
 /// `purified.sgm`.
 ///
@@ -241,22 +270,11 @@ pub fn purify(
         let opinion = Opinion { accused: &accused, score: &score, new_label: &new_label };
         let mode = if number < p.mode.least_rounds() { Mode::Unlearn } else { p.mode };
         let m = material(suspects, &opinion, holdout, &Purification { mode, ..*p }, config.seed)?;
-        let path = rounds::round(&work, number);
         // Whether more rounds follow does not change this one.
         let lesson = Purification { rounds: 1, ..*p };
         let doubted: Vec<bool> = score.iter().map(|&s| s > DOUBT).collect();
         mark = fingerprint(&(&config, lesson, (&accused, &doubted), (&m.pictures.labels, &m.forget), &mark));
-        // Another verdict, as another device may come to, is another lesson: this round and those behind it begin anew, the last first.
-        if checkpoint::is_of_another(&path.join(CHECKPOINT), &mark) {
-            let later = (number..=MOST_ROUNDS).rev().map(|n| rounds::round(&work, n));
-            for later in later.filter(|later| later.exists()) {
-                std::fs::remove_dir_all(&later)
-                    .map_err(|e| Failure::file(&later, format!("cannot be replaced: {e}")))?;
-            }
-        }
-        std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
-        files::clear_cut_short(&path);
-        let round = RunDir { path };
+        let round = rounds::make(&work, number, &mark)?;
         let (pictures, forget) = (&m.pictures, &m.forget);
         let course = Course { config: &config, pictures, forget, clean: &[], dir: &round, fingerprint: &mark };
         let mut engine = fresh_head(&config, data, &from, config.seed, kernels)?;
@@ -296,28 +314,10 @@ pub fn purify(
     }
     let Some((engine, evaluation)) = last else { return Err(Failure::input("--rounds", "is 0")) };
     let mut files = Exchange::new(dir);
-    // The stem goes the way every stem goes; a head of another build than the runtime's stays in ONNX.
-    let stem_bytes = export::stem(&engine.net)?;
-    let mut tripwire = Watch::default();
-    match export::residual_head(&engine.net) {
-        Some(head) => {
-            let (stem, evaluation, seconds) = (packed_onnx(&dir.file(STEM), &stem_bytes)?, evaluation.clone(), 0.0);
-            let mut model = Defended { stem, head, evaluation, tripwire: None, seconds };
-            let verdict = &Verdict { classes: found.verdict.classes.clone(), score, accused };
-            let (net, test) = (&engine.net, &data.test);
-            let evidence = Evidence { device, net, suspects, verdict, holdout, test, how, kernels };
-            tripwire.found = model.watch(&evidence, &mut |e| {
-                tell(Told::Replacing(e));
-                true
-            })?;
-            tripwire.alarms = model.tripwire.as_ref().map(|t| t.alarms);
-            let Defended { stem, head, tripwire, .. } = &model;
-            let name = c.architecture.to_string();
-            put_models(&mut files, "purified", &name, &holdout.classes, stem, head, tripwire.as_ref())?;
-        }
-        None => files.put("purified.onnx", &export::classifier(&engine.net)?)?,
-    }
-    files.put(STEM, &stem_bytes)?;
+    let (net, test) = (&engine.net, &data.test);
+    let verdict = &Verdict { classes: found.verdict.classes.clone(), score, accused };
+    let evidence = Evidence { device, net, suspects, verdict, holdout, test, how, kernels };
+    let tripwire = put(&mut files, dir, c, &evidence, &evaluation, &mut |e| tell(Told::Replacing(e)))?;
     files.put_json(
         PURIFIED,
         &serde_json::json!({ "purification": p, "rounds": rounds, "tripwire": tripwire, "audit": found.summary(None).mark() }),

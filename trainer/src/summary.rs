@@ -145,6 +145,76 @@ fn name_of(pictures: &Pictures, class: usize) -> &str {
     pictures.classes.get(class).map_or("?", String::as_str)
 }
 
+/// The stages and curves of the undefended run beside the one reported.
+fn beside(dir: &RunDir, record: &Record) -> Result<(Vec<StageResult>, Vec<Curve>), Failure> {
+    let c = &record.config;
+    let (_, other) = RunDir::open(&dir.path)?;
+    if other.config.trap {
+        return Err(Failure::file(&dir.path, "is a trapped run; --baseline takes one that `train` wrote"));
+    }
+    let of = |c: &RunConfig| (c.attack.clone(), c.data.clone(), c.size, c.seed, c.holdout_data.clone());
+    let same_share = c.holdout_data.is_some() || other.config.holdout == c.holdout;
+    if of(&other.config) != of(c) || !same_share {
+        return Err(Failure::file(&dir.path, "is of other data, attack, holdout or seed than the run reported"));
+    }
+    // A baseline may have been trained without the poisoned part.
+    let (measured, own) = (other.counts, record.counts);
+    if (measured.holdout, measured.test) != (own.holdout, own.test) {
+        return Err(Failure::file(&dir.path, "is measured on other pictures than the run reported"));
+    }
+    let planted = record.planted.as_deref().filter(|_| !other.config.oracle);
+    let same = other.check_data(&other.counts, record.data.as_deref(), planted);
+    same.map_err(|why| Failure::file(&dir.path, format!("is not of the data of the run reported: {why}")))?;
+    // A purified baseline is another defence, which is not compared with.
+    let undefended = |s: &StageResult| ["trained", "ceiling", "control"].contains(&s.name.as_str());
+    let stages = dir.results()?.stages.into_iter().filter(undefended).collect();
+    Ok((stages, curves("baseline", &dir.metrics()?)))
+}
+
+/// What the audit of a run found, in sentences, and the accused; `stages` are those of the run.
+fn audited(run: &RunDir, data: &Prepared, stages: &[StageResult]) -> Result<(Vec<String>, Vec<PictureRow>), Failure> {
+    let found: audit::Summary = run.read_json("audit.json")?;
+    let named: Vec<String> = found
+        .classes
+        .iter()
+        .filter(|c| c.suspected)
+        .map(|c| {
+            format!("{} ({} accused, p {:.0e})", name_of(&data.test.clean, c.class as usize), c.accused, c.p_value)
+        })
+        .collect();
+    let mut notes = vec![if named.is_empty() {
+        "The audit names no target class and accuses nobody.".into()
+    } else {
+        format!("The audit names {}: {} of {} pictures.", named.join(", "), found.accused, found.pictures)
+    }];
+    let purified = stages.iter().any(|s| s.name == "purified");
+    let of: Option<PurifiedOf> = if purified { Some(run.read_json(PURIFIED)?) } else { None };
+    if of.and_then(|of| of.audit).is_some_and(|mark| mark != found.mark()) {
+        notes.push("The run was audited again since it was purified: the purified model is of another verdict.".into());
+    }
+    if let Some(m) = &found.measures {
+        notes.push(format!(
+            "Against the truth, it accused {:.1} % of the poisoned and {:.2} % of the clean pictures.",
+            100.0 * m.recall,
+            100.0 * m.false_positives
+        ));
+    }
+    Ok((notes, accused(data, &found)))
+}
+
+/// The settings of a run as the page lists them.
+fn settings(record: &Record) -> Vec<(String, String)> {
+    let mut all: Vec<(String, String)> = match serde_json::to_value(&record.config) {
+        Ok(serde_json::Value::Object(map)) => map.into_iter().map(|(k, v)| (k, plain(&v))).collect(),
+        _ => Vec::new(),
+    };
+    all.push(("kernels".into(), record.kernels.clone()));
+    if record.config.holdout_data.is_some() {
+        all.retain(|(key, _)| key != "holdout");
+    }
+    all
+}
+
 /// The report of a run, with the stages of an undefended `baseline` run beside it where there is one.
 ///
 /// # Errors
@@ -155,52 +225,20 @@ pub fn collect(
     baseline: Option<&RunDir>,
     kernels: &Simd,
 ) -> Result<ReportData, Failure> {
-    let c = &record.config;
+    let (c, counts) = (&record.config, record.counts);
     let data = reopen(run, record, kernels)?;
-    let mut all = Vec::new();
-    let mut shown = Vec::new();
-    let mut truth = None;
-    if let Some(dir) = baseline {
-        let (_, other) = RunDir::open(&dir.path)?;
-        if other.config.trap {
-            return Err(Failure::file(&dir.path, "is a trapped run; --baseline takes one that `train` wrote"));
-        }
-        let of = |c: &RunConfig| (c.attack.clone(), c.data.clone(), c.size, c.seed, c.holdout_data.clone());
-        let same_share = c.holdout_data.is_some() || other.config.holdout == c.holdout;
-        if of(&other.config) != of(c) || !same_share {
-            return Err(Failure::file(&dir.path, "is of other data, attack, holdout or seed than the run reported"));
-        }
-        // A baseline may have been trained without the poisoned part.
-        let (measured, own) = (other.counts, record.counts);
-        if (measured.holdout, measured.test) != (own.holdout, own.test) {
-            return Err(Failure::file(&dir.path, "is measured on other pictures than the run reported"));
-        }
-        let planted = record.planted.as_deref().filter(|_| !other.config.oracle);
-        let same = other.check_data(&other.counts, record.data.as_deref(), planted);
-        same.map_err(|why| Failure::file(&dir.path, format!("is not of the data of the run reported: {why}")))?;
-        // A purified baseline is another defence, which is not compared with.
-        let undefended = |s: &StageResult| ["trained", "ceiling", "control"].contains(&s.name.as_str());
-        all.extend(dir.results()?.stages.into_iter().filter(undefended));
-        truth = all.iter().find(|s| s.name == "trained").map(|s| s.evaluation.clone());
-        shown.extend(curves("baseline", &dir.metrics()?));
-    }
+    let (mut all, mut shown) = match baseline {
+        Some(dir) => beside(dir, record)?,
+        None => (Vec::new(), Vec::new()),
+    };
     all.extend(run.results()?.stages);
-    if truth.is_none() {
-        truth = all.iter().find(|s| s.name == "trained").map(|s| s.evaluation.clone());
-    }
+    // That of the baseline comes first.
+    let truth = all.iter().find(|s| s.name == "trained").map(|s| s.evaluation.clone());
     let lines = run.metrics()?;
     shown.extend(curves(if c.trap { "trap" } else { "training" }, &lines));
     let attacked = c.attack.kind != crate::attack::AttackKind::None;
     let (mut engine, epochs) = trap::restore(run, record, &data, kernels)?;
     let info = attacks().iter().find(|a| a.kind == c.attack.kind);
-    let mut config: Vec<(String, String)> = match serde_json::to_value(c) {
-        Ok(serde_json::Value::Object(map)) => map.into_iter().map(|(k, v)| (k, plain(&v))).collect(),
-        _ => Vec::new(),
-    };
-    config.push(("kernels".into(), record.kernels.clone()));
-    if c.holdout_data.is_some() {
-        config.retain(|(key, _)| key != "holdout");
-    }
     let mut notes = Vec::new();
     if epochs < c.epochs {
         notes.push(format!("The run is unfinished: {epochs} of {} epochs.", c.epochs));
@@ -217,50 +255,19 @@ pub fn collect(
     }
     let mut rows = pictures(&data, &mut engine)?;
     if run.file("audit.json").exists() {
-        let found: audit::Summary = run.read_json("audit.json")?;
-        let named: Vec<String> = found
-            .classes
-            .iter()
-            .filter(|c| c.suspected)
-            .map(|c| {
-                format!("{} ({} accused, p {:.0e})", name_of(&data.test.clean, c.class as usize), c.accused, c.p_value)
-            })
-            .collect();
-        notes.push(if named.is_empty() {
-            "The audit names no target class and accuses nobody.".into()
-        } else {
-            format!("The audit names {}: {} of {} pictures.", named.join(", "), found.accused, found.pictures)
-        });
-        rows.extend(accused(&data, &found));
-        let purified = all.iter().any(|s| s.name == "purified");
-        let of: Option<PurifiedOf> = if purified { Some(run.read_json(PURIFIED)?) } else { None };
-        if of.and_then(|of| of.audit).is_some_and(|mark| mark != found.mark()) {
-            notes.push(
-                "The run was audited again since it was purified: the purified model is of another verdict.".into(),
-            );
-        }
-        if let Some(m) = &found.measures {
-            notes.push(format!(
-                "Against the truth, it accused {:.1} % of the poisoned and {:.2} % of the clean pictures.",
-                100.0 * m.recall,
-                100.0 * m.false_positives
-            ));
-        }
+        let (said, accused) = audited(run, &data, &all)?;
+        notes.extend(said);
+        rows.extend(accused);
     }
     let watched = all.iter().filter_map(|s| Some((wording(&s.name).0, s.tripwire?)));
     notes.extend(watched.map(|(name, alarms)| format!("The tripwire of the {name} model: {alarms}.")));
-    let counts = record.counts;
+    let defence = if c.trap { "Trap and replace" } else { "No defence" };
     Ok(ReportData {
-        title: format!(
-            "{} against {} on {}",
-            if c.trap { "Trap and replace" } else { "No defence" },
-            c.attack.kind,
-            c.data
-        ),
+        title: format!("{defence} against {} on {}", c.attack.kind, c.data),
         created_from: run.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default(),
         version: record.version.clone(),
         seed: c.seed,
-        config,
+        config: settings(record),
         counts: Counts {
             train: counts.train as u64,
             poisoned: counts.poisoned as u64,

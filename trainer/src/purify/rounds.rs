@@ -2,12 +2,13 @@
 //! how they were begun (`begun.json`), and neither replaces them nor goes on with them in another way.
 
 use super::{MOST_ROUNDS, Purification};
-use crate::checkpoint::CHECKPOINT;
+use crate::checkpoint::{self, CHECKPOINT};
 use crate::defend::Replacement;
 use crate::error::Failure;
 use crate::run::RunDir;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use stemguard_runtime::files;
 
 /// The folder's name in a run's directory.
 const FOLDER: &str = "purify";
@@ -15,7 +16,7 @@ const FOLDER: &str = "purify";
 const BEGUN: &str = "begun.json";
 
 /// The folder of a round.
-pub(super) fn round(rounds: &RunDir, number: u32) -> PathBuf {
+fn round(rounds: &RunDir, number: u32) -> PathBuf {
     rounds.file(&format!("round-{number}"))
 }
 
@@ -85,6 +86,24 @@ pub(super) fn begin(dir: &RunDir, p: &Purification, how: &Replacement, resume: b
     std::fs::create_dir_all(&rounds.path).map_err(|e| failed("made", e))?;
     rounds.write_json(BEGUN, &settings(p, how)?)?;
     Ok(rounds)
+}
+
+/// The folder of a round whose lesson has this `mark`. Another verdict, as another device may come to, is another lesson: what was trained
+/// on it, and all rounds behind it, begin anew, the last first.
+///
+/// # Errors
+/// [`Failure::Input`] naming what cannot be replaced or made.
+pub(super) fn make(rounds: &RunDir, number: u32, mark: &str) -> Result<RunDir, Failure> {
+    let path = round(rounds, number);
+    if checkpoint::is_of_another(&path.join(CHECKPOINT), mark) {
+        let later = (number..=MOST_ROUNDS).rev().map(|n| round(rounds, n));
+        for later in later.filter(|later| later.exists()) {
+            std::fs::remove_dir_all(&later).map_err(|e| Failure::file(&later, format!("cannot be replaced: {e}")))?;
+        }
+    }
+    std::fs::create_dir_all(&path).map_err(|e| Failure::file(&path, format!("cannot be made: {e}")))?;
+    files::clear_cut_short(&path);
+    Ok(RunDir { path })
 }
 
 /// The last round is done, and what came of it is written.

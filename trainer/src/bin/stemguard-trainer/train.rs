@@ -3,13 +3,17 @@
 use crate::options::{Data, LossName, Output, Place, PurifyOptions, Recipe, ReplaceOptions, config};
 use crate::ui;
 use std::path::PathBuf;
+use stemguard_runtime::kernels::simd::Simd;
 use stemguard_trainer::chain::{Told, finish};
+use stemguard_trainer::config::RunConfig;
+use stemguard_trainer::defend::Replacement;
+use stemguard_trainer::engine::Device;
 use stemguard_trainer::error::Failure;
 use stemguard_trainer::evaluate::Evaluation;
-use stemguard_trainer::prepare::prepare;
-use stemguard_trainer::purify;
+use stemguard_trainer::prepare::{Prepared, prepare};
+use stemguard_trainer::purify::{self, Purification};
 use stemguard_trainer::run::RunDir;
-use stemguard_trainer::trap::{Event, rehearse, train};
+use stemguard_trainer::trap::{Event, Trained, rehearse, train};
 
 /// Options of `train` and `trap`.
 #[derive(clap::Args)]
@@ -71,46 +75,11 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     }
     let bar = ui::bar(0, "epoch 1");
     let mut trouble = None;
-    let mut trained = train(&config, &data, &args.out, args.resume, device, &kernels, &mut |event| match event {
+    let trained = train(&config, &data, &args.out, args.resume, device, &kernels, &mut |event| match event {
         Event::Step { epoch, done, of, losses } => {
             ui::stands(&bar, done, of, format!("epoch {epoch}/{} loss {:.3}", config.epochs, losses.total));
         }
-        Event::Guard(verdict) => bar.suspend(|| {
-            let accused = verdict.accused.iter().filter(|&&a| a).count();
-            let told = if args.output.json {
-                ui::json(&serde_json::json!({ "guard": verdict.classes, "accused": accused }))
-            } else {
-                let named: Vec<String> =
-                    verdict.classes.iter().filter(|c| c.suspected).map(|c| c.class.to_string()).collect();
-                let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
-                ui::say(&format!("guard: {accused} pictures accused; target classes: {named}"))
-            };
-            if let Err(e) = told {
-                trouble = Some(e);
-            }
-        }),
-        Event::Epoch(line) => bar.suspend(|| {
-            let told = if args.output.json {
-                ui::json(line)
-            } else {
-                let percent = |what, v: Option<f64>| v.map_or(String::new(), |v| format!("  {what} {:5.1}", 100.0 * v));
-                let unlearned = line.unlearned.map_or(String::new(), |n| format!("  unlearned {n}"));
-                ui::say(&format!(
-                    "epoch {:3}  loss {:.4} (ce {:.4} mse {:.5} tv {:.5})  {:.0} pictures/s{unlearned}{}{}",
-                    line.epoch,
-                    line.losses.total,
-                    line.losses.ce,
-                    line.losses.mse,
-                    line.losses.tv,
-                    line.pictures_per_second,
-                    percent("ACC", line.acc),
-                    percent("ASR", line.asr)
-                ))
-            };
-            if let Err(e) = told {
-                trouble = Some(e);
-            }
-        }),
+        event => bar.suspend(|| trouble = trouble.take().or(line(&event, args.output.json).err())),
     })?;
     bar.finish_and_clear();
     if let Some(e) = trouble {
@@ -124,13 +93,58 @@ pub(crate) fn run(args: &Args, trap: bool) -> Result<(), Failure> {
     } else {
         ui::say(&format!("{}: ACC {:.1} %, ASR {:.1} %", args.out.display(), 100.0 * e.acc, 100.0 * e.asr))
     }?;
-    if !args.purify {
-        return Ok(());
+    if args.purify { defend(args, &config, &data, trained, &purification, &how, device, &kernels) } else { Ok(()) }
+}
+
+/// Tells of an epoch, or of the guard's verdict after it.
+fn line(event: &Event<'_>, json: bool) -> Result<(), Failure> {
+    match event {
+        Event::Step { .. } => Ok(()),
+        Event::Guard(verdict) => {
+            let accused = verdict.accused.iter().filter(|&&a| a).count();
+            if json {
+                return ui::json(&serde_json::json!({ "guard": verdict.classes, "accused": accused }));
+            }
+            let named: Vec<String> =
+                verdict.classes.iter().filter(|c| c.suspected).map(|c| c.class.to_string()).collect();
+            let named = if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+            ui::say(&format!("guard: {accused} pictures accused; target classes: {named}"))
+        }
+        Event::Epoch(line) if json => ui::json(line),
+        Event::Epoch(line) => {
+            let percent = |what, v: Option<f64>| v.map_or(String::new(), |v| format!("  {what} {:5.1}", 100.0 * v));
+            let unlearned = line.unlearned.map_or(String::new(), |n| format!("  unlearned {n}"));
+            ui::say(&format!(
+                "epoch {:3}  loss {:.4} (ce {:.4} mse {:.5} tv {:.5})  {:.0} pictures/s{unlearned}{}{}",
+                line.epoch,
+                line.losses.total,
+                line.losses.ce,
+                line.losses.mse,
+                line.losses.tv,
+                line.pictures_per_second,
+                percent("ACC", line.acc),
+                percent("ASR", line.asr)
+            ))
+        }
     }
+}
+
+/// What comes after the trap, with --purify.
+#[allow(clippy::too_many_arguments)]
+fn defend(
+    args: &Args,
+    config: &RunConfig,
+    data: &Prepared,
+    mut trained: Trained,
+    purification: &Purification,
+    how: &Replacement,
+    device: Device,
+    kernels: &Simd,
+) -> Result<(), Failure> {
     let bar = ui::bar(0, "replace");
     let (dir, engine) = (&trained.dir, &mut trained.engine);
     let tell = &mut |told: Told<'_>| ui::told(&bar, "", purification.epochs, &told);
-    let end = finish(dir, &config, &data, engine, &how, &purification, args.resume, device, &kernels, tell)?;
+    let end = finish(dir, config, data, engine, how, purification, args.resume, device, kernels, tell)?;
     bar.finish_and_clear();
     if args.output.json {
         return ui::json(
