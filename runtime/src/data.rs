@@ -324,12 +324,8 @@ fn read(source: &Source, part: Part, options: &LoadOptions) -> Result<Pictures, 
             Err(DataError::Lacks { path: place(source), what: "this kind of data set" })
         }
     }?;
-    if let Some(name) = pictures.classes.iter().find(|name| name.contains(char::is_control)) {
-        return Err(DataError::ClassName { path: place(source), name: name.clone() });
-    }
-    let mut known = std::collections::BTreeSet::new();
-    match pictures.classes.iter().find(|name| !known.insert(name.as_str())) {
-        Some(name) => Err(DataError::SameName { path: place(source), name: name.clone() }),
+    match pictures.classes.iter().find(|name| name.contains(char::is_control)) {
+        Some(name) => Err(DataError::ClassName { path: place(source), name: name.clone() }),
         None => Ok(pictures),
     }
 }

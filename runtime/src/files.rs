@@ -44,7 +44,7 @@ pub fn write_by(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> 
 pub fn try_write(path: &Path) -> io::Result<()> {
     let (target, is_file) = target_of(path);
     if !is_file {
-        return Ok(());
+        return if target.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { Ok(()) };
     }
     Beside::written(target, OpenOptions::new().write(true).create_new(true), |_| Ok(())).map(drop)
 }
@@ -229,6 +229,7 @@ mod tests {
             assert!(outcome.is_err());
         }
         assert!(write(Path::new("/"), b"x").is_err() && write(Path::new(""), b"x").is_err());
+        assert!(try_write(dir.path()).is_err());
         try_write(&path).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new", "it is only tried");
         try_write(&dir.path().join("b")).unwrap();

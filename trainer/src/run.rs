@@ -12,6 +12,7 @@
 //! purified.sgm, purified.onnx, purified-stem.onnx, purify.json   after `purify`
 //! purify/                  the rounds of `purify`, each with a checkpoint, and begun.json, its settings, until it is done
 //! perturbed-*.npz          what attack `cl` made of its pictures
+//! triggers.json            of a sweep's ceiling: what it makes of triggers that it has never met
 //! ```
 
 mod exchange;

@@ -77,7 +77,7 @@ pub fn engine(c: &RunConfig, data: &Prepared, kernels: &Simd) -> Result<CpuEngin
 /// on the CPU; asked before pictures of that size are made. Where the data set has a size of its own, nothing.
 ///
 /// # Errors
-/// [`Failure::Input`] naming the option, and those of [`Site::open`].
+/// [`Failure::Input`] naming the option, or where this machine lacks the memory.
 pub fn rehearse(c: &RunConfig, device: Device) -> Result<(), Failure> {
     let Some((h, w)) = c.size else { return Ok(()) };
     let shape = Shape::new(h as u32, w as u32, 3);

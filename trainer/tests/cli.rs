@@ -145,7 +145,9 @@ fn bad_input_gets_one_line_and_exit_code_2() {
         let result = trainer(args);
         let text = String::from_utf8_lossy(&result.stderr).into_owned();
         assert_eq!(result.status.code(), Some(2), "{args:?}: {text}");
-        assert!(text.contains(word), "{args:?} does not name {word}: {text}");
+        let last = text.lines().last().unwrap_or_default();
+        assert!(last.starts_with("stemguard-trainer: "), "{args:?}: {text}");
+        assert!(last.contains(word), "{args:?} does not name {word}: {text}");
         assert!(!text.contains("panicked"), "{args:?}: {text}");
         assert!(!Path::new(out).exists(), "{args:?} left something behind");
         assert_eq!(std::fs::read_dir(full).expect("a folder").count(), 1, "{args:?} left something in the wrong place");

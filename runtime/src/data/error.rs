@@ -131,13 +131,6 @@ pub enum DataError {
         /// The name.
         name: String,
     },
-    /// Two classes of one name: names tell them apart.
-    SameName {
-        /// The source.
-        path: PathBuf,
-        /// The name.
-        name: String,
-    },
     /// The kind before the colon is not one of [`super::KINDS`].
     UnknownKind(String),
     /// A known kind with an argument that does not fit.
@@ -185,7 +178,6 @@ impl fmt::Display for DataError {
             Self::ClassName { path, name } => {
                 write!(f, "{}: a line break or another control character in the class name {name:?}", path.display())
             }
-            Self::SameName { path, name } => write!(f, "{}: two classes are called {name:?}", path.display()),
             Self::UnknownKind(kind) => {
                 write!(f, "unknown data set kind `{kind}`; known kinds: {}", super::KINDS.join(", "))
             }

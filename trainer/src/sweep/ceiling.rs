@@ -7,16 +7,19 @@
 use super::Cell;
 use crate::attack::{AttackConfig, AttackKind, build, triggered};
 use crate::chain::Told;
+use crate::checkpoint::CHECKPOINT;
 use crate::config::RunConfig;
-use crate::engine::Device;
+use crate::engine::{Device, Engine as _};
 use crate::error::Failure;
-use crate::evaluate::{Evaluation, evaluate_engine};
+use crate::evaluate::Evaluation;
 use crate::prepare::prepare;
 use crate::run::RunDir;
-use crate::trap::train;
+use crate::trap::{Event, restore, train};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::path::Path;
 use stemguard_runtime::kernels::simd::Simd;
+use stemguard_runtime::metrics::Rate;
 
 /// What training on the clean part alone reaches, fractions 0..=1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -25,7 +28,7 @@ pub struct Ceiling {
     pub acc: f64,
     /// Triggered pictures given the target class; `None` until they were shown.
     pub asr: Option<f64>,
-    /// Triggered pictures given their true class; what it lacks to ACC, the trigger alone costs.
+    /// Triggered pictures given their true class; what it lacks to ACC, about so much the trigger alone costs.
     pub ra: Option<f64>,
     /// Clean pictures of other classes given the target class.
     pub chance: f64,
@@ -45,8 +48,23 @@ const TRIGGERS: &str = "triggers.json";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Shown {
     attack: AttackConfig,
+    /// Hash of the file that the trigger came from, where it came from one.
+    file: Option<String>,
     asr: f64,
     ra: f64,
+}
+
+impl Shown {
+    /// Whether it is of this attack, its trigger as it is now; of a file that is gone, as it was.
+    fn is_of(&self, attack: &AttackConfig) -> bool {
+        self.attack == *attack && hash(attack).is_none_or(|now| self.file.as_ref() == Some(&now))
+    }
+}
+
+/// SHA-256 of a trigger's file, the first 16 hexadecimal digits.
+fn hash(attack: &AttackConfig) -> Option<String> {
+    let bytes = std::fs::read(attack.trigger.as_ref()?).ok()?;
+    Some(Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn shown(dir: &RunDir) -> Result<Vec<Shown>, Failure> {
@@ -76,12 +94,13 @@ pub(super) fn figures(cell: &Cell, out: &Path) -> Result<Option<Ceiling>, Failur
     let Some((name, c)) = &cell.ceiling else { return Ok(None) };
     let dir = RunDir { path: out.join(name) };
     let Some(Evaluation { acc, chance, .. }) = trained(&dir, c)? else { return Ok(None) };
-    let seen = shown(&dir)?.into_iter().find(|s| s.attack == cell.config.attack);
+    let seen = shown(&dir)?.into_iter().find(|s| s.is_of(&cell.config.attack));
     let (asr, ra) = seen.map(|s| (s.asr, s.ra)).unzip();
     Ok(Some(Ceiling { acc, asr, ra, chance }))
 }
 
-/// Trains what is missing of a ceiling, and shows it the triggers of the cells that have it; whether there was anything to do.
+/// Trains a ceiling where it is not, and shows it the triggers of the cells that have it, all but those it was shown before; whether there
+/// was anything to do. A trained one that has no checkpoint any more is left as it is.
 pub(super) fn complete(
     name: &str,
     c: &RunConfig,
@@ -92,29 +111,48 @@ pub(super) fn complete(
     tell: &mut dyn FnMut(Told<'_>),
 ) -> Result<bool, Failure> {
     let dir = RunDir { path: out.join(name) };
-    let mut answered = match trained(&dir, c)? {
-        Some(_) => shown(&dir)?,
-        None => Vec::new(),
-    };
+    let is_trained = trained(&dir, c)?.is_some();
     let mut asked: Vec<&AttackConfig> = Vec::new();
     for cell in cells.iter().filter(|cell| cell.ceiling.as_ref().is_some_and(|(of, _)| of == name)) {
         let attack = &cell.config.attack;
-        if !asked.contains(&attack) && answered.iter().all(|s| s.attack != *attack) {
+        if !asked.contains(&attack) {
             asked.push(attack);
         }
     }
-    if asked.is_empty() {
+    let missing = |answered: &[Shown]| -> Vec<&AttackConfig> {
+        asked.iter().filter(|attack| answered.iter().all(|s| !s.is_of(attack))).copied().collect()
+    };
+    if is_trained && (missing(&shown(&dir)?).is_empty() || !dir.file(CHECKPOINT).exists()) {
         return Ok(false);
     }
     // Its own attack perturbs nothing.
-    let mut data = prepare(c, kernels, None, &mut |_, _| {})?;
-    let mut model = train(c, &data, &dir.path, true, device, kernels, &mut |e| tell(Told::Training("ceiling", e)))?;
-    for attack in asked {
-        let clean = &data.test.clean;
-        data.test.triggered = triggered(clean, &*build(attack, clean.h, clean.w)?, attack.target)?;
-        let Evaluation { asr, ra, .. } = evaluate_engine(&data.test, &mut model.engine)?;
-        answered.push(Shown { attack: attack.clone(), asr, ra });
+    let data = prepare(c, kernels, None, &mut |_, _| {})?;
+    // Nobody else writes there from here on.
+    let (mut engine, _claim) = if is_trained {
+        let claim = dir.claim()?;
+        let (_, record) = RunDir::open(&dir.path)?;
+        (restore(&dir, &record, &data, kernels)?.0, claim)
+    } else {
+        let mut training = |e: Event<'_>| tell(Told::Training("ceiling", e));
+        let done = train(c, &data, &dir.path, true, device, kernels, &mut training)?;
+        (done.engine, done.claim)
+    };
+    // What an earlier training was shown is not of this one.
+    let mut answered = if is_trained { shown(&dir)? } else { Vec::new() };
+    let asked = missing(&answered);
+    for (i, &attack) in asked.iter().enumerate() {
+        tell(Told::Pictures("triggers", i, asked.len()));
+        let (clean, target) = (&data.test.clean, attack.target);
+        let pictures = triggered(clean, &*build(attack, clean.h, clean.w)?, target)?;
+        let answers = engine.answers(&pictures)?;
+        let (mut asr, mut ra) = (Rate::default(), Rate::default());
+        for (&answer, &label) in answers.iter().zip(&pictures.labels) {
+            asr.count(answer == target);
+            ra.count(answer == label);
+        }
+        answered.retain(|s| s.attack != *attack);
+        answered.push(Shown { attack: attack.clone(), file: hash(attack), asr: asr.fraction(), ra: ra.fraction() });
+        dir.write_json(TRIGGERS, &answered)?;
     }
-    dir.write_json(TRIGGERS, &answered)?;
     Ok(true)
 }

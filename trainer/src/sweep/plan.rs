@@ -5,12 +5,13 @@ use crate::attack::{AttackError, AttackKind, build, choose};
 use crate::config::{Crop, Loss, RunConfig};
 use crate::course;
 use crate::defend::Replacement;
+use crate::engine::Device;
 use crate::error::Failure;
 use crate::model::Architecture;
 use crate::prepare::parts;
 use crate::purify::{self, Mode, Purification};
 use crate::run::RunDir;
-use crate::trap::network;
+use crate::trap::{network, rehearse};
 use dfdx::prelude::Cpu;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -283,11 +284,20 @@ impl Plan {
     ///
     /// # Errors
     /// [`Failure::Input`] naming the plan, the cell, and the key or file.
-    pub fn rehearse(&self, cells: &[Cell], out: &Path) -> Result<(), Failure> {
+    pub fn rehearse(&self, cells: &[Cell], out: &Path, device: Device) -> Result<(), Failure> {
         let told = |cell: &Cell, e: Failure| match e {
             Failure::Input(why) => Failure::file(&self.file, format!("{}: {}", cell.name, key(&why))),
             other => other,
         };
+        // Before pictures of that size are made.
+        let mut tried: Vec<(Architecture, usize)> = Vec::new();
+        for cell in cells {
+            let (architecture, batch) = (cell.config.architecture, cell.config.batch);
+            if !tried.contains(&(architecture, batch)) {
+                rehearse(&cell.config, device).map_err(|e| told(cell, e))?;
+                tried.push((architecture, batch));
+            }
+        }
         // Taken apart once for all cells that set aside the same pictures.
         let same = |a: &RunConfig, b: &RunConfig| (a.holdout.to_bits(), a.seed) == (b.holdout.to_bits(), b.seed);
         let mut left: Vec<&Cell> = cells.iter().collect();

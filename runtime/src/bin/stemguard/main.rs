@@ -34,6 +34,7 @@ mod verify;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use fail::Fail;
+use std::any::TypeId;
 use std::process::ExitCode;
 
 /// The command line.
@@ -110,8 +111,18 @@ fn main() -> ExitCode {
 /// The command line as it is meant; a number below 0 is one that is out of range, no option.
 fn parse() -> Result<Cli, clap::Error> {
     let numbers = |arg: clap::Arg| {
-        let takes = arg.get_action().takes_values() && !arg.is_positional();
-        if takes { arg.allow_negative_numbers(true) } else { arg }
+        let of = arg.get_value_parser().type_id();
+        let is_number = [
+            TypeId::of::<u16>(),
+            TypeId::of::<u32>(),
+            TypeId::of::<u64>(),
+            TypeId::of::<usize>(),
+            TypeId::of::<f32>(),
+            TypeId::of::<f64>(),
+        ]
+        .iter()
+        .any(|number| of == *number);
+        if is_number { arg.allow_negative_numbers(true) } else { arg }
     };
     let command = Cli::command().mut_subcommands(|command| command.mut_args(numbers));
     Cli::from_arg_matches(&command.try_get_matches()?)

@@ -184,9 +184,6 @@ fn read_labels(path: &std::path::Path) -> Result<String, Fail> {
     if let Some(odd) = names.iter().position(|name| name.contains(char::is_control)) {
         return Err(Fail::at(path, format!("line {}: a class name with control characters", odd + 1)));
     }
-    if let Some(again) = (1..names.len()).find(|&i| names[..i].contains(&names[i])) {
-        return Err(Fail::at(path, format!("line {}: a second class called `{}`", again + 1, names[again])));
-    }
     if names.is_empty() {
         return Err(Fail::at(path, "it holds no class names"));
     }

@@ -79,9 +79,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         "--replace-epochs=200".to_owned(),
         "--views=32".to_owned(),
     ])
-    .map_err(|e| {
-        Failure::Input(e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").into())
-    })?;
+    .map_err(|e| ui::usage(&e))?;
     defaults.recipe.loss = args.loss;
     let config = config(&defaults.data, &defaults.recipe, true)?;
     let how = defaults.replace.replacement(config.flip, config.seed)?;

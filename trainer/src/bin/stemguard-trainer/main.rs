@@ -17,7 +17,9 @@ mod train;
 mod ui;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::any::TypeId;
 use std::process::ExitCode;
+use stemguard_trainer::error::Failure;
 
 /// Trains image classifiers on data that cannot be trusted, and takes the backdoor out again.
 ///
@@ -61,11 +63,26 @@ enum Command {
 fn main() -> ExitCode {
     // A number below 0 is one that is out of range, no option.
     let numbers = |arg: clap::Arg| {
-        let takes = arg.get_action().takes_values() && !arg.is_positional();
-        if takes { arg.allow_negative_numbers(true) } else { arg }
+        let of = arg.get_value_parser().type_id();
+        let is_number = [
+            TypeId::of::<u16>(),
+            TypeId::of::<u32>(),
+            TypeId::of::<u64>(),
+            TypeId::of::<usize>(),
+            TypeId::of::<f32>(),
+            TypeId::of::<f64>(),
+        ]
+        .iter()
+        .any(|number| of == *number);
+        if is_number { arg.allow_negative_numbers(true) } else { arg }
     };
-    let matches = Cli::command().mut_subcommands(|command| command.mut_args(numbers)).get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let command = Cli::command().mut_subcommands(|command| command.mut_args(numbers));
+    let parsed = command.try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(e) if e.use_stderr() => return failed(&ui::usage(&e)),
+        Err(help) => help.exit(),
+    };
     let result = idle::refuse(&matches).and_then(|()| match cli.command {
         Command::Demo(args) => demo::run(&args),
         Command::Train(args) => train::run(&args, false),
@@ -81,9 +98,12 @@ fn main() -> ExitCode {
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            ui::note(&format!("stemguard-trainer: {e}"));
-            ExitCode::from(e.code())
-        }
+        Err(e) => failed(&e),
     }
+}
+
+/// One line of what went wrong, and the exit code.
+fn failed(e: &Failure) -> ExitCode {
+    ui::note(&format!("stemguard-trainer: {}", e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")));
+    ExitCode::from(e.code())
 }

@@ -14,7 +14,7 @@ use stemguard_trainer::sweep::{self, Plan, Told, Worker, row, table};
 #[derive(clap::Args)]
 #[command(
     after_help = "Example file:\n  data = \"signs\"\n  attacks = [\"badnet-grid\", \"blend\"]\n  rates = [0.1]\n  \
-    seeds = [0, 1, 2]\n  [settings.short]\n  epochs = 12\n  batch = 64\n\nKeys at the top: data, holdout_data, size, attacks, rates [0.1], seeds [0], target [0], ceiling [false], [triggers] (files, by attack). [base] holds what all settings have in common, [settings.NAME] what one changes: epochs, every, batch, lr, holdout, mse, tv, architecture (depth, width, split), crop, loss, guard, replace_epochs, replace_batch, views, purify, purify_epochs, purify_mode, purify_rounds, inoculate; each as the option of that name. `ceiling = true`: also a run on the clean part alone for each set of poisoned pictures. `purify = false`: the setting ends with the new head and the audit.\n\nRuns that train alike are trained once. A sweep goes on where it stopped; run the same command again. Where a run fails, those beside it are finished, and no other is begun."
+    seeds = [0, 1, 2]\n  [settings.short]\n  epochs = 12\n  batch = 64\n\nKeys at the top: data, holdout_data, size, attacks, rates [0.1], seeds [0], target [0], ceiling [false], [triggers] (files, by attack). [base] holds what all settings have in common, [settings.NAME] what one changes: epochs, every, batch, lr, holdout, mse, tv, architecture (depth, width, split), crop, loss, guard, replace_epochs, replace_batch, views, purify, purify_epochs, purify_mode, purify_rounds, inoculate; each as the option of that name. `ceiling = true`: also a run on the clean part alone for each set of poisoned pictures, which is then shown the triggers. `purify = false`: the setting ends with the new head and the audit.\n\nRuns that train alike are trained once. A sweep goes on where it stopped; run the same command again. Where a run fails, those beside it are finished, and no other is begun."
 )]
 pub(crate) struct Args {
     /// Sweep file (TOML).
@@ -46,7 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         if RunDir::holds(&args.out) {
             return Err(Failure::file(&args.out, "holds a run: a sweep takes a directory of its own"));
         }
-        plan.rehearse(&cells, &args.out)?;
+        plan.rehearse(&cells, &args.out, devices.first().copied().unwrap_or_default())?;
         std::fs::create_dir_all(&args.out).map_err(|e| Failure::file(&args.out, format!("cannot be made: {e}")))?;
         let workers: Vec<Worker> = devices
             .iter()

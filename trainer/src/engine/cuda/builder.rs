@@ -281,6 +281,9 @@ impl<'a> Builder<'a> {
         if bias.is_some_and(|b| b.first != weight.first + weight.len) {
             return Err(EngineError::Failed("a bias that does not stand behind its weights".into()));
         }
+        if matches!(x_entry, Entry::Back(..)) {
+            return Err(EngineError::Failed("a weight gradient's map that comes in as a gradient".into()));
+        }
         let slope = x_entry.slope().unwrap_or_default();
         let (x_kind, x_entry, _) = x_entry.parts();
         let (dy_kind, dy_entry, dy_other) = dy_entry.parts();
