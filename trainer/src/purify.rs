@@ -73,7 +73,7 @@ pub struct Purification {
 
 impl Default for Purification {
     fn default() -> Self {
-        Self { mode: Mode::Unlearn, epochs: 6, rounds: 1, inoculate: 0.3 }
+        Self { mode: Mode::Unlearn, epochs: 6, rounds: 1, inoculate: 1.0 }
     }
 }
 

@@ -351,7 +351,7 @@ mod tests {
         dir.write_json(REPLACED, &other).expect("written");
         assert!(!is_its());
         // More than is asked for does no harm.
-        let p = cell.purification.expect("by default");
+        let p = crate::purify::Purification { inoculate: 0.3, ..cell.purification.expect("by default") };
         let of = |p: &crate::purify::Purification| {
             is_of(&dir, PURIFIED, &serde_json::json!({ "purification": p })).expect("readable")
         };

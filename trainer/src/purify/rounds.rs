@@ -28,7 +28,7 @@ fn settings(p: &Purification, how: &Replacement) -> Result<Value, Failure> {
     Ok(json!({ "purification": purification, "replacement": serde_json::to_value(how).map_err(other)? }))
 }
 
-/// Where two such records differ: `purification.inoculate 0.3, now 0.5`.
+/// Where two such records differ: `purification.inoculate 1, now 0.5`.
 fn differences(name: &str, old: &Value, new: &Value, all: &mut Vec<String>) {
     match (old, new) {
         (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
@@ -123,7 +123,7 @@ mod tests {
         let dir = RunDir { path: home.path().to_owned() };
         let (p, how) = (Purification::default(), Replacement::cached(true, 0));
         // Nothing is trained yet: nothing is lost.
-        for other in [0.1, 0.3] {
+        for other in [0.1, p.inoculate] {
             begin(&dir, &Purification { inoculate: other, ..p }, &how, false).expect("begun");
         }
         let rounds = RunDir { path: dir.file(FOLDER) };
@@ -140,7 +140,7 @@ mod tests {
         };
         assert!(refused(&p, &how, false).contains("--resume goes on with it"));
         let other = refused(&Purification { inoculate: 0.5, ..p }, &how, true);
-        assert!(other.contains("with other settings (purification.inoculate 0.3, now 0.5); to begin anew"), "{other}");
+        assert!(other.contains("with other settings (purification.inoculate 1, now 0.5); to begin anew"), "{other}");
         let views = Replacement { space: Space::Features { views: 32 }, ..how };
         assert!(refused(&p, &views, true).contains("(replacement.space.features.views 8, now 32)"));
         begin(&dir, &p, &how, true).expect("gone on with");
