@@ -169,6 +169,21 @@ fn the_attacks_are_listed_with_their_sources_and_drawn() {
     assert!(std::fs::metadata(&sheet).expect("a sheet").len() > 1000);
 }
 
+/// `ulimit -v` is a limit like that of memory: what does not fit is refused, and does not end in an abort.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_of_addresses_counts_as_memory() {
+    let home = tempfile::tempdir().expect("a directory");
+    let out = home.path().join("run");
+    let script = "ulimit -v 1500000; exec \"$0\" train --data signs:6000 --batch 5000 --threads 2 --out \"$1\"";
+    let mut shell = Command::new("sh");
+    let result = shell.args(["-c", script, env!("CARGO_BIN_EXE_stemguard-trainer")]).arg(&out).output().expect("sh");
+    let text = String::from_utf8_lossy(&result.stderr).into_owned();
+    assert_eq!(result.status.code(), Some(2), "{text}");
+    assert!(text.contains("--batch: a step on 5000 pictures takes more than"), "{text}");
+    assert!(!out.exists());
+}
+
 #[test]
 fn a_trapped_run_is_audited_and_purified() {
     let dir = tempfile::tempdir().expect("a directory");
