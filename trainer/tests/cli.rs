@@ -169,6 +169,16 @@ fn the_attacks_are_listed_with_their_sources_and_drawn() {
     assert!(std::fs::metadata(&sheet).expect("a sheet").len() > 1000);
 }
 
+#[test]
+fn without_a_command_all_of_them_are_listed() {
+    let bare = trainer(&[]);
+    assert_eq!(bare.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&bare.stderr).into_owned();
+    assert!(["demo", "purify", "attacks"].iter().all(|command| text.contains(command)), "{text}");
+    let version = trainer(&["--version"]);
+    assert_eq!((version.status.code(), version.stderr.len()), (Some(0), 0));
+}
+
 /// `ulimit -v` is a limit like that of memory: what does not fit is refused, and does not end in an abort.
 #[cfg(target_os = "linux")]
 #[test]

@@ -16,6 +16,7 @@ mod sweep;
 mod train;
 mod ui;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::any::TypeId;
 use std::process::ExitCode;
@@ -80,8 +81,12 @@ fn main() -> ExitCode {
     let parsed = command.try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
-        Err(e) if e.use_stderr() => return failed(&ui::usage(&e)),
-        Err(help) => help.exit(),
+        Err(e) => match e.kind() {
+            ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
+            _ => return failed(&ui::usage(&e)),
+        },
     };
     let result = idle::refuse(&matches).and_then(|()| match cli.command {
         Command::Demo(args) => demo::run(&args),
