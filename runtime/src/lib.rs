@@ -38,6 +38,8 @@ pub mod onnx;
 pub mod quantise;
 #[cfg(feature = "std")]
 pub mod session;
+#[cfg(feature = "usage")]
+pub mod usage;
 
 pub mod artifact;
 pub mod error;

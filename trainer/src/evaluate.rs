@@ -128,10 +128,20 @@ pub fn evaluate_engine(test: &TestSet, engine: &mut dyn Engine) -> Result<Evalua
     Ok(figures(test, &engine.answers(&test.clean)?, &engine.answers(&test.triggered)?))
 }
 
+/// ASR and RA of these answers to triggered pictures of these true labels.
+pub(crate) fn on_triggered(labels: &[u32], target: u32, answers: &[u32]) -> [f64; 2] {
+    let (mut asr, mut ra) = (Rate::default(), Rate::default());
+    for (&answer, &label) in answers.iter().zip(labels) {
+        asr.count(answer == target);
+        ra.count(answer == label);
+    }
+    [asr.fraction(), ra.fraction()]
+}
+
 /// Every figure of these answers.
 fn figures(test: &TestSet, clean: &[u32], triggered: &[u32]) -> Evaluation {
     let classes = test.clean.classes.len();
-    let (mut acc, mut asr, mut ra, mut chance) = (Rate::default(), Rate::default(), Rate::default(), Rate::default());
+    let (mut acc, mut chance) = (Rate::default(), Rate::default());
     let mut confusion = vec![vec![0u64; classes]; classes];
     for (&answer, &label) in clean.iter().zip(&test.clean.labels) {
         acc.count(answer == label);
@@ -140,23 +150,13 @@ fn figures(test: &TestSet, clean: &[u32], triggered: &[u32]) -> Evaluation {
         }
         confusion[label as usize][answer as usize] += 1;
     }
-    for (&answer, &label) in triggered.iter().zip(&test.triggered.labels) {
-        asr.count(answer == test.target);
-        ra.count(answer == label);
-    }
+    let [asr, ra] = on_triggered(&test.triggered.labels, test.target, triggered);
     let per_class = confusion
         .iter()
         .enumerate()
         .map(|(c, row)| Rate { hits: row[c], cases: row.iter().sum() }.fraction())
         .collect();
-    Evaluation {
-        acc: acc.fraction(),
-        asr: asr.fraction(),
-        ra: ra.fraction(),
-        chance: chance.fraction(),
-        confusion,
-        per_class,
-    }
+    Evaluation { acc: acc.fraction(), asr, ra, chance: chance.fraction(), confusion, per_class }
 }
 
 #[cfg(test)]

@@ -262,6 +262,11 @@ fn digest<const N: usize>(parts: [&Pictures; N]) -> String {
         part.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
         hash.update(&part.pixels);
     }
+    first_digits(hash)
+}
+
+/// The first 16 hexadecimal digits of a hash.
+pub(crate) fn first_digits(hash: Sha256) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -178,8 +178,7 @@ pub fn write_npz(path: &Path, pictures: &Pictures) -> Result<(), DataError> {
 }
 
 /// Writes two parts as arrays `x_train`, `y_train`, `x_test`, `y_test` and `classes`, the class names of the first
-/// part that is not empty. An
-/// empty part is left out. Otherwise as [`write_npz`].
+/// part that is not empty. An empty part is left out. Otherwise as [`write_npz`].
 ///
 /// # Errors
 /// As [`write_npz`], and [`DataError::Mismatch`] where two parts differ in classes.

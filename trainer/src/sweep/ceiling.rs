@@ -11,15 +11,14 @@ use crate::checkpoint::CHECKPOINT;
 use crate::config::RunConfig;
 use crate::engine::{Device, Engine as _};
 use crate::error::Failure;
-use crate::evaluate::Evaluation;
-use crate::prepare::prepare;
+use crate::evaluate::{Evaluation, on_triggered};
+use crate::prepare::{first_digits, prepare};
 use crate::run::RunDir;
 use crate::trap::{Event, restore, train};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::path::Path;
 use stemguard_runtime::kernels::simd::Simd;
-use stemguard_runtime::metrics::Rate;
 
 /// What training on the clean part alone reaches, fractions 0..=1.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -64,7 +63,7 @@ impl Shown {
 /// SHA-256 of a trigger's file, the first 16 hexadecimal digits.
 fn hash(attack: &AttackConfig) -> Option<String> {
     let bytes = std::fs::read(attack.trigger.as_ref()?).ok()?;
-    Some(Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    Some(first_digits(Sha256::new_with_prefix(bytes)))
 }
 
 fn shown(dir: &RunDir) -> Result<Vec<Shown>, Failure> {
@@ -145,13 +144,9 @@ pub(super) fn complete(
         let (clean, target) = (&data.test.clean, attack.target);
         let pictures = triggered(clean, &*build(attack, clean.h, clean.w)?, target)?;
         let answers = engine.answers(&pictures)?;
-        let (mut asr, mut ra) = (Rate::default(), Rate::default());
-        for (&answer, &label) in answers.iter().zip(&pictures.labels) {
-            asr.count(answer == target);
-            ra.count(answer == label);
-        }
+        let [asr, ra] = on_triggered(&pictures.labels, target, &answers);
         answered.retain(|s| s.attack != *attack);
-        answered.push(Shown { attack: attack.clone(), file: hash(attack), asr: asr.fraction(), ra: ra.fraction() });
+        answered.push(Shown { attack: attack.clone(), file: hash(attack), asr, ra });
         dir.write_json(TRIGGERS, &answered)?;
     }
     Ok(true)

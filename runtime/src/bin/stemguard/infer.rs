@@ -69,19 +69,17 @@ pub(crate) fn run(args: &Args) -> Result<(), Fail> {
     let shape = runner.input();
     pictures::check_channels(&args.model, shape)?;
     for (part, files) in args.pictures.chunks(BATCH).enumerate() {
-        let (mut x, mut trouble) = (Vec::with_capacity(files.len() * shape.len()), Ok(()));
-        for file in files {
-            let mut one = vec![0.0; shape.len()];
-            trouble = pictures::read(file, shape, &mut one);
-            if trouble.is_err() {
-                break;
-            }
-            x.append(&mut one);
-        }
+        let (mut x, mut readable) = (vec![0.0; files.len() * shape.len()], 0);
+        let trouble: Result<(), Fail> = files.iter().zip(x.chunks_exact_mut(shape.len())).try_for_each(|(file, x)| {
+            pictures::read(file, shape, x)?;
+            readable += 1;
+            Ok(())
+        });
+        x.truncate(readable * shape.len());
         if part == 0 {
             runner.tell_fallback(&model);
         }
-        let mut logits = vec![0.0; x.len() / shape.len() * classes];
+        let mut logits = vec![0.0; readable * classes];
         let alarms = if x.is_empty() { Vec::new() } else { runner.watch(&x, &mut logits)? };
         for (i, (file, logits)) in files.iter().zip(logits.chunks_exact_mut(classes)).enumerate() {
             if logits.iter().any(|v| !v.is_finite()) {

@@ -31,11 +31,10 @@ mod sign;
 mod ui;
 mod verify;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use fail::Fail;
-use std::any::TypeId;
 use std::process::ExitCode;
+use stemguard_runtime::usage;
 
 /// The command line.
 #[derive(Parser)]
@@ -93,44 +92,12 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let outcome = match parse() {
-        Ok(cli) => cli.command.run(),
-        Err(error) => match error.kind() {
-            ErrorKind::DisplayHelp
-            | ErrorKind::DisplayVersion
-            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
-            _ => Err(usage(&error)),
-        },
+    let outcome = match usage::parse::<Cli>() {
+        Ok((cli, _)) => cli.command.run(),
+        Err(why) => Err(Fail::input(why)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(fail) => fail.report(),
     }
-}
-
-/// The command line as it is meant; a number below 0 is one that is out of range, no option.
-fn parse() -> Result<Cli, clap::Error> {
-    let numbers = |arg: clap::Arg| {
-        let of = arg.get_value_parser().type_id();
-        let is_number = [
-            TypeId::of::<u16>(),
-            TypeId::of::<u32>(),
-            TypeId::of::<u64>(),
-            TypeId::of::<usize>(),
-            TypeId::of::<f32>(),
-            TypeId::of::<f64>(),
-        ]
-        .iter()
-        .any(|number| of == *number);
-        if is_number { arg.allow_negative_numbers(true) } else { arg }
-    };
-    let command = Cli::command().mut_subcommands(|command| command.mut_args(numbers));
-    Cli::from_arg_matches(&command.try_get_matches()?)
-}
-
-/// The first paragraph of clap's message.
-fn usage(error: &clap::Error) -> Fail {
-    let text = error.to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    Fail::input(first.strip_prefix("error: ").unwrap_or(first))
 }

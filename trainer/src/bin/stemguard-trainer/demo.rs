@@ -4,6 +4,7 @@ use crate::options::{Data, LossName, Output, PurifyOptions, Recipe, ReplaceOptio
 use crate::ui;
 use clap::Parser;
 use std::path::PathBuf;
+use stemguard_runtime::usage;
 use stemguard_trainer::chain::{DefendedFigures, Told, run as chain};
 use stemguard_trainer::engine::Device;
 use stemguard_trainer::error::Failure;
@@ -79,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         "--replace-epochs=200".to_owned(),
         "--views=32".to_owned(),
     ])
-    .map_err(|e| ui::usage(&e))?;
+    .map_err(|e| Failure::Input(usage::told(&e)))?;
     defaults.recipe.loss = args.loss;
     let config = config(&defaults.data, &defaults.recipe, true)?;
     let how = defaults.replace.replacement(config.flip, config.seed)?;

@@ -16,10 +16,9 @@ mod sweep;
 mod train;
 mod ui;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use std::any::TypeId;
+use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use stemguard_runtime::usage;
 use stemguard_trainer::error::Failure;
 
 /// Trains image classifiers on data that cannot be trusted, and takes the backdoor out again.
@@ -62,31 +61,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A number below 0 is one that is out of range, no option.
-    let numbers = |arg: clap::Arg| {
-        let of = arg.get_value_parser().type_id();
-        let is_number = [
-            TypeId::of::<u16>(),
-            TypeId::of::<u32>(),
-            TypeId::of::<u64>(),
-            TypeId::of::<usize>(),
-            TypeId::of::<f32>(),
-            TypeId::of::<f64>(),
-        ]
-        .iter()
-        .any(|number| of == *number);
-        if is_number { arg.allow_negative_numbers(true) } else { arg }
-    };
-    let command = Cli::command().mut_subcommands(|command| command.mut_args(numbers));
-    let parsed = command.try_get_matches().and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
-    let (cli, matches) = match parsed {
+    let (cli, matches) = match usage::parse::<Cli>() {
         Ok(parsed) => parsed,
-        Err(e) => match e.kind() {
-            ErrorKind::DisplayHelp
-            | ErrorKind::DisplayVersion
-            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => e.exit(),
-            _ => return failed(&ui::usage(&e)),
-        },
+        Err(why) => return failed(&Failure::Input(why)),
     };
     let result = idle::refuse(&matches).and_then(|()| match cli.command {
         Command::Demo(args) => demo::run(&args),

@@ -58,13 +58,6 @@ pub(crate) fn say(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// What is wrong with a command line: the first paragraph of clap's message.
-pub(crate) fn usage(e: &clap::Error) -> Failure {
-    let text = e.to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    Failure::Input(first.strip_prefix("error: ").unwrap_or(first).to_owned())
-}
-
 /// A line on standard error, where nobody parses it; lost where it cannot be written.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
